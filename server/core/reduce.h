@@ -1,0 +1,33 @@
+/* Sums over blocks: the weighted average of contributions, and the partial sums of norms.
+ * contribution -> [reduce] -> clip. Pure; deterministic to the bit on every instruction set. */
+#ifndef PD_SERVER_CORE_REDUCE_H
+#define PD_SERVER_CORE_REDUCE_H
+
+#include "common/tensor.h"
+
+/* One contribution's elements of one block. */
+struct pd_source {
+    const void *elements;
+    enum pd_dtype dtype;
+    float weight;
+};
+
+/* out[i] = sum over k, in order, of weight[k] * source[k][i]; no fused multiply-add. With no source,
+ * zeros. `out` overlaps none of them. */
+void pd_reduce_block(float *out, const struct pd_source *sources, uint32_t source_count,
+                     uint32_t count);
+
+/* sum[i] += weight * source[i], or = when `first`: a micro-batch added to its contribution. */
+void pd_reduce_add(float *sum, const struct pd_source *source, bool first, uint32_t count);
+
+/* Clamp to [-value, value]; NaN stays NaN. */
+void pd_reduce_clamp(float *elements, float value, uint32_t count);
+
+/* Partial sums of one block: powers[0] = sum |g|^p (for p = infinity: max |g|), powers[1] = sum g^2.
+ * Summed in double. Any non-finite element makes both NaN. */
+void pd_reduce_norms(const float *elements, uint32_t count, double norm_type, double powers[2]);
+
+/* Index of the first non-finite element, or `count`. */
+uint32_t pd_reduce_find_nonfinite(const void *elements, enum pd_dtype dtype, uint32_t count);
+
+#endif
