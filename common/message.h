@@ -105,6 +105,11 @@ struct pd_registered {
     uint64_t step;
 };
 
+struct pd_leave {
+    uint64_t step;
+    uint32_t micro_batch;
+};
+
 struct pd_values {
     uint64_t element_begin;
     uint64_t element_count;
@@ -210,6 +215,7 @@ struct pd_message {
         struct pd_joined joined;
         struct pd_register registration;
         struct pd_registered registered;
+        struct pd_leave leave;
         struct pd_values values;
         struct pd_push push;
         struct pd_pushed pushed;
