@@ -33,12 +33,17 @@
 #define PD_HOST_BYTES_MAX 255u
 #define PD_ADDRESS_BYTES_MAX 300u
 
-/* A configuration. */
+/* A configuration. Depth counts lists and mappings inside one another. */
+#define PD_CONFIG_BYTES_MAX (1u << 20)
+#define PD_CONFIG_DEPTH_MAX 6u
+#define PD_CONFIG_NODE_COUNT_MAX 8192u
+#define PD_CONFIG_SETTING_COUNT_MAX 256u
 #define PD_GROUP_COUNT_MAX 64u
 #define PD_GROUP_PATTERN_COUNT_MAX 32u
 #define PD_SCHEDULE_COUNT_MAX 16u
 #define PD_ACCUMULATION_STEPS_MAX 65536u
 #define PD_PATH_BYTES_MAX 1024u
+#define PD_SAFETENSORS_HEADER_BYTES_MAX 100000000u
 
 _Static_assert(PD_HEADER_BYTES_MAX <= PD_REGISTER_HEADER_BYTES_MAX, "register is the larger one");
 _Static_assert(PD_REGISTER_HEADER_BYTES_MAX < PD_CONTROL_HEADER_BYTES_MAX,

@@ -21,12 +21,13 @@ struct pd_group {
 };
 
 struct pd_config {
+    char listen[PD_ADDRESS_BYTES_MAX + 1]; /* as written */
     char listen_host[PD_HOST_BYTES_MAX + 1];
-    uint32_t listen_port; /* rank r listens on port + r; 0: the kernel chooses */
+    uint32_t listen_port;                  /* rank r listens on port + r; 0: the kernel chooses */
     char advertise[PD_HOST_BYTES_MAX + 1]; /* empty: the listen host */
-    bool insecure;        /* allows listening beyond loopback without keys */
-    int aggregation;      /* enum pd_aggregation */
-    uint64_t lanes;       /* 0: 1 for allreduce, all ranks for direct */
+    bool insecure;                         /* allows listening beyond loopback without keys */
+    int aggregation;                       /* enum pd_aggregation */
+    uint64_t lanes;                        /* 0: 1 for allreduce, all ranks for direct */
     struct {
         uint64_t expected; /* workers that must have joined before the first step */
         int mode;          /* 0 sync */
@@ -39,15 +40,15 @@ struct pd_config {
         uint64_t base_batch;
     } lr_scaling;
     struct {
-        double norm; /* NaN: off */
+        double norm;      /* NaN: off */
         double norm_type; /* may be infinity */
-        double value; /* NaN: off */
+        double value;     /* NaN: off */
     } clip;
     char model[PD_PATH_BYTES_MAX + 1]; /* safetensors file with the initial values; "" none */
-    uint64_t block_size; /* elements */
-    double handshake_s;  /* time a new connection has to say hello */
-    double send_timeout_s; /* a peer that reads nothing for so long is cut off */
-    double rank_timeout_s; /* a rank silent for so long, or a collective stuck, ends the job */
+    uint64_t block_size;               /* elements */
+    double handshake_s;                /* time a new connection has to say hello */
+    double send_timeout_s;             /* a peer that reads nothing for so long is cut off */
+    double rank_timeout_s;  /* a rank silent for so long, or a collective stuck, ends the job */
     double drain_timeout_s; /* time a running step has to end when the daemon drains */
     const struct pd_optimizer *optimizer;
     uint32_t group_count; /* at least 1: group 0 is for tensors no other group matches */
@@ -57,8 +58,9 @@ struct pd_config {
 };
 
 /* Parse `text`, then each "key=value" of `settings` (dotted keys, YAML values) over it.
- * `file` names the text in messages; NULL text is an empty file. *out is the caller's, for pd_config_destroy.
- * Errors: PD_ECONFIG, one line: "FILE:LINE: key: what; allowed: ..."; PD_ENOMEM. */
+ * `file` names the text in messages; NULL text is an empty file. *out is the caller's, for
+ * pd_config_destroy. Errors: PD_ECONFIG, one line: "FILE:LINE: key: what; allowed: ..."; PD_ENOMEM.
+ */
 PD_MUST_CHECK
 enum pd_status pd_config_create(struct pd_config **out, const char *file, const char *text,
                                 const char *const *settings, size_t setting_count,

@@ -3,6 +3,8 @@
 #ifndef PD_SERVER_CORE_OPTION_H
 #define PD_SERVER_CORE_OPTION_H
 
+#include "server/core/config_tree.h"
+
 #include <stddef.h>
 
 enum pd_option_type {
@@ -12,7 +14,9 @@ enum pd_option_type {
     PD_OPTION_REALS2, /* double[2], each within the bounds: betas */
     PD_OPTION_REALS3, /* double[3] */
     PD_OPTION_TEXT,   /* char[high + 1], at most `high` bytes */
-    PD_OPTION_CHOICE, /* int: index of the word in `choices` */
+    PD_OPTION_TEXTS, /* uint32_t count, then char[low][high + 1]: a text or a list of up to `low` */
+    PD_OPTION_CHOICE,  /* int: index of the word in `choices` */
+    PD_OPTION_SECTION, /* no field: keys inside are "section.key", or read by code of their own */
 };
 
 struct pd_option {
@@ -20,12 +24,27 @@ struct pd_option {
     enum pd_option_type type;
     size_t offset;            /* of the field in the struct the table is for */
     const char *default_text; /* as in YAML; "null": none (a REAL becomes NaN, a TEXT empty, a UINT
-                                 0) */
-    double low, high;
+                                 0); NULL: none, the key is a section or must be given */
+    double low, high; /* a `high` of INFINITY, not open, allows inf; one of 2^53 or more, open or
+                         beyond any use, is shown as no bound */
     unsigned char low_open, high_open, nullable;
     const char *const *choices; /* CHOICE: NULL-terminated */
     const char *unit;           /* "s", "elements", "" */
     const char *help;           /* one line */
 };
+
+/* Set the option's field in the struct at `base` from what was written at `path`.
+ * Errors: PD_ECONFIG says where, the key, the value and what is allowed. */
+PD_MUST_CHECK
+enum pd_status pd_option_read(const struct pd_option *option, const char *path,
+                              const struct pd_node *node, void *base, struct pd_error *error);
+
+/* Set every field of a table to its default. Errors: PD_ENOMEM. */
+PD_MUST_CHECK
+enum pd_status pd_option_defaults(const struct pd_option *options, size_t count, void *base,
+                                  struct pd_error *error);
+
+/* Write what is allowed, such as "a number >= 0 and < 1", into `text`; returns `text`. */
+const char *pd_option_allowed(const struct pd_option *option, char *text, size_t text_bytes);
 
 #endif
