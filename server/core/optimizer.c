@@ -1,0 +1,73 @@
+#include "server/core/optimizer.h"
+
+#include "server/core/optimizers/rules.h"
+
+#include <string.h>
+
+/* Elements of a sum go round this many accumulators, whatever the width of the machine's vectors.
+ */
+#define LANE_COUNT 8u
+
+static const struct pd_optimizer *const rules[] = {
+    &pd_optimizer_sgd,
+    &pd_optimizer_adam,
+    &pd_optimizer_adamw,
+    &pd_optimizer_lamb,
+};
+#define RULE_COUNT (sizeof rules / sizeof rules[0])
+
+const struct pd_optimizer *pd_optimizer_at(size_t index)
+{
+    return index < RULE_COUNT ? rules[index] : NULL;
+}
+
+const struct pd_optimizer *pd_optimizer_find(const char *name)
+{
+    for (size_t i = 0; i < RULE_COUNT; i++) {
+        if (strcmp(rules[i]->name, name) == 0) {
+            return rules[i];
+        }
+    }
+    return NULL;
+}
+
+double pd_optimizer_power(double base, uint64_t exponent)
+{
+    double result = 1;
+    for (; exponent != 0; exponent >>= 1) {
+        if (exponent & 1) {
+            result *= base;
+        }
+        base *= base;
+    }
+    return result;
+}
+
+PD_KERNEL
+void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, double sums[2])
+{
+    double a_lanes[LANE_COUNT] = {0};
+    double b_lanes[LANE_COUNT] = {0};
+    uint32_t i = 0;
+
+    for (; i + LANE_COUNT <= count; i += LANE_COUNT) {
+        for (uint32_t lane = 0; lane < LANE_COUNT; lane++) {
+            double element = a[i + lane];
+            a_lanes[lane] += element * element;
+        }
+        for (uint32_t lane = 0; lane < LANE_COUNT; lane++) {
+            double element = b[i + lane];
+            b_lanes[lane] += element * element;
+        }
+    }
+    for (uint32_t lane = 0; i < count; i++, lane++) {
+        a_lanes[lane] += (double)a[i] * a[i];
+        b_lanes[lane] += (double)b[i] * b[i];
+    }
+    sums[0] = 0;
+    sums[1] = 0;
+    for (uint32_t lane = 0; lane < LANE_COUNT; lane++) {
+        sums[0] += a_lanes[lane];
+        sums[1] += b_lanes[lane];
+    }
+}

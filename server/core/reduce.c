@@ -1,0 +1,243 @@
+#include "server/core/reduce.h"
+
+#include "common/assert.h"
+#include "common/kernel.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Independent accumulators of a sum: element i goes to number i modulo LANE_COUNT on every
+ * instruction set, so the order of additions never depends on how wide the machine's vectors are.
+ */
+#define LANE_COUNT 16u
+
+/* Elements converted or summed at a time, so that a chunk stays in the first-level cache. */
+#define CHUNK_COUNT 2048u
+
+/* Bits searched at a time for a non-finite element, before looking at single ones. */
+#define SEARCH_COUNT 1024u
+
+PD_KERNEL
+static void scale_into(float *restrict out, const float *restrict from, float weight,
+                       uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = weight * from[i];
+    }
+}
+
+PD_KERNEL
+static void scale_add(float *restrict out, const float *restrict from, float weight, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] += weight * from[i];
+    }
+}
+
+/* Add `count` elements of a source from element `begin`, at most CHUNK_COUNT of them. */
+static void add_chunk(float *out, const struct pd_source *source, bool first, uint32_t begin,
+                      uint32_t count)
+{
+    float converted[CHUNK_COUNT];
+    const float *from = NULL;
+
+    if (source->dtype == PD_DTYPE_FLOAT32) {
+        from = (const float *)source->elements + begin;
+    } else {
+        const char *bytes = source->elements;
+        pd_convert_to_float32(converted, bytes + begin * pd_dtype_bytes(source->dtype),
+                              source->dtype, count);
+        from = converted;
+    }
+    if (first) {
+        scale_into(out, from, source->weight, count);
+    } else {
+        scale_add(out, from, source->weight, count);
+    }
+}
+
+void pd_reduce_block(float *out, const struct pd_source *sources, uint32_t source_count,
+                     uint32_t count)
+{
+    if (source_count == 0) {
+        memset(out, 0, count * sizeof *out);
+        return;
+    }
+    for (uint32_t begin = 0; begin < count; begin += CHUNK_COUNT) {
+        uint32_t chunk = count - begin < CHUNK_COUNT ? count - begin : CHUNK_COUNT;
+        for (uint32_t k = 0; k < source_count; k++) {
+            add_chunk(out + begin, &sources[k], k == 0, begin, chunk);
+        }
+    }
+}
+
+void pd_reduce_add(float *sum, const struct pd_source *source, bool first, uint32_t count)
+{
+    for (uint32_t begin = 0; begin < count; begin += CHUNK_COUNT) {
+        uint32_t chunk = count - begin < CHUNK_COUNT ? count - begin : CHUNK_COUNT;
+        add_chunk(sum + begin, source, first, begin, chunk);
+    }
+}
+
+PD_KERNEL
+void pd_reduce_clamp(float *elements, float value, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        float element = elements[i];
+        element = element > value ? value : element;
+        element = element < -value ? -value : element;
+        elements[i] = element;
+    }
+}
+
+/* The lanes in order, so that there is one order for the whole sum. */
+static double sum_lanes(const double lanes[LANE_COUNT])
+{
+    double sum = lanes[0];
+    for (uint32_t lane = 1; lane < LANE_COUNT; lane++) {
+        sum += lanes[lane];
+    }
+    return sum;
+}
+
+PD_KERNEL
+static void sum_squares(const float *elements, uint32_t count, double out[LANE_COUNT])
+{
+    double lanes[LANE_COUNT] = {0};
+    uint32_t i = 0;
+
+    for (; i + LANE_COUNT <= count; i += LANE_COUNT) {
+        for (uint32_t lane = 0; lane < LANE_COUNT; lane++) {
+            double element = elements[i + lane];
+            lanes[lane] += element * element;
+        }
+    }
+    for (uint32_t lane = 0; i < count; i++, lane++) {
+        double element = elements[i];
+        lanes[lane] += element * element;
+    }
+    memcpy(out, lanes, sizeof lanes);
+}
+
+PD_KERNEL
+static void sum_magnitudes(const float *elements, uint32_t count, double out[LANE_COUNT])
+{
+    double lanes[LANE_COUNT] = {0};
+    uint32_t i = 0;
+
+    for (; i + LANE_COUNT <= count; i += LANE_COUNT) {
+        for (uint32_t lane = 0; lane < LANE_COUNT; lane++) {
+            lanes[lane] += (double)fabsf(elements[i + lane]);
+        }
+    }
+    for (uint32_t lane = 0; i < count; i++, lane++) {
+        lanes[lane] += (double)fabsf(elements[i]);
+    }
+    memcpy(out, lanes, sizeof lanes);
+}
+
+/* The largest magnitude; a NaN is passed over. Magnitudes order like their bits. */
+PD_KERNEL
+static float max_magnitude(const float *elements, uint32_t count)
+{
+    float largest = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        float magnitude = fabsf(elements[i]);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+}
+
+static double sum_powers(const float *elements, uint32_t count, double norm_type)
+{
+    double lanes[LANE_COUNT] = {0};
+    for (uint32_t i = 0; i < count; i++) {
+        lanes[i % LANE_COUNT] += pow(fabs((double)elements[i]), norm_type);
+    }
+    return sum_lanes(lanes);
+}
+
+void pd_reduce_norms(const float *elements, uint32_t count, double norm_type, double powers[2])
+{
+    double lanes[LANE_COUNT];
+
+    PD_ASSERT(norm_type > 0);
+    /* The square of a finite float32 and any sum of them in a block is far below the largest
+     * double, so this sum is finite exactly if every element is. */
+    sum_squares(elements, count, lanes);
+    powers[1] = sum_lanes(lanes);
+    if (!isfinite(powers[1])) {
+        powers[0] = NAN;
+        powers[1] = NAN;
+    } else if (norm_type == 2) {
+        powers[0] = powers[1];
+    } else if (norm_type == 1) {
+        sum_magnitudes(elements, count, lanes);
+        powers[0] = sum_lanes(lanes);
+    } else if (isinf(norm_type)) {
+        powers[0] = max_magnitude(elements, count);
+    } else {
+        powers[0] = sum_powers(elements, count, norm_type);
+    }
+}
+
+/* Whether any of `count` elements has an exponent of ones only: infinity or NaN. */
+PD_KERNEL
+static bool any_nonfinite32(const uint32_t *bits, uint32_t count)
+{
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        found |= (bits[i] & 0x7f800000u) == 0x7f800000u;
+    }
+    return found != 0;
+}
+
+PD_KERNEL
+static bool any_nonfinite16(const uint16_t *bits, uint16_t exponent, uint32_t count)
+{
+    uint16_t found = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        found |= (bits[i] & exponent) == exponent;
+    }
+    return found != 0;
+}
+
+/* The elements are copied out as bits: what they point at may be floats or wire bytes. */
+static bool any_nonfinite(const char *bytes, enum pd_dtype dtype, uint32_t count)
+{
+    union {
+        uint32_t bits32[SEARCH_COUNT];
+        uint16_t bits16[SEARCH_COUNT];
+    } copy;
+
+    PD_ASSERT(count <= SEARCH_COUNT);
+    memcpy(&copy, bytes, count * pd_dtype_bytes(dtype));
+    switch (dtype) {
+    case PD_DTYPE_BFLOAT16:
+        return any_nonfinite16(copy.bits16, 0x7f80u, count);
+    case PD_DTYPE_FLOAT16:
+        return any_nonfinite16(copy.bits16, 0x7c00u, count);
+    case PD_DTYPE_FLOAT32:
+        break;
+    }
+    return any_nonfinite32(copy.bits32, count);
+}
+
+uint32_t pd_reduce_find_nonfinite(const void *elements, enum pd_dtype dtype, uint32_t count)
+{
+    const char *bytes = elements;
+    size_t element_bytes = pd_dtype_bytes(dtype);
+    uint32_t begin = 0;
+    uint32_t chunk = 0;
+
+    for (begin = 0; begin < count; begin += chunk) {
+        chunk = count - begin < SEARCH_COUNT ? count - begin : SEARCH_COUNT;
+        if (any_nonfinite(bytes + begin * element_bytes, dtype, chunk)) {
+            break;
+        }
+    }
+    while (begin < count && !any_nonfinite(bytes + begin * element_bytes, dtype, 1)) {
+        begin++;
+    }
+    return begin;
+}

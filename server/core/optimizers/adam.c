@@ -1,0 +1,92 @@
+/* Adam: steps scaled by running averages of the gradient and of its square.
+ * Source: Kingma and Ba 2015, algorithm 1 (https://arxiv.org/abs/1412.6980), as in
+ * torch.optim.Adam; amsgrad: Reddi et al. 2018, algorithm 2 (https://arxiv.org/abs/1904.09237).
+ *
+ *   g <- g + weight_decay * p
+ *   m <- beta1 * m + (1 - beta1) * g
+ *   v <- beta2 * v + (1 - beta2) * g^2
+ *   s =  v; amsgrad: v_max <- max(v_max, v), s = v_max
+ *   p <- p - lr / (1 - beta1^t) * m / (sqrt(s) / sqrt(1 - beta2^t) + eps) */
+#include "server/core/optimizers/rules.h"
+
+struct scalars {
+    float scale, weight_decay, beta1, beta2, one_minus_beta1, one_minus_beta2;
+    float step_size;      /* lr / (1 - beta1^t) */
+    float root_unbiasing; /* 1 / sqrt(1 - beta2^t) */
+    float eps;
+};
+
+static uint32_t state_count(const struct pd_hyper *hyper)
+{
+    return hyper->amsgrad ? 3 : 2;
+}
+
+PD_KERNEL
+static void adam_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
+                      float *restrict m, float *restrict v, uint32_t count, struct scalars c)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale + c.weight_decay * p[i];
+        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
+        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
+        p_next[i] = p[i] - c.step_size * (m[i] / (sqrtf(v[i]) * c.root_unbiasing + c.eps));
+    }
+}
+
+PD_KERNEL
+static void amsgrad_step(float *restrict p_next, const float *restrict p,
+                         const float *restrict grad, float *restrict m, float *restrict v,
+                         float *restrict v_max, uint32_t count, struct scalars c)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale + c.weight_decay * p[i];
+        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
+        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
+        v_max[i] = v[i] > v_max[i] ? v[i] : v_max[i];
+        p_next[i] = p[i] - c.step_size * (m[i] / (sqrtf(v_max[i]) * c.root_unbiasing + c.eps));
+    }
+}
+
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
+                   double *sums)
+{
+    const struct pd_hyper *hyper = step->hyper;
+    double beta1 = hyper->betas[0];
+    double beta2 = hyper->betas[1];
+    struct scalars c = {
+        .scale = (float)step->gradient_scale,
+        .weight_decay = (float)hyper->weight_decay,
+        .beta1 = (float)beta1,
+        .beta2 = (float)beta2,
+        .one_minus_beta1 = (float)(1 - beta1),
+        .one_minus_beta2 = (float)(1 - beta2),
+        .step_size = (float)(step->lr / (1 - pd_optimizer_power(beta1, step->number))),
+        .root_unbiasing = (float)(1 / sqrt(1 - pd_optimizer_power(beta2, step->number))),
+        .eps = (float)hyper->eps,
+    };
+
+    (void)sums;
+    if (hyper->amsgrad) {
+        amsgrad_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
+                     block->state[1], block->state[2], block->count, c);
+    } else {
+        adam_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
+                  block->state[1], block->count, c);
+    }
+}
+
+static const struct pd_option options[] = {
+    PD_HYPER_LR("1e-3"),
+    PD_HYPER_BETAS("[0.9, 0.999]"),
+    PD_HYPER_EPS("1e-8"),
+    PD_HYPER_WEIGHT_DECAY("0", "added to the gradient, times the parameter"),
+    PD_HYPER_FLAG(amsgrad, "false", "divide by the largest average of squares so far"),
+};
+
+const struct pd_optimizer pd_optimizer_adam = {
+    .name = "adam",
+    .options = options,
+    .option_count = PD_OPTION_COUNT(options),
+    .state_count = state_count,
+    .update = update,
+};

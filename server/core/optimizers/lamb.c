@@ -1,0 +1,141 @@
+/* LAMB: Adam's update with a learning rate of its own for every tensor.
+ * Source: You et al. 2020, algorithm 2 (https://arxiv.org/abs/1904.00962), with the semantics of
+ * timm.optim.Lamb.
+ *
+ *   g <- g / max(1, |all g| / max_grad_norm)
+ *   m <- beta1 * m + beta3 * g, where beta3 = 1 - beta1, or 1 without grad_averaging
+ *   v <- beta2 * v + (1 - beta2) * g^2
+ *   u =  (m / (1 - beta1^t)) / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+ *   u <- u + weight_decay * p; decoupled_decay: p <- p - lr * weight_decay * p
+ *   r =  |p| / |u| over the tensor; 1 if either is 0, or if there is no decay and no always_adapt;
+ *        trust_clip: at most 1
+ *   p <- p - lr * r * u
+ *
+ * The first pass leaves u in the place of the gradient and sums p^2 and u^2. */
+#include "server/core/optimizers/rules.h"
+
+struct scalars {
+    float scale, beta1, beta2, beta3, one_minus_beta2;
+    float unbiasing;      /* 1 / (1 - beta1^t) */
+    float root_unbiasing; /* 1 / sqrt(1 - beta2^t) */
+    float eps;
+    float weight_decay; /* of the update; 0 if decoupled */
+    float kept;         /* of the parameter: 1 - lr * weight_decay if decoupled, else 1 */
+};
+
+static uint32_t state_count(const struct pd_hyper *hyper)
+{
+    (void)hyper;
+    return 2;
+}
+
+/* Leaves u in `grad` and the decayed parameters in `p_next`. */
+PD_KERNEL
+static void raw_update(float *restrict p_next, const float *restrict p, float *restrict grad,
+                       float *restrict m, float *restrict v, uint32_t count, struct scalars c)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale;
+        m[i] = c.beta1 * m[i] + c.beta3 * g;
+        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
+        float u = m[i] * c.unbiasing / (sqrtf(v[i]) * c.root_unbiasing + c.eps);
+        grad[i] = u + c.weight_decay * p[i];
+        p_next[i] = c.kept * p[i];
+    }
+}
+
+PD_KERNEL
+static void add_update(float *restrict p_next, const float *restrict p, const float *restrict u,
+                       uint32_t count, float kept, float step_size)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        p_next[i] = kept * p[i] - step_size * u[i];
+    }
+}
+
+static float kept_share(const struct pd_optimizer_step *step)
+{
+    const struct pd_hyper *hyper = step->hyper;
+    return hyper->decoupled_decay ? (float)(1 - step->lr * hyper->weight_decay) : 1;
+}
+
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
+                   double *sums)
+{
+    const struct pd_hyper *hyper = step->hyper;
+    double beta1 = hyper->betas[0];
+    double beta2 = hyper->betas[1];
+    double bias1 = 1;
+    double bias2 = 1;
+    double excess = 1;
+
+    if (hyper->bias_correction) {
+        bias1 -= pd_optimizer_power(beta1, step->number);
+        bias2 -= pd_optimizer_power(beta2, step->number);
+    }
+    if (step->gradient_norm > hyper->max_grad_norm) {
+        excess = step->gradient_norm / hyper->max_grad_norm;
+    }
+    struct scalars c = {
+        .scale = (float)(step->gradient_scale / excess),
+        .beta1 = (float)beta1,
+        .beta2 = (float)beta2,
+        .beta3 = hyper->grad_averaging ? (float)(1 - beta1) : 1,
+        .one_minus_beta2 = (float)(1 - beta2),
+        .unbiasing = (float)(1 / bias1),
+        .root_unbiasing = (float)(1 / sqrt(bias2)),
+        .eps = (float)hyper->eps,
+        .weight_decay = hyper->decoupled_decay ? 0 : (float)hyper->weight_decay,
+        .kept = kept_share(step),
+    };
+    raw_update(block->parameters_next, block->parameters, block->gradient, block->state[0],
+               block->state[1], block->count, c);
+    pd_optimizer_sum_squares(block->parameters_next, block->gradient, block->count, sums);
+}
+
+static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
+                  const double *sums)
+{
+    const struct pd_hyper *hyper = step->hyper;
+    double ratio = 1;
+
+    if ((hyper->weight_decay != 0 || hyper->always_adapt) && sums[0] > 0 && sums[1] > 0) {
+        ratio = sqrt(sums[0]) / sqrt(sums[1]);
+    }
+    if (hyper->trust_clip && ratio > 1) {
+        ratio = 1;
+    }
+    add_update(block->parameters_next, block->parameters, block->gradient, block->count,
+               kept_share(step), (float)(step->lr * ratio));
+}
+
+static const struct pd_option options[] = {
+    PD_HYPER_LR("1e-3"),
+    PD_HYPER_BETAS("[0.9, 0.999]"),
+    PD_HYPER_EPS("1e-6"),
+    PD_HYPER_WEIGHT_DECAY("0.01", "added to the update, times the parameter"),
+    PD_HYPER_FLAG(bias_correction, "true", "make up for averages that start from zero"),
+    PD_HYPER_FLAG(grad_averaging, "true", "weight a gradient by 1 - beta1 in its average"),
+    {.key = "max_grad_norm",
+     .type = PD_OPTION_REAL,
+     .offset = offsetof(struct pd_hyper, max_grad_norm),
+     .default_text = "1.0",
+     .high = INFINITY,
+     .low_open = 1,
+     .high_open = 1,
+     .nullable = 1,
+     .unit = "",
+     .help = "clip the global gradient norm to this before anything else; null: no clipping"},
+    PD_HYPER_FLAG(trust_clip, "false", "let no trust ratio exceed 1"),
+    PD_HYPER_FLAG(always_adapt, "false", "use the trust ratio also without weight decay"),
+    PD_HYPER_FLAG(decoupled_decay, "false", "decay the parameter, as AdamW, not the update"),
+};
+
+const struct pd_optimizer pd_optimizer_lamb = {
+    .name = "lamb",
+    .options = options,
+    .option_count = PD_OPTION_COUNT(options),
+    .state_count = state_count,
+    .update = update,
+    .apply = apply,
+};
