@@ -1,0 +1,47 @@
+#include "common/checksum.h"
+
+#include "common/assert.h"
+#include "common/heap.h"
+
+/* The state's layout is needed to keep it in memory of ours. */
+#define XXH_STATIC_LINKING_ONLY
+#include <xxhash.h>
+
+struct pd_checksum {
+    XXH3_state_t state;
+};
+
+enum pd_status pd_checksum_create(struct pd_checksum **out, struct pd_error *error)
+{
+    *out = NULL;
+    struct pd_checksum *checksum = pd_heap_zalloc(1, sizeof *checksum);
+    if (checksum == NULL) {
+        return pd_error_set(error, PD_ENOMEM, "checksum: %zu bytes", sizeof *checksum);
+    }
+    pd_checksum_reset(checksum);
+    *out = checksum;
+    return PD_OK;
+}
+
+void pd_checksum_destroy(struct pd_checksum *checksum)
+{
+    pd_heap_free(checksum);
+}
+
+void pd_checksum_reset(struct pd_checksum *checksum)
+{
+    PD_ASSERT(XXH3_64bits_reset(&checksum->state) == XXH_OK);
+}
+
+void pd_checksum_update(struct pd_checksum *checksum, const void *bytes, size_t byte_count)
+{
+    if (byte_count == 0) {
+        return;
+    }
+    PD_ASSERT(XXH3_64bits_update(&checksum->state, bytes, byte_count) == XXH_OK);
+}
+
+uint64_t pd_checksum_value(const struct pd_checksum *checksum)
+{
+    return XXH3_64bits_digest(&checksum->state);
+}

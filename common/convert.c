@@ -1,0 +1,140 @@
+#include "common/assert.h"
+#include "common/kernel.h"
+#include "common/tensor.h"
+
+#include <string.h>
+
+/* Elements as bits, wherever they stand and whatever type they were written as. */
+typedef uint16_t bits16 __attribute__((may_alias, aligned(1)));
+typedef uint32_t bits32 __attribute__((may_alias));
+
+#define FLOAT32_SIGN 0x80000000u
+#define FLOAT32_INFINITY 0x7f800000u
+/* Moves a float16 exponent (bias 15) to float32 (bias 127). */
+#define EXPONENT_SHIFT (112u << 23)
+/* 2^-14, the least normal float16. */
+#define FLOAT16_NORMAL_MIN 0x38800000u
+/* 65520, half-way between the largest float16 and the next: rounds to infinity. */
+#define FLOAT16_OVERFLOW 0x477ff000u
+
+static inline float as_float(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint32_t as_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* Round to nearest even at bit 16; a NaN keeps its upper bits and becomes quiet, because cutting
+ * its lower bits off could leave an infinity. */
+static inline uint32_t to_bfloat16(uint32_t bits)
+{
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    uint32_t quiet = (bits >> 16) | 0x40u;
+    return (bits & ~FLOAT32_SIGN) > FLOAT32_INFINITY ? quiet : rounded;
+}
+
+static inline uint32_t to_float16(uint32_t bits)
+{
+    uint32_t sign = (bits >> 16) & 0x8000u;
+    uint32_t magnitude = bits & ~FLOAT32_SIGN;
+    uint32_t normal = (magnitude - EXPONENT_SHIFT + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    /* Next to 0.5 a float32 has steps of 2^-24, those of a subnormal float16: the addition rounds. */
+    uint32_t subnormal = as_bits(as_float(magnitude) + 0.5f) - as_bits(0.5f);
+    uint32_t quiet = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+
+    uint32_t result = magnitude < FLOAT16_NORMAL_MIN ? subnormal : normal;
+    result = magnitude >= FLOAT16_OVERFLOW ? 0x7c00u : result;
+    result = magnitude > FLOAT32_INFINITY ? quiet : result;
+    return sign | result;
+}
+
+static inline uint32_t from_float16(uint32_t bits)
+{
+    uint32_t sign = (bits & 0x8000u) << 16;
+    uint32_t magnitude = (bits & 0x7fffu) << 13;
+    uint32_t normal = magnitude + EXPONENT_SHIFT;
+    uint32_t special = normal + EXPONENT_SHIFT; /* infinity and NaN have the largest exponent */
+    uint32_t subnormal =
+        as_bits(as_float(magnitude + FLOAT16_NORMAL_MIN) - as_float(FLOAT16_NORMAL_MIN));
+
+    uint32_t result = magnitude < (0x400u << 13) ? subnormal : normal;
+    result = magnitude >= (0x7c00u << 13) ? special : result;
+    return sign | result;
+}
+
+PD_KERNEL
+static void bfloat16_to_float32(bits32 *restrict to, const bits16 *restrict from, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        to[i] = (uint32_t)from[i] << 16;
+    }
+}
+
+PD_KERNEL
+static void float16_to_float32(bits32 *restrict to, const bits16 *restrict from, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        to[i] = from_float16(from[i]);
+    }
+}
+
+PD_KERNEL
+static void float32_to_bfloat16(bits16 *restrict to, const bits32 *restrict from, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        to[i] = (uint16_t)to_bfloat16(from[i]);
+    }
+}
+
+PD_KERNEL
+static void float32_to_float16(bits16 *restrict to, const bits32 *restrict from, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        to[i] = (uint16_t)to_float16(from[i]);
+    }
+}
+
+void pd_convert_to_float32(float *to, const void *from, enum pd_dtype from_dtype, size_t count)
+{
+    PD_ASSERT(pd_dtype_valid(from_dtype));
+    if (count == 0) {
+        return;
+    }
+    switch (from_dtype) {
+    case PD_DTYPE_FLOAT32:
+        memcpy(to, from, count * sizeof *to);
+        break;
+    case PD_DTYPE_BFLOAT16:
+        bfloat16_to_float32((bits32 *)to, from, count);
+        break;
+    case PD_DTYPE_FLOAT16:
+        float16_to_float32((bits32 *)to, from, count);
+        break;
+    }
+}
+
+void pd_convert_from_float32(void *to, enum pd_dtype to_dtype, const float *from, size_t count)
+{
+    PD_ASSERT(pd_dtype_valid(to_dtype));
+    if (count == 0) {
+        return;
+    }
+    switch (to_dtype) {
+    case PD_DTYPE_FLOAT32:
+        memcpy(to, from, count * sizeof *from);
+        break;
+    case PD_DTYPE_BFLOAT16:
+        float32_to_bfloat16(to, (const bits32 *)from, count);
+        break;
+    case PD_DTYPE_FLOAT16:
+        float32_to_float16(to, (const bits32 *)from, count);
+        break;
+    }
+}

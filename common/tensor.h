@@ -40,8 +40,11 @@ struct pd_tensor {
 /* An owned list of tensors. Invariant: element_begin of each is the sum of the counts before it. */
 struct pd_tensor_list {
     uint32_t count;
+    uint32_t capacity;
     uint64_t element_count;
     struct pd_tensor *tensors;
+    uint32_t *slots; /* tensor indexes by hash of their name, so that a repeated name is found soon */
+    uint32_t slot_count;
 };
 
 /* Make room for `capacity` tensors. The list starts empty. */
