@@ -390,17 +390,6 @@ static enum pd_status read_schedule(struct pd_config *config, const struct pd_no
     return status;
 }
 
-/* The rule a schedule follows; every kind has one. */
-static const struct pd_schedule_rule *rule_of(const struct pd_schedule *schedule)
-{
-    size_t index = 0;
-
-    while (pd_schedule_at(index)->kind != schedule->kind) {
-        index++;
-    }
-    return pd_schedule_at(index);
-}
-
 /* Read one schedule, or a list of them in which all but the last must end. */
 static enum pd_status read_schedules(struct pd_config *config, const struct pd_node *root,
                                      struct pd_error *error)
@@ -425,7 +414,7 @@ static enum pd_status read_schedules(struct pd_config *config, const struct pd_n
         if (status != PD_OK) {
             return status;
         }
-        const struct pd_schedule_rule *rule = rule_of(&config->schedules[i]);
+        const struct pd_schedule_rule *rule = pd_schedule_at(config->schedules[i].kind);
         if (i + 1 < list->count && rule->duration(&config->schedules[i]) == 0) {
             return pd_node_fault(list->children[i], path, error,
                                  "%s runs for ever, so nothing can follow it; give it steps",
@@ -546,7 +535,7 @@ static enum pd_status read_tree(struct pd_node **out, const char *file, const ch
                                 const char *const *settings, size_t setting_count,
                                 struct pd_error *error)
 {
-    struct pd_source source = {.file = file != NULL ? file : "defaults"};
+    struct pd_config_source source = {.file = file != NULL ? file : "defaults"};
     enum pd_status status = pd_node_parse(out, &source, text != NULL ? text : "", error);
 
     for (size_t i = 0; status == PD_OK && i < setting_count; i++) {

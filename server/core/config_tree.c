@@ -11,16 +11,16 @@
 /* One YAML text on its way into a tree. */
 struct reader {
     yaml_parser_t parser;
-    struct pd_source source;
+    struct pd_config_source source;
     size_t node_count;
     struct pd_error *error;
 };
 
-static enum pd_status fault_at(const struct pd_source *source, size_t line, const char *path,
+static enum pd_status fault_at(const struct pd_config_source *source, size_t line, const char *path,
                                struct pd_error *error, const char *format, va_list arguments)
     PD_PRINTF(5, 0);
 
-static enum pd_status fault_at(const struct pd_source *source, size_t line, const char *path,
+static enum pd_status fault_at(const struct pd_config_source *source, size_t line, const char *path,
                                struct pd_error *error, const char *format, va_list arguments)
 {
     char what[PD_ERROR_BYTES_MAX];
@@ -61,7 +61,7 @@ static enum pd_status reader_fault(struct reader *reader, size_t line, const cha
     return PD_ECONFIG;
 }
 
-static enum pd_status out_of_memory(const struct pd_source *source, struct pd_error *error)
+static enum pd_status out_of_memory(const struct pd_config_source *source, struct pd_error *error)
 {
     return pd_error_set(error, PD_ENOMEM, "configuration: %.200s",
                         source->setting != NULL ? source->setting : source->file);
@@ -100,7 +100,7 @@ const struct pd_node *pd_node_find(const struct pd_node *map, const char *key)
 }
 
 /* A new scalar with the text of `bytes` bytes, or an empty list or mapping; NULL: out of memory. */
-static struct pd_node *node_create(enum pd_node_kind kind, const struct pd_source *source,
+static struct pd_node *node_create(enum pd_node_kind kind, const struct pd_config_source *source,
                                    size_t line, const char *text, size_t bytes)
 {
     struct pd_node *node = pd_heap_zalloc(1, sizeof *node);
@@ -368,7 +368,7 @@ static enum pd_status read_document(struct reader *reader, struct pd_node **out)
     return PD_OK;
 }
 
-enum pd_status pd_node_parse(struct pd_node **out, const struct pd_source *source, const char *text,
+enum pd_status pd_node_parse(struct pd_node **out, const struct pd_config_source *source, const char *text,
                              struct pd_error *error)
 {
     struct reader reader = {.source = *source, .error = error};
@@ -429,7 +429,7 @@ static bool parse_index(const char *word, size_t bytes, size_t *index)
 }
 
 /* Append an empty child for a setting to fill. */
-static enum pd_status append_empty(struct pd_node *parent, const struct pd_source *source,
+static enum pd_status append_empty(struct pd_node *parent, const struct pd_config_source *source,
                                    const char *key, size_t key_bytes, struct pd_error *error)
 {
     struct pd_node *child = node_create(PD_NODE_SCALAR, source, 0, "", 0);
@@ -468,7 +468,7 @@ static struct pd_node *find_bytes(const struct pd_node *map, const char *key, si
 
 /* Go from *node to its child named by one word of a setting's key, making it if need be. `path` is
  * the key as far as *node. */
-static enum pd_status descend(struct pd_node **node, const struct pd_source *source,
+static enum pd_status descend(struct pd_node **node, const struct pd_config_source *source,
                               const char *path, const char *word, size_t bytes,
                               struct pd_error *error)
 {
@@ -512,7 +512,7 @@ static enum pd_status descend(struct pd_node **node, const struct pd_source *sou
     return PD_OK;
 }
 
-enum pd_status pd_node_set(struct pd_node *root, const struct pd_source *source,
+enum pd_status pd_node_set(struct pd_node *root, const struct pd_config_source *source,
                            struct pd_error *error)
 {
     const char *setting = source->setting;

@@ -16,7 +16,7 @@
 enum pd_node_kind { PD_NODE_SCALAR, PD_NODE_LIST, PD_NODE_MAP };
 
 /* Where a node was written, for messages. The texts are borrowed and outlive the tree. */
-struct pd_source {
+struct pd_config_source {
     const char *file;
     const char *setting; /* "key=value" of the command line; NULL: from the file */
 };
@@ -24,7 +24,7 @@ struct pd_source {
 /* Open, because the readers of a tree walk it. Read-only outside config_tree.c. */
 struct pd_node {
     enum pd_node_kind kind;
-    struct pd_source source;
+    struct pd_config_source source;
     size_t line;  /* from 1, in the file */
     char *key;    /* as the child of a mapping, else NULL */
     char *text;   /* of a scalar */
@@ -36,7 +36,7 @@ struct pd_node {
 /* Parse `text`; an empty one gives an empty mapping, or null as the value of a setting. *out is the
  * caller's, for pd_node_destroy. Errors: PD_ECONFIG "FILE:LINE: what"; PD_ENOMEM. */
 PD_MUST_CHECK
-enum pd_status pd_node_parse(struct pd_node **out, const struct pd_source *source, const char *text,
+enum pd_status pd_node_parse(struct pd_node **out, const struct pd_config_source *source, const char *text,
                              struct pd_error *error);
 void pd_node_destroy(struct pd_node *node);
 
@@ -46,7 +46,7 @@ void pd_node_destroy(struct pd_node *node);
  * Ownership: `source->setting` is the setting. Errors: PD_ECONFIG "--set a.b=value: what";
  * PD_ENOMEM; the tree is then still valid, but may have new empty nodes. */
 PD_MUST_CHECK
-enum pd_status pd_node_set(struct pd_node *root, const struct pd_source *source,
+enum pd_status pd_node_set(struct pd_node *root, const struct pd_config_source *source,
                            struct pd_error *error);
 
 /* Whether it is a scalar that says nothing: empty, "~" or "null" without quotes. */

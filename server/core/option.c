@@ -23,6 +23,10 @@ static void describe_bounds(const struct pd_option *option, const char *what, do
     char low[40] = "";
     char high[40] = "";
 
+    if (has_low && has_high && !option->low_open && !option->high_open) {
+        snprintf(text, text_bytes, "%s from %.15g to %.15g", what, option->low, option->high);
+        return;
+    }
     if (has_low) {
         snprintf(low, sizeof low, " %s %.15g", option->low_open ? ">" : ">=", option->low);
     }
@@ -359,7 +363,7 @@ enum pd_status pd_option_defaults(const struct pd_option *options, size_t count,
                                   struct pd_error *error)
 {
     for (size_t i = 0; i < count; i++) {
-        struct pd_source source = {.file = "default"};
+        struct pd_config_source source = {.file = "default"};
         struct pd_node *node;
 
         if (options[i].default_text == NULL) {
