@@ -1,0 +1,181 @@
+#include "server/core/contribution.h"
+
+#include "common/assert.h"
+#include "common/heap.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+enum pd_status pd_contribution_init(struct pd_contribution *contribution, uint64_t element_count,
+                                    uint64_t accumulation_steps, struct pd_error *error)
+{
+    memset(contribution, 0, sizeof *contribution);
+    contribution->element_count = element_count;
+    contribution->payload = pd_heap_zalloc(element_count, sizeof(float));
+    if (contribution->payload == NULL) {
+        goto fail;
+    }
+    if (accumulation_steps > 1) {
+        contribution->sum = pd_heap_zalloc(element_count, sizeof(float));
+        if (contribution->sum == NULL) {
+            goto fail;
+        }
+    }
+    return PD_OK;
+
+fail:
+    pd_contribution_finish(contribution);
+    return pd_error_set(error, PD_ENOMEM,
+                        "out of memory for a worker's gradient of %" PRIu64 " elements",
+                        element_count);
+}
+
+void pd_contribution_finish(struct pd_contribution *contribution)
+{
+    pd_heap_free(contribution->payload);
+    pd_heap_free(contribution->sum);
+    memset(contribution, 0, sizeof *contribution);
+}
+
+static bool accepted_before(const struct pd_contribution *contribution, const struct pd_push *push)
+{
+    if (!contribution->started) {
+        return false;
+    }
+    return push->step < contribution->next_step ||
+           (push->step == contribution->next_step &&
+            push->micro_batch < contribution->next_micro_batch);
+}
+
+enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contribution,
+                                           const struct pd_push *push, uint64_t version,
+                                           uint64_t accumulation_steps, struct pd_error *error)
+{
+    if (push->micro_batch >= accumulation_steps) {
+        pd_error_set(error, PD_EINVALID,
+                     "push of step %" PRIu64 ": micro-batch %u; allowed: 0 to %" PRIu64, push->step,
+                     push->micro_batch, accumulation_steps - 1);
+        return PD_PUSH_REFUSE;
+    }
+    if (push->micro_batch == accumulation_steps - 1 && !push->last) {
+        pd_error_set(error, PD_EINVALID,
+                     "push of step %" PRIu64 ": micro-batch %u of %" PRIu64
+                     " must have `last` set",
+                     push->step, push->micro_batch, accumulation_steps);
+        return PD_PUSH_REFUSE;
+    }
+    if (accepted_before(contribution, push)) {
+        return PD_PUSH_DUPLICATE;
+    }
+    if (push->step != version) {
+        pd_error_set(error, PD_ESTEP,
+                     "push of step %" PRIu64 " is from the %s: the step in collection is %" PRIu64
+                     "; pull version %" PRIu64 " first",
+                     push->step, push->step < version ? "past" : "future", version, version);
+        return PD_PUSH_REFUSE;
+    }
+    if (contribution->state == PD_CONTRIBUTION_HELD) {
+        pd_error_set(error, PD_ESTEP,
+                     "push of step %" PRIu64 ": this worker's contribution to it is complete",
+                     push->step);
+        return PD_PUSH_REFUSE;
+    }
+    uint32_t expected = contribution->started && contribution->next_step == push->step
+                            ? contribution->next_micro_batch
+                            : 0;
+    if (push->micro_batch != expected) {
+        pd_error_set(error, PD_ESTEP,
+                     "push of step %" PRIu64 ": micro-batch %u came, %u is the next expected",
+                     push->step, push->micro_batch, expected);
+        return PD_PUSH_REFUSE;
+    }
+    return contribution->state == PD_CONTRIBUTION_IDLE ? PD_PUSH_ACCEPT : PD_PUSH_WAIT;
+}
+
+void pd_contribution_begin(struct pd_contribution *contribution, const struct pd_push *push)
+{
+    PD_ASSERT(contribution->state == PD_CONTRIBUTION_IDLE);
+    contribution->push = *push;
+    contribution->state = PD_CONTRIBUTION_RECEIVING;
+}
+
+void pd_contribution_drop_payload(struct pd_contribution *contribution)
+{
+    PD_ASSERT(contribution->state == PD_CONTRIBUTION_RECEIVING);
+    contribution->state = PD_CONTRIBUTION_IDLE;
+}
+
+void pd_contribution_finish_payload(struct pd_contribution *contribution)
+{
+    const struct pd_push *push = &contribution->push;
+
+    PD_ASSERT(contribution->state == PD_CONTRIBUTION_RECEIVING);
+    contribution->started = true;
+    contribution->next_step = push->last ? push->step + 1 : push->step;
+    contribution->next_micro_batch = push->last ? 0 : push->micro_batch + 1;
+    if (push->micro_batch == 0) {
+        contribution->unit_samples = 0;
+        contribution->in_sum = false;
+    }
+    if (push->micro_batch == 0 && push->last) {
+        contribution->unit_samples = push->samples;
+        contribution->state = PD_CONTRIBUTION_HELD;
+        return;
+    }
+    PD_ASSERT(contribution->sum != NULL);
+    contribution->folded = 0;
+    contribution->state = PD_CONTRIBUTION_FOLDING;
+}
+
+bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element_count)
+{
+    const struct pd_push *push = &contribution->push;
+
+    PD_ASSERT(contribution->state == PD_CONTRIBUTION_FOLDING);
+    /* A micro-batch without samples has no weight, whatever its elements are. */
+    bool first = contribution->unit_samples == 0;
+    if (push->samples > 0) {
+        uint64_t left = contribution->element_count - contribution->folded;
+        uint64_t count = left < element_count ? left : element_count;
+        double unit = first ? (double)push->samples : (double)contribution->unit_samples;
+        struct pd_source source = {
+            .elements = (const char *)contribution->payload +
+                        contribution->folded * pd_dtype_bytes(push->dtype),
+            .dtype = push->dtype,
+            .weight = (float)((double)push->samples / unit),
+        };
+        pd_reduce_add(contribution->sum + contribution->folded, &source, first, (uint32_t)count);
+        contribution->folded += count;
+        if (contribution->folded < contribution->element_count) {
+            return false;
+        }
+        contribution->in_sum = true;
+        contribution->unit_samples = first ? push->samples : contribution->unit_samples;
+    }
+    contribution->state = push->last ? PD_CONTRIBUTION_HELD : PD_CONTRIBUTION_IDLE;
+    return true;
+}
+
+struct pd_source pd_contribution_source(const struct pd_contribution *contribution, uint64_t begin,
+                                        double weight)
+{
+    struct pd_source source = {.weight = (float)weight, .dtype = PD_DTYPE_FLOAT32};
+
+    if (contribution->in_sum) {
+        source.elements = contribution->sum + begin;
+    } else {
+        source.dtype = contribution->push.dtype;
+        source.elements =
+            (const char *)contribution->payload + begin * pd_dtype_bytes(source.dtype);
+    }
+    return source;
+}
+
+void pd_contribution_release(struct pd_contribution *contribution)
+{
+    PD_ASSERT(contribution->state == PD_CONTRIBUTION_HELD ||
+              contribution->state == PD_CONTRIBUTION_IDLE);
+    contribution->state = PD_CONTRIBUTION_IDLE;
+    contribution->in_sum = false;
+    contribution->unit_samples = 0;
+}

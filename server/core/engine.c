@@ -1,0 +1,714 @@
+#include "server/core/engine.h"
+
+#include "common/assert.h"
+#include "common/heap.h"
+#include "server/core/engine_state.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Beats between ranks, and the gap between two ticks after which this rank has itself been stopped. */
+#define BEAT_MS 1000u
+#define STOPPED_MS 2000u
+
+/* ---- What the parts ask for ---- */
+
+void pd_engine_want_work(struct pd_engine *engine)
+{
+    if (!engine->work_asked) {
+        engine->work_asked = true;
+        pd_actions_simple(engine->actions, PD_ACTION_WORK);
+    }
+}
+
+void pd_engine_abort(struct pd_engine *engine, const char *format, ...)
+{
+    char text[2 * PD_ERROR_BYTES_MAX];
+    va_list arguments;
+
+    if (engine->exiting) {
+        return;
+    }
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    engine->exiting = true;
+    pd_actions_abort(engine->actions, "%s", text);
+}
+
+void pd_engine_send(struct pd_engine *engine, pd_connection_id connection,
+                    const struct pd_message *message)
+{
+    pd_actions_send(engine->actions, connection, message, NULL, 0,
+                    engine->sessions[connection].checksum);
+}
+
+void pd_engine_report(struct pd_engine *engine, const struct pd_report *report)
+{
+    if (engine->exiting) {
+        return;
+    }
+    if (engine->leader != NULL) {
+        pd_leader_report(engine, 0, report);
+        return;
+    }
+    struct pd_message message = {.kind = PD_MESSAGE_REPORT, .report = *report};
+    pd_engine_send(engine, engine->leader_connection, &message);
+}
+
+/* ---- The queue of orders ---- */
+
+static bool queue_grow(struct pd_order_queue *queue)
+{
+    size_t capacity = queue->capacity == 0 ? 16 : 2 * queue->capacity;
+    struct pd_order **items = pd_heap_zalloc(capacity, sizeof *items);
+    struct pd_order **spare = pd_heap_zalloc(capacity, sizeof *spare);
+
+    if (items == NULL || spare == NULL) {
+        pd_heap_free(items);
+        pd_heap_free(spare);
+        return false;
+    }
+    for (size_t i = 0; i < queue->count; i++) {
+        items[i] = queue->items[(queue->begin + i) % queue->capacity];
+    }
+    for (size_t i = 0; i < queue->spare_count; i++) {
+        spare[i] = queue->spare[i];
+    }
+    pd_heap_free(queue->items);
+    pd_heap_free(queue->spare);
+    queue->items = items;
+    queue->spare = spare;
+    queue->capacity = capacity;
+    queue->begin = 0;
+    return true;
+}
+
+void pd_engine_enqueue(struct pd_engine *engine, const struct pd_order *order)
+{
+    struct pd_order_queue *queue = &engine->queue;
+    struct pd_error error = {0};
+    struct pd_order *copy;
+
+    if (queue->count == queue->capacity && !queue_grow(queue)) {
+        pd_engine_abort(engine, "out of memory for %zu orders", queue->count + 1);
+        return;
+    }
+    if (queue->spare_count > 0) {
+        copy = queue->spare[--queue->spare_count];
+    } else {
+        copy = pd_heap_zalloc(1, sizeof *copy);
+    }
+    if (copy == NULL) {
+        pd_engine_abort(engine, "out of memory for an order");
+        return;
+    }
+    *copy = *order;
+    copy->tensors = (struct pd_tensor_list){0};
+    if (order->tensors.count > 0 &&
+        pd_tensor_list_copy(&copy->tensors, &order->tensors, &error) != PD_OK) {
+        pd_heap_free(copy);
+        pd_engine_abort(engine, "order %" PRIu64 ": %s", order->index, error.message);
+        return;
+    }
+    queue->items[(queue->begin + queue->count) % queue->capacity] = copy;
+    queue->count++;
+}
+
+/* The order is carried out: keep its memory for another. */
+static void recycle(struct pd_engine *engine, struct pd_order *order)
+{
+    struct pd_order_queue *queue = &engine->queue;
+
+    pd_tensor_list_finish(&order->tensors);
+    if (queue->spare_count < queue->capacity) {
+        queue->spare[queue->spare_count++] = order;
+    } else {
+        pd_heap_free(order);
+    }
+}
+
+static void hash_order(struct pd_engine *engine, const struct pd_order *order)
+{
+    const uint64_t numbers[] = {order->index, order->kind,    order->step,
+                                order->token, order->replica, order->worker_id,
+                                order->skip,  order->optimizer_step};
+
+    pd_checksum_update(engine->order_hash, numbers, sizeof numbers);
+    pd_checksum_update(engine->order_hash, order->contributors,
+                       order->contributor_count * sizeof order->contributors[0]);
+    pd_checksum_update(engine->order_hash, order->weights,
+                       order->contributor_count * sizeof order->weights[0]);
+    pd_checksum_update(engine->order_hash, order->lrs, order->lr_count * sizeof order->lrs[0]);
+}
+
+/* ---- Carrying out orders ---- */
+
+static void equip(struct pd_engine *engine, struct pd_worker *worker)
+{
+    struct pd_error error = {0};
+
+    if (!engine->has_model || worker->replica != engine->replica) {
+        return;
+    }
+    if (pd_roster_equip(worker, engine->store.lane.element_count,
+                        engine->config->accumulation_steps, &error) != PD_OK) {
+        pd_engine_abort(engine, "worker %u: %s", worker->id, error.message);
+    }
+}
+
+static void carry_out_join(struct pd_engine *engine, const struct pd_order *order)
+{
+    equip(engine, pd_roster_add(engine->roster, order));
+}
+
+/* A worker that left may go on as a guest; an evicted one, or one in the middle of sending, may not. */
+static void part_session(struct pd_engine *engine, struct pd_worker *worker,
+                         const struct pd_order *order)
+{
+    pd_connection_id connection = worker->connection;
+    struct pd_session *session = &engine->sessions[connection];
+    struct pd_error error = {0};
+
+    worker->connection = PD_CONNECTION_NONE;
+    if (order->reason[0] == '\0' && session->payload == PD_SESSION_PAYLOAD_NONE) {
+        session->push_parked = false;
+        session->state = PD_SESSION_GUEST;
+        return;
+    }
+    pd_error_set(&error, PD_EIDENTITY, "worker %u '%s' is gone since step %" PRIu64 ": %s",
+                 worker->id, worker->name, order->step,
+                 order->reason[0] != '\0' ? order->reason : "it left while it was sending");
+    pd_session_refuse(engine, connection, &error, true);
+}
+
+static void carry_out_depart(struct pd_engine *engine, const struct pd_order *order)
+{
+    struct pd_worker *worker = pd_roster_find(engine->roster, order->worker_id);
+
+    PD_ASSERT(worker != NULL);
+    if (worker->connection != PD_CONNECTION_NONE) {
+        part_session(engine, worker, order);
+    }
+    pd_roster_remove(engine->roster, worker,
+                     order->reason[0] != '\0' ? order->reason : "it left");
+}
+
+static enum pd_status adopt_model(struct pd_engine *engine, const struct pd_tensor_list *model,
+                                  struct pd_error *error)
+{
+    enum pd_status status = pd_tensor_list_copy(&engine->model, model, error);
+    if (status != PD_OK) {
+        return status;
+    }
+    status = pd_shard_plan_create(&engine->plan, &engine->model,
+                                  (uint32_t)engine->config->block_size,
+                                  engine->topology->rank_count, engine->lane_count, error);
+    if (status != PD_OK) {
+        goto fail_model;
+    }
+    status = pd_param_store_init(&engine->store, engine->plan, engine->topology->rank,
+                                 engine->config, error);
+    if (status != PD_OK) {
+        goto fail_plan;
+    }
+    status = pd_step_create(&engine->step, engine->config, &engine->model, engine->plan,
+                            &engine->store, engine->roster, engine->topology->rank, error);
+    if (status != PD_OK) {
+        goto fail_store;
+    }
+    engine->has_model = true;
+    return PD_OK;
+
+fail_store:
+    pd_param_store_finish(&engine->store);
+fail_plan:
+    pd_shard_plan_destroy(engine->plan);
+    engine->plan = NULL;
+fail_model:
+    pd_tensor_list_finish(&engine->model);
+    return status;
+}
+
+static void carry_out_register(struct pd_engine *engine, const struct pd_order *order)
+{
+    struct pd_error error = {0};
+
+    engine->initializer = order->worker_id;
+    if (order->tensors.count == 0) {
+        return;
+    }
+    if (adopt_model(engine, &order->tensors, &error) != PD_OK) {
+        pd_engine_abort(engine, "model: %s", error.message);
+        return;
+    }
+    for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
+        if (engine->roster->workers[slot].present) {
+            equip(engine, &engine->roster->workers[slot]);
+        }
+    }
+}
+
+static void ask_collective(struct pd_engine *engine, const struct pd_collective *collective)
+{
+    PD_ASSERT(!engine->collective_asked);
+    engine->collective_asked = true;
+    pd_actions_collective(engine->actions, collective);
+}
+
+/* The initial values are on the ranks of one replica: the others get theirs from it. */
+static void begin_publish(struct pd_engine *engine, const struct pd_order *order)
+{
+    struct pd_collective *broadcast = &engine->broadcast;
+
+    if (engine->replica_count == 1) {
+        return;
+    }
+    memset(broadcast, 0, sizeof *broadcast);
+    broadcast->kind = PD_COLLECTIVE_BROADCAST_FLOATS;
+    broadcast->order_index = order->index;
+    broadcast->receive = pd_param_store_served(&engine->store);
+    broadcast->receive_counts[0] = (int)engine->store.lane.element_count;
+    broadcast->root = (int)order->replica;
+    ask_collective(engine, broadcast);
+}
+
+static void carry_out_drain(struct pd_engine *engine, const struct pd_order *order)
+{
+    struct pd_message message = {.kind = PD_MESSAGE_DRAINING, .draining = {.step = order->step}};
+
+    for (pd_connection_id id = 0; id < engine->session_end; id++) {
+        struct pd_session *session = &engine->sessions[id];
+        if (session->state == PD_SESSION_WORKER || session->state == PD_SESSION_GUEST) {
+            session->pull_waiting = false;
+            pd_engine_send(engine, id, &message);
+        }
+    }
+}
+
+static void carry_out_stop(struct pd_engine *engine, const struct pd_order *order)
+{
+    pd_actions_log(engine->actions, "stopped at step %" PRIu64 ": %s", order->step, order->reason);
+    pd_actions_exit(engine->actions, 0);
+    engine->exiting = true;
+}
+
+static bool folding(const struct pd_engine *engine)
+{
+    for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
+        if (engine->roster->workers[slot].contribution.state == PD_CONTRIBUTION_FOLDING) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* An order is done: remember it, and tell rank 0, which answers peers once all ranks have done it. */
+static void complete(struct pd_engine *engine, struct pd_order *order)
+{
+    bool is_step = order->kind == PD_ORDER_STEP;
+
+    hash_order(engine, order);
+    engine->orders_executed = order->index + 1;
+    recycle(engine, order);
+    if (!is_step) {
+        struct pd_report report = {.kind = PD_REPORT_EXECUTED,
+                                   .order_index = engine->orders_executed - 1};
+        pd_engine_report(engine, &report);
+    }
+}
+
+/* Begin the next order; those without a wait are done at once. False when there is none to begin. */
+static bool carry_out_next(struct pd_engine *engine)
+{
+    struct pd_order_queue *queue = &engine->queue;
+
+    if (engine->running != NULL || engine->exiting || queue->count == 0) {
+        return false;
+    }
+    struct pd_order *order = queue->items[queue->begin];
+    if (order->kind == PD_ORDER_STEP && folding(engine)) {
+        pd_engine_want_work(engine);
+        return false;
+    }
+    queue->begin = (queue->begin + 1) % queue->capacity;
+    queue->count--;
+    PD_ASSERT(order->index == engine->orders_executed);
+    switch (order->kind) {
+    case PD_ORDER_JOIN:
+        carry_out_join(engine, order);
+        break;
+    case PD_ORDER_DEPART:
+        carry_out_depart(engine, order);
+        break;
+    case PD_ORDER_REGISTER:
+        carry_out_register(engine, order);
+        break;
+    case PD_ORDER_PUBLISH:
+        engine->running = order;
+        begin_publish(engine, order);
+        return true;
+    case PD_ORDER_STEP:
+        engine->running = order;
+        pd_step_begin(engine->step, order);
+        return true;
+    case PD_ORDER_DRAIN:
+        carry_out_drain(engine, order);
+        break;
+    case PD_ORDER_STOP:
+        carry_out_stop(engine, order);
+        break;
+    }
+    complete(engine, order);
+    return true;
+}
+
+/* ---- Progress of the running order ---- */
+
+static void report_nonfinite(struct pd_engine *engine, const struct pd_order *order)
+{
+    struct pd_report report = {.kind = PD_REPORT_NONFINITE, .step = order->step};
+
+    if (pd_step_find_nonfinite(engine->step, order, &report.worker_id, report.text,
+                               sizeof report.text)) {
+        pd_engine_report(engine, &report);
+    }
+}
+
+static void close_step(struct pd_engine *engine)
+{
+    struct pd_order *order = engine->running;
+
+    if (pd_step_nonfinite(engine->step)) {
+        report_nonfinite(engine, order);
+    }
+    struct pd_step_outcome outcome = pd_step_finish(engine->step);
+    if (outcome.skipped) {
+        engine->skipped_steps++;
+    } else {
+        engine->last_lr = order->lrs[0];
+    }
+    if (engine->leader != NULL) {
+        pd_leader_step_closed(engine, order, outcome);
+    }
+    engine->running = NULL;
+    complete(engine, order);
+    pd_serve_answer(engine);
+}
+
+static void advance_step(struct pd_engine *engine)
+{
+    switch (pd_step_advance(engine->step)) {
+    case PD_STEP_WANTS_WORK:
+        pd_engine_want_work(engine);
+        break;
+    case PD_STEP_WANTS_COLLECTIVE:
+        ask_collective(engine, pd_step_collective(engine->step));
+        break;
+    case PD_STEP_WANTS_BUFFER:
+        pd_serve_reclaim_spare(engine);
+        break;
+    case PD_STEP_WANTS_NOTHING:
+        close_step(engine);
+        break;
+    }
+}
+
+static void close_publish(struct pd_engine *engine)
+{
+    struct pd_order *order = engine->running;
+
+    pd_param_store_publish_first(&engine->store);
+    engine->running = NULL;
+    complete(engine, order);
+    pd_serve_answer(engine);
+}
+
+/* Take the running order on, unless it waits for a collective or for its turn. */
+static void advance_running(struct pd_engine *engine, bool turn)
+{
+    if (engine->running == NULL || engine->collective_asked || engine->exiting) {
+        return;
+    }
+    if (engine->running->kind == PD_ORDER_PUBLISH) {
+        close_publish(engine);
+        return;
+    }
+    enum pd_step_state state = pd_step_state(engine->step);
+    if (turn || state == PD_STEP_BUFFER || state == PD_STEP_DONE) {
+        advance_step(engine);
+    }
+}
+
+/* ---- Events ---- */
+
+static void on_work(struct pd_engine *engine)
+{
+    engine->work_asked = false;
+    if (pd_session_work(engine)) {
+        pd_engine_want_work(engine);
+    } else {
+        advance_running(engine, true);
+    }
+    if (engine->has_model) {
+        pd_serve_work(engine);
+    }
+}
+
+/* A stopped or dead rank 0 shows by its silence. */
+static void watch_leader(struct pd_engine *engine)
+{
+    double silent_s = (double)(engine->now_ms - engine->leader_heard_ms) / 1000.0;
+
+    if (silent_s > engine->config->rank_timeout_s) {
+        pd_engine_abort(engine,
+                        "rank 0 at %s has not been heard for %.1f s (rank_timeout_s is %g): "
+                        "ending the job",
+                        engine->topology->addresses[0], silent_s, engine->config->rank_timeout_s);
+    }
+}
+
+static void send_beats(struct pd_engine *engine)
+{
+    struct pd_message message = {.kind = PD_MESSAGE_BEAT};
+
+    if (engine->now_ms - engine->beat_ms < BEAT_MS) {
+        return;
+    }
+    engine->beat_ms = engine->now_ms;
+    for (pd_connection_id id = 0; id < engine->session_end; id++) {
+        enum pd_session_state state = engine->sessions[id].state;
+        if (state == PD_SESSION_RANK || state == PD_SESSION_LEADER) {
+            pd_engine_send(engine, id, &message);
+        }
+    }
+}
+
+/* This rank was itself stopped for a while: what it did not hear then proves nothing. */
+static void forgive_silence(struct pd_engine *engine)
+{
+    engine->leader_heard_ms = engine->now_ms;
+    for (pd_connection_id id = 0; id < engine->session_end; id++) {
+        engine->sessions[id].received_ms = engine->now_ms;
+        engine->sessions[id].sent_ms = engine->now_ms;
+    }
+}
+
+static void on_tick(struct pd_engine *engine)
+{
+    if (engine->tick_ms != 0 && engine->now_ms - engine->tick_ms > STOPPED_MS) {
+        forgive_silence(engine);
+    }
+    engine->tick_ms = engine->now_ms;
+    send_beats(engine);
+    pd_session_tick(engine);
+    if (engine->leader != NULL) {
+        pd_leader_tick(engine);
+    } else if (engine->leader_connection != PD_CONNECTION_NONE) {
+        watch_leader(engine);
+    }
+}
+
+static void on_drain(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_report report = {.kind = PD_REPORT_DRAIN};
+
+    if (engine->leader == NULL && engine->leader_connection == PD_CONNECTION_NONE) {
+        pd_engine_abort(engine, "%s before the ranks were linked", event->text);
+        return;
+    }
+    snprintf(report.text, sizeof report.text, "%s", event->text);
+    pd_engine_report(engine, &report);
+}
+
+static void heard(struct pd_engine *engine, const struct pd_event *event)
+{
+    if (event->connection == engine->leader_connection && engine->leader == NULL) {
+        engine->leader_heard_ms = engine->now_ms;
+    }
+}
+
+static void dispatch(struct pd_engine *engine, const struct pd_event *event)
+{
+    switch (event->kind) {
+    case PD_EVENT_OPENED:
+        pd_session_opened(engine, event);
+        break;
+    case PD_EVENT_MESSAGE:
+        heard(engine, event);
+        pd_session_message(engine, event);
+        break;
+    case PD_EVENT_PAYLOAD:
+        pd_session_payload(engine, event);
+        break;
+    case PD_EVENT_PROGRESS:
+        pd_session_progress(engine, event);
+        break;
+    case PD_EVENT_SENT:
+        pd_session_sent(engine, event);
+        break;
+    case PD_EVENT_FAILED:
+        pd_session_failed(engine, event);
+        break;
+    case PD_EVENT_CLOSED:
+        pd_session_closed(engine, event);
+        break;
+    case PD_EVENT_COLLECTIVE:
+        PD_ASSERT(engine->collective_asked);
+        engine->collective_asked = false;
+        advance_running(engine, true);
+        break;
+    case PD_EVENT_WORK:
+        on_work(engine);
+        break;
+    case PD_EVENT_TICK:
+        on_tick(engine);
+        break;
+    case PD_EVENT_DRAIN:
+        on_drain(engine, event);
+        break;
+    }
+}
+
+void pd_engine_step(struct pd_engine *engine, const struct pd_event *event,
+                    struct pd_actions *actions)
+{
+    if (engine->started_ms == 0) {
+        engine->started_ms = event->now_ms;
+    }
+    engine->now_ms = event->now_ms;
+    engine->entropy = event->entropy;
+    engine->actions = actions;
+    dispatch(engine, event);
+    do {
+        if (engine->leader != NULL && !engine->exiting) {
+            pd_leader_advance(engine);
+        }
+        advance_running(engine, false);
+    } while (carry_out_next(engine));
+    engine->actions = NULL;
+}
+
+/* ---- Life ---- */
+
+enum pd_status pd_engine_create(struct pd_engine **out, const struct pd_config *config,
+                                const struct pd_topology *topology, struct pd_error *error)
+{
+    enum pd_status status = PD_ENOMEM;
+
+    *out = NULL;
+    struct pd_engine *engine = pd_heap_zalloc(1, sizeof *engine);
+    if (engine == NULL) {
+        goto fail;
+    }
+    engine->config = config;
+    engine->topology = topology;
+    engine->leader_connection = PD_CONNECTION_NONE;
+    status = pd_config_lanes(config, topology->rank_count, &engine->lane_count, error);
+    if (status != PD_OK) {
+        pd_heap_free(engine);
+        return status;
+    }
+    engine->replica_count = topology->rank_count / engine->lane_count;
+    engine->replica = topology->rank / engine->lane_count;
+    engine->sessions = pd_heap_zalloc(PD_CONNECTION_COUNT_MAX, sizeof *engine->sessions);
+    engine->roster = pd_heap_zalloc(1, sizeof *engine->roster);
+    if (engine->sessions == NULL || engine->roster == NULL || !queue_grow(&engine->queue)) {
+        goto fail_engine;
+    }
+    if (pd_checksum_create(&engine->order_hash, error) != PD_OK) {
+        goto fail_engine;
+    }
+    if (topology->rank == 0 && pd_leader_create(&engine->leader, error) != PD_OK) {
+        goto fail_engine;
+    }
+    *out = engine;
+    return PD_OK;
+
+fail_engine:
+    pd_engine_destroy(engine);
+fail:
+    return pd_error_set(error, PD_ENOMEM, "engine: out of memory");
+}
+
+void pd_engine_destroy(struct pd_engine *engine)
+{
+    if (engine == NULL) {
+        return;
+    }
+    pd_leader_destroy(engine->leader);
+    pd_checksum_destroy(engine->order_hash);
+    for (size_t i = 0; i < engine->queue.count; i++) {
+        struct pd_order *order =
+            engine->queue.items[(engine->queue.begin + i) % engine->queue.capacity];
+        pd_tensor_list_finish(&order->tensors);
+        pd_heap_free(order);
+    }
+    for (size_t i = 0; i < engine->queue.spare_count; i++) {
+        pd_heap_free(engine->queue.spare[i]);
+    }
+    pd_heap_free(engine->queue.items);
+    pd_heap_free(engine->queue.spare);
+    pd_heap_free(engine->running);
+    pd_step_destroy(engine->step);
+    pd_param_store_finish(&engine->store);
+    pd_shard_plan_destroy(engine->plan);
+    pd_tensor_list_finish(&engine->model);
+    if (engine->roster != NULL) {
+        pd_roster_finish(engine->roster);
+    }
+    pd_heap_free(engine->roster);
+    for (uint32_t id = 0; engine->sessions != NULL && id < engine->session_end; id++) {
+        pd_heap_free(engine->sessions[id].reply);
+    }
+    pd_heap_free(engine->sessions);
+    pd_heap_free(engine);
+}
+
+enum pd_status pd_engine_load_model(struct pd_engine *engine, const struct pd_tensor_list *model,
+                                    struct pd_error *error)
+{
+    PD_ASSERT(!engine->has_model);
+    enum pd_status status = adopt_model(engine, model, error);
+    if (status != PD_OK) {
+        return status;
+    }
+    pd_param_store_publish_first(&engine->store);
+    if (engine->leader != NULL) {
+        pd_leader_model_loaded(engine);
+    }
+    return PD_OK;
+}
+
+float *pd_engine_values(struct pd_engine *engine, uint64_t *element_begin, uint64_t *element_count)
+{
+    PD_ASSERT(engine->has_model && engine->store.version == 0);
+    *element_begin = engine->store.lane.element_begin;
+    *element_count = engine->store.lane.element_count;
+    return pd_param_store_served(&engine->store);
+}
+
+uint64_t pd_engine_order_hash(const struct pd_engine *engine)
+{
+    return pd_checksum_value(engine->order_hash);
+}
+
+uint64_t pd_engine_orders_executed(const struct pd_engine *engine)
+{
+    return engine->orders_executed;
+}
+
+const float *pd_engine_parameters(const struct pd_engine *engine, uint64_t *version,
+                                  uint64_t *element_begin, uint64_t *element_count)
+{
+    const struct pd_param_store *store = &engine->store;
+
+    if (!store->has_version) {
+        return NULL;
+    }
+    *version = store->version;
+    *element_begin = store->lane.element_begin;
+    *element_count = store->lane.element_count;
+    return store->buffers[store->served].parameters;
+}

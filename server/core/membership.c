@@ -1,0 +1,530 @@
+/* Who takes part: joining, registering, contributing, leaving, and the eviction of the dead. */
+#include "common/assert.h"
+#include "server/core/engine_state.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+struct pd_member *pd_member_find(struct pd_leader *leader, uint32_t worker_id)
+{
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        struct pd_member *member = &leader->members[slot];
+        if (member->state != PD_MEMBER_NONE && member->id == worker_id) {
+            return member;
+        }
+    }
+    return NULL;
+}
+
+const char *pd_member_state_name(const struct pd_member *member)
+{
+    if (member->ranks_missing != 0 && member->state == PD_MEMBER_ACTIVE) {
+        return "lost";
+    }
+    switch (member->state) {
+    case PD_MEMBER_JOINING:
+        return "joining";
+    case PD_MEMBER_JOINED:
+        return "joined";
+    case PD_MEMBER_ACTIVE:
+        return "active";
+    case PD_MEMBER_LEAVING:
+        return "leaving";
+    case PD_MEMBER_NONE:
+        break;
+    }
+    return "gone";
+}
+
+/* ---- Joining ---- */
+
+static struct pd_member *find_name(struct pd_leader *leader, const char *name)
+{
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        struct pd_member *member = &leader->members[slot];
+        if (member->state != PD_MEMBER_NONE && strcmp(member->name, name) == 0) {
+            return member;
+        }
+    }
+    return NULL;
+}
+
+static struct pd_member *free_slot(struct pd_leader *leader)
+{
+    for (uint32_t slot = 0; slot < PD_WORKER_COUNT_MAX; slot++) {
+        if (leader->members[slot].state == PD_MEMBER_NONE) {
+            leader->member_end = slot + 1 > leader->member_end ? slot + 1 : leader->member_end;
+            return &leader->members[slot];
+        }
+    }
+    return NULL;
+}
+
+static uint32_t members_of(const struct pd_leader *leader, uint32_t replica)
+{
+    uint32_t count = 0;
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        const struct pd_member *member = &leader->members[slot];
+        count += member->state != PD_MEMBER_NONE && member->replica == replica;
+    }
+    return count;
+}
+
+static bool replica_on_host(const struct pd_engine *engine, uint32_t replica, const char *host)
+{
+    for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
+        uint32_t rank = replica * engine->lane_count + lane;
+        if (host[0] != '\0' && strcmp(engine->topology->hosts[rank], host) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The replica on the worker's own host, the least loaded among several, the lowest among equals. */
+static uint32_t choose_home(const struct pd_engine *engine, const char *host)
+{
+    uint32_t best = 0;
+    bool best_near = false;
+    uint32_t best_load = UINT32_MAX;
+
+    for (uint32_t replica = 0; replica < engine->replica_count; replica++) {
+        bool near = replica_on_host(engine, replica, host);
+        uint32_t load = members_of(engine->leader, replica);
+        if ((near && !best_near) || (near == best_near && load < best_load)) {
+            best = replica;
+            best_near = near;
+            best_load = load;
+        }
+    }
+    return best;
+}
+
+/* Ranks a worker of that home must be connected to: rank 0 and, once the model is known, its lanes. */
+static uint64_t needed_ranks(const struct pd_engine *engine, uint32_t replica)
+{
+    uint64_t ranks = 1;
+
+    for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
+        if ((engine->leader->lanes_needed >> lane) & 1u) {
+            ranks |= 1ull << (replica * engine->lane_count + lane);
+        }
+    }
+    return ranks;
+}
+
+bool pd_member_needs_rank(const struct pd_engine *engine, const struct pd_member *member,
+                          uint32_t rank)
+{
+    return (needed_ranks(engine, member->replica) >> rank) & 1u;
+}
+
+/* A live worker may not lose its name; one whose connection is gone makes way for its successor. */
+static enum pd_status claim_name(struct pd_engine *engine, const char *name,
+                                 struct pd_error *error)
+{
+    struct pd_member *holder = find_name(engine->leader, name);
+
+    if (holder == NULL) {
+        return PD_OK;
+    }
+    const struct pd_worker *worker = pd_roster_find(engine->roster, holder->id);
+    bool connected = worker != NULL && worker->connection != PD_CONNECTION_NONE;
+    if (holder->state == PD_MEMBER_JOINING || connected) {
+        return pd_error_set(error, PD_EIDENTITY,
+                            "join: the name '%s' belongs to worker %u, which is connected: leave "
+                            "with that one first, or choose another name",
+                            name, holder->id);
+    }
+    if (pd_member_contributes(engine, holder)) {
+        return pd_error_set(error, PD_EIDENTITY,
+                            "join: worker %u '%s' is lost, but its gradient still counts: try "
+                            "again when step %" PRIu64 " has closed",
+                            holder->id, name, engine->leader->step_next);
+    }
+    pd_member_depart(engine, holder, "a new worker took its name after its connection was lost");
+    return PD_OK;
+}
+
+enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connection,
+                              const struct pd_join *join, struct pd_error *error)
+{
+    struct pd_leader *leader = engine->leader;
+    struct pd_session *session = &engine->sessions[connection];
+
+    if (leader->drain != PD_DRAIN_NONE) {
+        return pd_error_set(error, PD_EDRAINING, "join: the daemon is draining: %s",
+                            leader->drain_reason);
+    }
+    if (session->joining) {
+        return pd_error_set(error, PD_EPROTOCOL,
+                            "join before the answer to the one before has been read");
+    }
+    if (join->name[0] != '\0' && claim_name(engine, join->name, error) != PD_OK) {
+        return error->status;
+    }
+    struct pd_member *member = free_slot(leader);
+    if (member == NULL) {
+        return pd_error_set(error, PD_ELIMIT, "join: %u workers are here already, the most allowed",
+                            PD_WORKER_COUNT_MAX);
+    }
+    memset(member, 0, sizeof *member);
+    member->state = PD_MEMBER_JOINING;
+    member->id = leader->worker_id_next++;
+    if (join->name[0] != '\0') {
+        snprintf(member->name, sizeof member->name, "%s", join->name);
+    } else {
+        snprintf(member->name, sizeof member->name, "worker-%u", member->id);
+    }
+    member->replica = choose_home(engine, session->host);
+    member->step_next = leader->step_next;
+
+    struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_JOIN);
+    order->worker_id = member->id;
+    order->token = engine->entropy;
+    order->replica = member->replica;
+    snprintf(order->name, sizeof order->name, "%s", member->name);
+    member->join_index = leader->order_next;
+    member->join_connection = connection;
+    member->join_serial = session->serial;
+    session->joining = true;
+    member->token = order->token;
+    pd_leader_issue(engine);
+    return PD_OK;
+}
+
+/* Every rank knows the worker: bind it to the connection it joined on and tell it. */
+static void finish_join(struct pd_engine *engine, struct pd_member *member)
+{
+    struct pd_session *session = &engine->sessions[member->join_connection];
+    struct pd_worker *worker = pd_roster_find(engine->roster, member->id);
+    struct pd_message message = {.kind = PD_MESSAGE_JOINED};
+
+    PD_ASSERT(worker != NULL);
+    member->state = PD_MEMBER_JOINED;
+    if (session->state != PD_SESSION_GUEST || session->serial != member->join_serial) {
+        member->ranks_missing = 1;
+        member->missing_since_ms = engine->now_ms;
+        snprintf(member->missing_text, sizeof member->missing_text,
+                 "its connection closed while it joined");
+        return;
+    }
+    session->joining = false;
+    session->state = PD_SESSION_WORKER;
+    session->worker_id = member->id;
+    worker->connection = member->join_connection;
+    message.joined.worker_id = member->id;
+    message.joined.token = member->token;
+    message.joined.accumulation_steps = (uint32_t)engine->config->accumulation_steps;
+    snprintf(message.joined.name, sizeof message.joined.name, "%s", member->name);
+    pd_engine_send(engine, member->join_connection, &message);
+    pd_actions_log(engine->actions, "worker %u '%s' joined from %s, home replica %u", member->id,
+                   member->name, session->peer, member->replica);
+}
+
+/* ---- Registering ---- */
+
+static void order_registration(struct pd_engine *engine, const struct pd_member *member,
+                               const struct pd_tensor_list *tensors)
+{
+    struct pd_leader *leader = engine->leader;
+    struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_REGISTER);
+
+    order->worker_id = member->id;
+    if (tensors != NULL) {
+        order->tensors = *tensors;
+    }
+    leader->register_ordered = true;
+    leader->has_initializer = true;
+    leader->initializer = member->id;
+    leader->values_lanes = 0;
+    leader->register_index = leader->order_next;
+    pd_leader_issue(engine);
+    order->tensors = (struct pd_tensor_list){0};
+}
+
+enum pd_status pd_member_register(struct pd_engine *engine, struct pd_member *member,
+                                  const struct pd_tensor_list *tensors, struct pd_error *error)
+{
+    struct pd_leader *leader = engine->leader;
+
+    if (member->state != PD_MEMBER_JOINED) {
+        return pd_error_set(error, PD_EPROTOCOL, "register: worker %u has registered already",
+                            member->id);
+    }
+    if (member->registering) {
+        return pd_error_set(error, PD_EPROTOCOL,
+                            "register before the answer to the one before has been read");
+    }
+    if (leader->register_ordered && !engine->has_model) {
+        return pd_error_set(error, PD_EREFUSED,
+                            "register: another worker's registration is under way: try again");
+    }
+    if (leader->register_ordered) {
+        enum pd_status status = pd_tensor_list_compare(&engine->model, tensors, error);
+        if (status != PD_OK) {
+            return status;
+        }
+    } else {
+        struct pd_shard_plan *plan;
+        enum pd_status status = pd_shard_plan_create(
+            &plan, tensors, (uint32_t)engine->config->block_size, engine->topology->rank_count,
+            engine->lane_count, error);
+        if (status != PD_OK) {
+            return status;
+        }
+        for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
+            leader->lanes_needed |= (uint64_t)(plan->lanes[lane].element_count > 0) << lane;
+        }
+        pd_shard_plan_destroy(plan);
+        order_registration(engine, member, tensors);
+    }
+    member->registering = true;
+    return PD_OK;
+}
+
+static void send_registered(struct pd_engine *engine, const struct pd_member *member,
+                            bool values_needed)
+{
+    const struct pd_worker *worker = pd_roster_find(engine->roster, member->id);
+    struct pd_message message = {.kind = PD_MESSAGE_REGISTERED};
+    struct pd_registered *registered = &message.registered;
+
+    if (worker->connection == PD_CONNECTION_NONE) {
+        return;
+    }
+    registered->lane_count = engine->lane_count;
+    registered->values_needed = values_needed;
+    registered->block_elements = (uint32_t)engine->config->block_size;
+    registered->step = engine->leader->step_next;
+    for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
+        uint32_t rank = member->replica * engine->lane_count + lane;
+        registered->lanes[lane].rank = rank;
+        snprintf(registered->lanes[lane].address, sizeof registered->lanes[lane].address, "%s",
+                 engine->topology->addresses[rank]);
+        registered->lanes[lane].element_begin = engine->plan->lanes[lane].element_begin;
+        registered->lanes[lane].element_count = engine->plan->lanes[lane].element_count;
+    }
+    pd_engine_send(engine, worker->connection, &message);
+}
+
+/* From its answer on, a worker's lanes must be connected within the time to resume. */
+static void activate(struct pd_engine *engine, struct pd_member *member)
+{
+    const struct pd_worker *worker = pd_roster_find(engine->roster, member->id);
+    uint64_t rank_0 = worker->connection != PD_CONNECTION_NONE ? 1u : 0u;
+    struct pd_leader *leader = engine->leader;
+    uint64_t active = 0;
+
+    member->registering = false;
+    member->state = PD_MEMBER_ACTIVE;
+    member->step_next = leader->step_next;
+    member->ranks_missing = needed_ranks(engine, member->replica) & ~rank_0;
+    member->missing_since_ms = engine->now_ms;
+    snprintf(member->missing_text, sizeof member->missing_text, "it did not connect to its lanes");
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        active += leader->members[slot].state == PD_MEMBER_ACTIVE;
+    }
+    leader->started = leader->started || active >= engine->config->workers.expected;
+}
+
+/* Answer a registration once there are values, or this worker is to supply them. When nobody is left
+ * to supply them, whoever waits does. */
+static void advance_registration(struct pd_engine *engine, struct pd_member *member)
+{
+    struct pd_leader *leader = engine->leader;
+
+    if (!member->registering) {
+        return;
+    }
+    if (engine->store.has_version) {
+        send_registered(engine, member, false);
+        activate(engine, member);
+    } else if (leader->publish_ordered ||
+               pd_leader_executed_by_all(engine) <= leader->register_index) {
+        return;
+    } else if (!leader->has_initializer) {
+        order_registration(engine, member, NULL);
+    } else if (leader->initializer == member->id) {
+        send_registered(engine, member, true);
+        activate(engine, member);
+    }
+}
+
+/* ---- Contributing ---- */
+
+void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, uint32_t lane,
+                           const struct pd_report *report)
+{
+    PD_ASSERT(report->step == engine->leader->step_next);
+    member->lane_micro_batches[lane] = report->micro_batch + 1;
+    if (report->last) {
+        member->lanes_last |= 1ull << lane;
+    }
+    if (report->micro_batch < member->micro_batches) {
+        return;
+    }
+    member->micro_batches = report->micro_batch + 1;
+    member->samples += report->samples;
+    if (member->unit_samples == 0) {
+        member->unit_samples = report->samples;
+    }
+    if (report->has_loss) {
+        member->loss_sum += report->loss * (double)report->samples;
+        member->loss_samples += report->samples;
+    }
+}
+
+bool pd_member_complete(const struct pd_engine *engine, const struct pd_member *member)
+{
+    uint64_t needed = engine->leader->lanes_needed;
+    return needed != 0 && (member->lanes_last & needed) == needed;
+}
+
+/* Micro-batches that are whole on every lane, if the lanes agree. */
+static bool lanes_agree(const struct pd_engine *engine, const struct pd_member *member)
+{
+    for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
+        if (((engine->leader->lanes_needed >> lane) & 1u) &&
+            member->lane_micro_batches[lane] != member->micro_batches) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool pd_member_settled(const struct pd_engine *engine, const struct pd_member *member)
+{
+    if (member->state != PD_MEMBER_LEAVING) {
+        return pd_member_complete(engine, member);
+    }
+    if (member->leave_step > engine->leader->step_next) {
+        return pd_member_complete(engine, member);
+    }
+    bool none_expected =
+        member->leave_step < engine->leader->step_next || member->leave_micro_batch == 0;
+    return none_expected ? member->micro_batches == 0 || lanes_agree(engine, member)
+                         : lanes_agree(engine, member) &&
+                               member->micro_batches >= member->leave_micro_batch;
+}
+
+bool pd_member_contributes(const struct pd_engine *engine, const struct pd_member *member)
+{
+    if (member->state == PD_MEMBER_ACTIVE) {
+        return pd_member_complete(engine, member);
+    }
+    return member->state == PD_MEMBER_LEAVING && member->micro_batches > 0 &&
+           pd_member_settled(engine, member);
+}
+
+void pd_member_reset(struct pd_member *member)
+{
+    memset(member->lane_micro_batches, 0, sizeof member->lane_micro_batches);
+    member->lanes_last = 0;
+    member->micro_batches = 0;
+    member->samples = 0;
+    member->unit_samples = 0;
+    member->loss_sum = 0.0;
+    member->loss_samples = 0;
+}
+
+/* ---- Leaving ---- */
+
+void pd_member_leave(struct pd_engine *engine, struct pd_member *member,
+                     const struct pd_leave *leave)
+{
+    pd_actions_log(engine->actions, "worker %u '%s' leaves at step %" PRIu64, member->id,
+                   member->name, engine->leader->step_next);
+    member->leave_step = member->state == PD_MEMBER_ACTIVE ? leave->step : 0;
+    member->leave_micro_batch = member->state == PD_MEMBER_ACTIVE ? leave->micro_batch : 0;
+    member->leave_ms = engine->now_ms;
+    member->state = PD_MEMBER_LEAVING;
+    member->registering = false;
+}
+
+void pd_member_depart(struct pd_engine *engine, struct pd_member *member, const char *reason)
+{
+    struct pd_leader *leader = engine->leader;
+    struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_DEPART);
+
+    order->worker_id = member->id;
+    snprintf(order->reason, sizeof order->reason, "%s", reason);
+    if (reason[0] != '\0') {
+        pd_actions_log(engine->actions, "worker %u '%s' evicted at step %" PRIu64 ": %s",
+                       member->id, member->name, leader->step_next, reason);
+    }
+    if (leader->has_initializer && leader->initializer == member->id) {
+        leader->has_initializer = false;
+    }
+    member->state = PD_MEMBER_NONE;
+    pd_leader_issue(engine);
+}
+
+/* Why a member's time is over, or PD_OK. One whose gradient counts stays until its step closes. */
+static enum pd_status check_member(const struct pd_engine *engine, const struct pd_member *member,
+                                   struct pd_error *error)
+{
+    double missing_s = (double)(engine->now_ms - member->missing_since_ms) / 1000.0;
+
+    if (member->ranks_missing == 0 || pd_member_contributes(engine, member)) {
+        return PD_OK;
+    }
+    if (member->expired) {
+        return pd_error_set(error, PD_EIDENTITY, "%s", member->missing_text);
+    }
+    if (missing_s > engine->config->workers.resume_s) {
+        return pd_error_set(error, PD_EIDENTITY, "%.300s, and it did not come back within %g s",
+                            member->missing_text, engine->config->workers.resume_s);
+    }
+    return PD_OK;
+}
+
+static void advance_leaving(struct pd_engine *engine, struct pd_member *member)
+{
+    double waited_s = (double)(engine->now_ms - member->leave_ms) / 1000.0;
+
+    if (pd_member_settled(engine, member)) {
+        if (member->micro_batches == 0) {
+            pd_member_depart(engine, member, "");
+        }
+    } else if (waited_s > engine->config->workers.resume_s) {
+        pd_member_depart(engine, member,
+                         "it left, and the pushes it spoke of did not reach every lane");
+    }
+}
+
+static void advance_member(struct pd_engine *engine, struct pd_member *member)
+{
+    struct pd_error error = {0};
+
+    switch (member->state) {
+    case PD_MEMBER_NONE:
+        return;
+    case PD_MEMBER_JOINING:
+        if (pd_leader_executed_by_all(engine) > member->join_index) {
+            finish_join(engine, member);
+        }
+        return;
+    case PD_MEMBER_LEAVING:
+        advance_leaving(engine, member);
+        return;
+    case PD_MEMBER_JOINED:
+        advance_registration(engine, member);
+        break;
+    case PD_MEMBER_ACTIVE:
+        break;
+    }
+    if (check_member(engine, member, &error) != PD_OK) {
+        pd_member_depart(engine, member, error.message);
+    }
+}
+
+void pd_member_advance(struct pd_engine *engine)
+{
+    struct pd_leader *leader = engine->leader;
+
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        advance_member(engine, &leader->members[slot]);
+    }
+}

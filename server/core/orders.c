@@ -1,0 +1,482 @@
+/* Rank 0's log: what all ranks do, in which order, and when a step closes. */
+#include "common/assert.h"
+#include "common/heap.h"
+#include "server/core/engine_state.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* How often start-up says what it waits for. */
+#define WAITING_FIRST_MS 2000u
+#define WAITING_AGAIN_MS 5000u
+
+/* ---- Life ---- */
+
+enum pd_status pd_leader_create(struct pd_leader **out, struct pd_error *error)
+{
+    *out = NULL;
+    struct pd_leader *leader = pd_heap_zalloc(1, sizeof *leader);
+    if (leader == NULL) {
+        return pd_error_set(error, PD_ENOMEM, "leader: out of memory");
+    }
+    for (uint32_t rank = 0; rank < PD_RANK_COUNT_MAX; rank++) {
+        leader->links[rank] = PD_CONNECTION_NONE;
+    }
+    for (uint32_t group = 0; group <= PD_GROUP_COUNT_MAX; group++) {
+        leader->lr_overrides[group] = NAN;
+    }
+    leader->linked_count = 1;
+    leader->outcome = (struct pd_step_outcome){.gradient_norm = NAN, .clip_scale = 1.0};
+    leader->loss = NAN;
+    *out = leader;
+    return PD_OK;
+}
+
+void pd_leader_destroy(struct pd_leader *leader)
+{
+    pd_heap_free(leader);
+}
+
+void pd_leader_model_loaded(struct pd_engine *engine)
+{
+    struct pd_leader *leader = engine->leader;
+
+    leader->register_ordered = true;
+    leader->publish_ordered = true;
+    for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
+        if (engine->plan->lanes[lane].element_count > 0) {
+            leader->lanes_needed |= 1ull << lane;
+        }
+    }
+}
+
+/* ---- Issuing ---- */
+
+void pd_leader_issue(struct pd_engine *engine)
+{
+    struct pd_leader *leader = engine->leader;
+    struct pd_order *order = &leader->order;
+
+    order->index = leader->order_next++;
+    for (uint32_t rank = 1; rank < engine->topology->rank_count; rank++) {
+        struct pd_message message = {.kind = PD_MESSAGE_ORDER};
+        message.order = *order;
+        pd_engine_send(engine, leader->links[rank], &message);
+    }
+    pd_engine_enqueue(engine, order);
+}
+
+struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kind kind)
+{
+    struct pd_leader *leader = engine->leader;
+    struct pd_order *order = &leader->order;
+
+    order->kind = kind;
+    order->step = leader->step_next;
+    order->worker_id = 0;
+    order->token = 0;
+    order->name[0] = '\0';
+    order->replica = 0;
+    order->tensors = (struct pd_tensor_list){0};
+    order->contributor_count = 0;
+    order->lr_count = 0;
+    order->optimizer_step = 0;
+    order->skip = false;
+    order->reason[0] = '\0';
+    return order;
+}
+
+uint64_t pd_leader_executed_by_all(const struct pd_engine *engine)
+{
+    uint64_t executed = engine->leader->executed[0];
+
+    for (uint32_t rank = 1; rank < engine->topology->rank_count; rank++) {
+        if (engine->leader->executed[rank] < executed) {
+            executed = engine->leader->executed[rank];
+        }
+    }
+    return executed;
+}
+
+/* ---- Rates ---- */
+
+/* Source: Goyal et al. 2017 (linear), Krizhevsky 2014 (square root). */
+static double batch_factor(const struct pd_config *config, uint64_t samples)
+{
+    double ratio = (double)samples / (double)config->lr_scaling.base_batch;
+
+    if (samples == 0 || config->lr_scaling.rule == PD_LR_SCALING_NONE) {
+        return 1.0;
+    }
+    return config->lr_scaling.rule == PD_LR_SCALING_LINEAR ? ratio : sqrt(ratio);
+}
+
+void pd_leader_lrs(const struct pd_engine *engine, uint64_t applied, uint64_t samples, double *lrs)
+{
+    const struct pd_config *config = engine->config;
+
+    for (uint32_t group = 0; group < config->group_count; group++) {
+        double override = engine->leader->lr_overrides[group];
+        double scheduled =
+            pd_schedule_lr(config->schedules, config->schedule_count,
+                           config->groups[group].hyper.lr, applied) *
+            batch_factor(config, samples);
+        lrs[group] = isnan(override) ? scheduled : override;
+    }
+}
+
+/* ---- Closing a step ---- */
+
+/* Whether nobody whose gradient belongs to the step in collection is still awaited. */
+static bool everybody_is_in(const struct pd_engine *engine, uint32_t *contributor_count)
+{
+    const struct pd_leader *leader = engine->leader;
+
+    *contributor_count = 0;
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        const struct pd_member *member = &leader->members[slot];
+        if (member->state == PD_MEMBER_ACTIVE && !pd_member_complete(engine, member)) {
+            return false;
+        }
+        if (member->state == PD_MEMBER_LEAVING && !pd_member_settled(engine, member)) {
+            return false;
+        }
+        *contributor_count += pd_member_contributes(engine, member);
+    }
+    return true;
+}
+
+/* The order of summation is by name, so that it does not hang on who joined first. */
+static void insert_by_name(struct pd_order *order, const struct pd_member **chosen,
+                           const struct pd_member *member)
+{
+    uint32_t at = order->contributor_count++;
+
+    while (at > 0 && strcmp(chosen[at - 1]->name, member->name) > 0) {
+        chosen[at] = chosen[at - 1];
+        at--;
+    }
+    chosen[at] = member;
+}
+
+static void fill_contributors(struct pd_engine *engine, struct pd_order *order, uint64_t *samples,
+                              double *loss)
+{
+    struct pd_leader *leader = engine->leader;
+    const struct pd_member *chosen[PD_WORKER_COUNT_MAX];
+    double loss_sum = 0.0;
+    uint64_t loss_samples = 0;
+
+    *samples = 0;
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        const struct pd_member *member = &leader->members[slot];
+        if (member->state == PD_MEMBER_NONE || !pd_member_contributes(engine, member)) {
+            continue;
+        }
+        insert_by_name(order, chosen, member);
+        *samples += member->samples;
+        loss_sum += member->loss_sum;
+        loss_samples += member->loss_samples;
+    }
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        order->contributors[i] = chosen[i]->id;
+        order->weights[i] =
+            *samples > 0 ? (double)chosen[i]->unit_samples / (double)*samples : 0.0;
+    }
+    *loss = loss_samples > 0 ? loss_sum / (double)loss_samples : NAN;
+}
+
+static void close_collection(struct pd_leader *leader)
+{
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        struct pd_member *member = &leader->members[slot];
+        if (member->state == PD_MEMBER_NONE) {
+            continue;
+        }
+        if (member->micro_batches > 0) {
+            member->samples_total += member->samples;
+            member->step_next = leader->step_next + 1;
+        }
+        pd_member_reset(member);
+    }
+    leader->step_next++;
+}
+
+static void issue_step(struct pd_engine *engine)
+{
+    struct pd_leader *leader = engine->leader;
+    struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_STEP);
+    uint64_t samples;
+
+    fill_contributors(engine, order, &samples, &leader->loss);
+    order->optimizer_step = leader->applied_steps;
+    order->lr_count = engine->config->group_count;
+    pd_leader_lrs(engine, leader->applied_steps, samples, order->lrs);
+    leader->effective_batch = samples;
+    if (samples == 0) {
+        order->skip = true;
+        snprintf(order->reason, sizeof order->reason, "no worker had samples");
+    }
+    pd_leader_issue(engine);
+    close_collection(leader);
+}
+
+static bool step_is_due(struct pd_engine *engine)
+{
+    const struct pd_leader *leader = engine->leader;
+    uint32_t contributor_count;
+
+    if (!engine->store.has_version || engine->store.version != leader->step_next ||
+        !leader->started || leader->paused || leader->drain >= PD_DRAIN_ORDERED) {
+        return false;
+    }
+    return everybody_is_in(engine, &contributor_count) && contributor_count > 0;
+}
+
+void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *order,
+                           struct pd_step_outcome outcome)
+{
+    struct pd_leader *leader = engine->leader;
+
+    leader->outcome = outcome;
+    memcpy(leader->lrs, order->lrs, order->lr_count * sizeof order->lrs[0]);
+    if (!outcome.skipped) {
+        leader->applied_steps++;
+        return;
+    }
+    if (leader->skip_explained_step != order->step + 1) {
+        snprintf(leader->last_skip_reason, sizeof leader->last_skip_reason,
+                 "step %" PRIu64 ": %s", order->step,
+                 outcome.nonfinite ? "the gradient is not finite" : order->reason);
+        pd_actions_log(engine->actions, "skipped %s", leader->last_skip_reason);
+    }
+}
+
+/* ---- Reports ---- */
+
+static void on_values(struct pd_engine *engine, uint32_t rank, const struct pd_report *report)
+{
+    struct pd_leader *leader = engine->leader;
+    const struct pd_member *member = pd_member_find(leader, report->worker_id);
+
+    if (member == NULL || !leader->has_initializer || leader->initializer != member->id ||
+        leader->publish_ordered) {
+        return;
+    }
+    leader->values_lanes |= 1ull << (rank % engine->lane_count);
+    if ((leader->values_lanes & leader->lanes_needed) != leader->lanes_needed) {
+        return;
+    }
+    leader->publish_ordered = true;
+    pd_leader_new_order(engine, PD_ORDER_PUBLISH)->replica = member->replica;
+    pd_leader_issue(engine);
+}
+
+static void on_nonfinite(struct pd_engine *engine, const struct pd_report *report)
+{
+    struct pd_leader *leader = engine->leader;
+    const struct pd_member *member = pd_member_find(leader, report->worker_id);
+
+    if (leader->skip_explained_step == report->step + 1) {
+        return;
+    }
+    leader->skip_explained_step = report->step + 1;
+    snprintf(leader->last_skip_reason, sizeof leader->last_skip_reason,
+             "step %" PRIu64 ": the gradient of worker %u '%.127s' is not finite: %.300s",
+             report->step, report->worker_id, member != NULL ? member->name : "", report->text);
+    pd_actions_log(engine->actions, "skipped %s", leader->last_skip_reason);
+}
+
+static void on_lost(struct pd_engine *engine, uint32_t rank, const struct pd_report *report)
+{
+    struct pd_member *member = pd_member_find(engine->leader, report->worker_id);
+
+    if (member == NULL || !pd_member_needs_rank(engine, member, rank)) {
+        return;
+    }
+    if (member->ranks_missing == 0) {
+        member->missing_since_ms = engine->now_ms;
+    }
+    member->ranks_missing |= 1ull << rank;
+    member->expired = member->expired || report->expired;
+    snprintf(member->missing_text, sizeof member->missing_text, "%s", report->text);
+}
+
+void pd_leader_report(struct pd_engine *engine, uint32_t rank, const struct pd_report *report)
+{
+    struct pd_leader *leader = engine->leader;
+    struct pd_member *member = pd_member_find(leader, report->worker_id);
+
+    leader->heard_ms[rank] = engine->now_ms;
+    switch (report->kind) {
+    case PD_REPORT_EXECUTED:
+        leader->executed[rank] = report->order_index + 1;
+        break;
+    case PD_REPORT_CONTRIBUTED:
+        if (member != NULL) {
+            pd_member_contributed(engine, member, rank % engine->lane_count, report);
+        }
+        break;
+    case PD_REPORT_LOST:
+        on_lost(engine, rank, report);
+        break;
+    case PD_REPORT_FOUND:
+        if (member != NULL) {
+            member->ranks_missing &= ~(1ull << rank);
+        }
+        break;
+    case PD_REPORT_VALUES:
+        on_values(engine, rank, report);
+        break;
+    case PD_REPORT_NONFINITE:
+        on_nonfinite(engine, report);
+        break;
+    case PD_REPORT_DRAIN:
+        pd_leader_drain(engine, report->text, true);
+        break;
+    }
+}
+
+/* ---- Links ---- */
+
+void pd_leader_linked(struct pd_engine *engine, uint32_t rank, pd_connection_id connection)
+{
+    struct pd_leader *leader = engine->leader;
+
+    leader->links[rank] = connection;
+    leader->heard_ms[rank] = engine->now_ms;
+    leader->linked_count++;
+}
+
+static void list_missing(const struct pd_engine *engine, char *text, size_t text_bytes)
+{
+    size_t used = 0;
+
+    text[0] = '\0';
+    for (uint32_t rank = 1; rank < engine->topology->rank_count && used < text_bytes; rank++) {
+        if (engine->leader->links[rank] == PD_CONNECTION_NONE) {
+            used += (size_t)snprintf(text + used, text_bytes - used, "%s%u", used > 0 ? ", " : "",
+                                     rank);
+        }
+    }
+}
+
+static void watch_links(struct pd_engine *engine)
+{
+    struct pd_leader *leader = engine->leader;
+    uint64_t waited_ms = engine->now_ms - engine->started_ms;
+    double limit_ms = engine->config->rank_timeout_s * 1000.0;
+    char missing[256];
+
+    if (leader->ready) {
+        return;
+    }
+    list_missing(engine, missing, sizeof missing);
+    if ((double)waited_ms > limit_ms) {
+        pd_engine_abort(engine, "ranks %s have not connected within %g s (rank_timeout_s)", missing,
+                        engine->config->rank_timeout_s);
+    } else if (waited_ms >= WAITING_FIRST_MS &&
+               engine->now_ms - leader->waiting_said_ms >= WAITING_AGAIN_MS) {
+        leader->waiting_said_ms = engine->now_ms;
+        pd_actions_log(engine->actions, "waiting for ranks %s to connect", missing);
+    }
+}
+
+static void watch_ranks(struct pd_engine *engine)
+{
+    struct pd_leader *leader = engine->leader;
+
+    for (uint32_t rank = 1; rank < engine->topology->rank_count; rank++) {
+        if (leader->links[rank] == PD_CONNECTION_NONE) {
+            continue;
+        }
+        uint64_t heard_ms = engine->sessions[leader->links[rank]].received_ms;
+        double silent_s = (double)(engine->now_ms - heard_ms) / 1000.0;
+        if (silent_s > engine->config->rank_timeout_s) {
+            pd_engine_abort(engine,
+                            "rank %u at %s has not been heard for %.1f s (rank_timeout_s is %g): "
+                            "ending the job",
+                            rank, engine->topology->addresses[rank], silent_s,
+                            engine->config->rank_timeout_s);
+            return;
+        }
+    }
+}
+
+void pd_leader_tick(struct pd_engine *engine)
+{
+    watch_links(engine);
+    watch_ranks(engine);
+}
+
+/* ---- The end ---- */
+
+void pd_leader_drain(struct pd_engine *engine, const char *reason, bool wait)
+{
+    struct pd_leader *leader = engine->leader;
+    double limit_ms = wait ? engine->config->drain_timeout_s * 1000.0 : 0.0;
+
+    if (leader->drain >= PD_DRAIN_ORDERED || (leader->drain == PD_DRAIN_WAITING && wait)) {
+        return;
+    }
+    leader->drain = PD_DRAIN_WAITING;
+    leader->drain_ms = engine->now_ms + (uint64_t)limit_ms;
+    snprintf(leader->drain_reason, sizeof leader->drain_reason, "%s", reason);
+    pd_actions_log(engine->actions, "draining at step %" PRIu64 ": %s", leader->step_next, reason);
+}
+
+/* A step is running when it is ordered, or when somebody has pushed for it. */
+static bool step_is_running(const struct pd_engine *engine)
+{
+    const struct pd_leader *leader = engine->leader;
+
+    if (engine->store.has_version && engine->store.version != leader->step_next) {
+        return true;
+    }
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        if (leader->members[slot].state != PD_MEMBER_NONE &&
+            leader->members[slot].micro_batches > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void advance_drain(struct pd_engine *engine)
+{
+    struct pd_leader *leader = engine->leader;
+
+    if (leader->drain == PD_DRAIN_WAITING &&
+        (!step_is_running(engine) || engine->now_ms >= leader->drain_ms || leader->paused)) {
+        struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_DRAIN);
+        snprintf(order->reason, sizeof order->reason, "%s", leader->drain_reason);
+        leader->drain = PD_DRAIN_ORDERED;
+        pd_leader_issue(engine);
+    } else if (leader->drain == PD_DRAIN_ORDERED &&
+               pd_leader_executed_by_all(engine) == leader->order_next) {
+        struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_STOP);
+        snprintf(order->reason, sizeof order->reason, "%s", leader->drain_reason);
+        leader->drain = PD_DRAIN_STOPPED;
+        pd_leader_issue(engine);
+    }
+}
+
+void pd_leader_advance(struct pd_engine *engine)
+{
+    struct pd_leader *leader = engine->leader;
+
+    if (!leader->ready) {
+        if (leader->linked_count < engine->topology->rank_count) {
+            return;
+        }
+        leader->ready = true;
+        pd_actions_simple(engine->actions, PD_ACTION_READY);
+    }
+    pd_member_advance(engine);
+    if (step_is_due(engine)) {
+        issue_step(engine);
+    }
+    advance_drain(engine);
+}

@@ -1,0 +1,133 @@
+#include "server/core/param_store.h"
+
+#include "common/assert.h"
+#include "common/heap.h"
+
+#include <string.h>
+
+/* A group may keep less state than another (momentum 0); the arrays are as the largest needs. */
+static uint32_t state_count_of(const struct pd_config *config)
+{
+    uint32_t count = 0;
+    for (uint32_t group = 0; group < config->group_count; group++) {
+        uint32_t needed = config->optimizer->state_count(&config->groups[group].hyper);
+        count = needed > count ? needed : count;
+    }
+    PD_ASSERT(count <= PD_OPTIMIZER_STATE_COUNT_MAX);
+    return count;
+}
+
+enum pd_status pd_param_store_init(struct pd_param_store *store, const struct pd_shard_plan *plan,
+                                   uint32_t rank, const struct pd_config *config,
+                                   struct pd_error *error)
+{
+    memset(store, 0, sizeof *store);
+    store->lane = plan->lanes[pd_shard_plan_lane_of(plan, rank)];
+    store->shard = plan->shards[rank];
+    for (size_t i = 0; i < 2; i++) {
+        store->buffers[i].parameters = pd_heap_zalloc(store->lane.element_count, sizeof(float));
+        if (store->buffers[i].parameters == NULL) {
+            goto fail;
+        }
+    }
+    store->state_count = state_count_of(config);
+    for (uint32_t i = 0; i < store->state_count; i++) {
+        store->state[i] = pd_heap_zalloc(store->shard.element_count, sizeof(float));
+        if (store->state[i] == NULL) {
+            goto fail;
+        }
+    }
+    return PD_OK;
+
+fail:
+    pd_error_set(error, PD_ENOMEM,
+                 "out of memory for %llu parameters to serve and %u arrays of %llu optimizer states",
+                 (unsigned long long)store->lane.element_count, store->state_count,
+                 (unsigned long long)store->shard.element_count);
+    pd_param_store_finish(store);
+    return PD_ENOMEM;
+}
+
+void pd_param_store_finish(struct pd_param_store *store)
+{
+    for (size_t i = 0; i < 2; i++) {
+        pd_heap_free(store->buffers[i].parameters);
+        for (size_t dtype = 0; dtype < PD_DTYPE_COUNT; dtype++) {
+            pd_heap_free(store->buffers[i].halves[dtype]);
+        }
+    }
+    for (size_t i = 0; i < PD_OPTIMIZER_STATE_COUNT_MAX; i++) {
+        pd_heap_free(store->state[i]);
+    }
+    memset(store, 0, sizeof *store);
+}
+
+float *pd_param_store_served(struct pd_param_store *store)
+{
+    return store->buffers[store->served].parameters;
+}
+
+float *pd_param_store_spare(struct pd_param_store *store)
+{
+    return store->buffers[1 - store->served].parameters;
+}
+
+void pd_param_store_publish_first(struct pd_param_store *store)
+{
+    PD_ASSERT(!store->has_version);
+    store->has_version = true;
+    store->version = 0;
+}
+
+void pd_param_store_publish_spare(struct pd_param_store *store)
+{
+    struct pd_param_buffer *spare = &store->buffers[1 - store->served];
+
+    PD_ASSERT(store->has_version);
+    PD_ASSERT(spare->users == 0);
+    memset(spare->converted, 0, sizeof spare->converted);
+    store->served = 1 - store->served;
+    store->version++;
+}
+
+void pd_param_store_publish_same(struct pd_param_store *store)
+{
+    PD_ASSERT(store->has_version);
+    store->version++;
+}
+
+const void *pd_param_store_payload(const struct pd_param_store *store, enum pd_dtype dtype)
+{
+    const struct pd_param_buffer *buffer = &store->buffers[store->served];
+
+    if (dtype == PD_DTYPE_FLOAT32) {
+        return buffer->parameters;
+    }
+    if (buffer->halves[dtype] == NULL || buffer->converted[dtype] < store->lane.element_count) {
+        return NULL;
+    }
+    return buffer->halves[dtype];
+}
+
+enum pd_status pd_param_store_convert(struct pd_param_store *store, enum pd_dtype dtype,
+                                      uint64_t element_count, struct pd_error *error)
+{
+    struct pd_param_buffer *buffer = &store->buffers[store->served];
+
+    PD_ASSERT(dtype != PD_DTYPE_FLOAT32);
+    if (buffer->halves[dtype] == NULL) {
+        buffer->halves[dtype] = pd_heap_zalloc(store->lane.element_count, sizeof(uint16_t));
+        if (buffer->halves[dtype] == NULL) {
+            return pd_error_set(error, PD_ENOMEM, "out of memory for %llu parameters in %s",
+                                (unsigned long long)store->lane.element_count,
+                                pd_dtype_name(dtype));
+        }
+    }
+    uint64_t begin = buffer->converted[dtype];
+    uint64_t left = store->lane.element_count - begin;
+    uint64_t count = left < element_count ? left : element_count;
+    pd_convert_from_float32(buffer->halves[dtype] + begin, dtype, buffer->parameters + begin,
+                            count);
+    buffer->converted[dtype] += count;
+    return PD_OK;
+}

@@ -1,0 +1,134 @@
+#include "server/core/engine_state.h"
+
+#include "common/assert.h"
+
+#include <inttypes.h>
+
+/* What one turn converts for pulls in a two-byte type. */
+#define TURN_ELEMENTS (512u * 1024u)
+
+enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connection,
+                             uint64_t min_version, uint32_t dtype, struct pd_error *error)
+{
+    struct pd_session *session = &engine->sessions[connection];
+    const struct pd_param_store *store = &engine->store;
+
+    if (session->pull_waiting || session->sending) {
+        return pd_error_set(error, PD_EPROTOCOL,
+                            "pull before the answer to the one before has been read");
+    }
+    if (!pd_dtype_valid(dtype)) {
+        return pd_error_set(error, PD_EINVALID,
+                            "pull: dtype %u; allowed: 0 float32, 1 bfloat16, 2 float16", dtype);
+    }
+    if (store->has_version ? min_version > store->version + 1 : min_version > 0) {
+        return pd_error_set(error, PD_ESTEP,
+                            "pull of version %" PRIu64 " is from the future: %s is %" PRIu64,
+                            min_version, store->has_version ? "the next" : "the first",
+                            store->has_version ? store->version + 1 : 0);
+    }
+    session->pull_waiting = true;
+    session->pull.min_version = min_version;
+    session->pull.dtype = dtype;
+    return PD_OK;
+}
+
+static void send_parameters(struct pd_engine *engine, pd_connection_id connection,
+                            const void *payload)
+{
+    struct pd_session *session = &engine->sessions[connection];
+    struct pd_param_store *store = &engine->store;
+    struct pd_message message = {
+        .kind = PD_MESSAGE_PULLED,
+        .pulled = {.version = store->version,
+                   .dtype = session->pull.dtype,
+                   .element_begin = store->lane.element_begin,
+                   .element_count = store->lane.element_count,
+                   .lr = engine->last_lr,
+                   .skipped_steps = engine->skipped_steps},
+    };
+    uint64_t payload_bytes =
+        store->lane.element_count * pd_dtype_bytes((enum pd_dtype)session->pull.dtype);
+
+    session->pull_waiting = false;
+    session->sent_ms = engine->now_ms;
+    if (payload_bytes > 0) {
+        session->sending = true;
+        session->sending_users = store->served + 1;
+        store->buffers[store->served].users++;
+    }
+    pd_actions_send(engine->actions, connection, &message, payload_bytes > 0 ? payload : NULL,
+                    payload_bytes, session->checksum);
+}
+
+/* A session whose pull can be answered as far as versions go. */
+static bool due(const struct pd_engine *engine, const struct pd_session *session)
+{
+    return session->pull_waiting && session->state != PD_SESSION_CLOSING &&
+           engine->store.has_version && session->pull.min_version <= engine->store.version;
+}
+
+void pd_serve_answer(struct pd_engine *engine)
+{
+    for (pd_connection_id id = 0; id < engine->session_end; id++) {
+        const struct pd_session *session = &engine->sessions[id];
+        if (!due(engine, session)) {
+            continue;
+        }
+        const void *payload =
+            pd_param_store_payload(&engine->store, (enum pd_dtype)session->pull.dtype);
+        if (payload == NULL) {
+            pd_engine_want_work(engine);
+            continue;
+        }
+        send_parameters(engine, id, payload);
+    }
+}
+
+void pd_serve_work(struct pd_engine *engine)
+{
+    for (pd_connection_id id = 0; id < engine->session_end; id++) {
+        const struct pd_session *session = &engine->sessions[id];
+        enum pd_dtype dtype = (enum pd_dtype)session->pull.dtype;
+        if (!due(engine, session) || pd_param_store_payload(&engine->store, dtype) != NULL) {
+            continue;
+        }
+        struct pd_error error = {0};
+        if (pd_param_store_convert(&engine->store, dtype, TURN_ELEMENTS, &error) != PD_OK) {
+            pd_session_refuse(engine, id, &error, true);
+            continue;
+        }
+        break;
+    }
+    pd_serve_answer(engine);
+}
+
+void pd_serve_release(struct pd_engine *engine, pd_connection_id connection)
+{
+    struct pd_session *session = &engine->sessions[connection];
+
+    if (session->sending && session->sending_users > 0) {
+        struct pd_param_buffer *buffer = &engine->store.buffers[session->sending_users - 1];
+        PD_ASSERT(buffer->users > 0);
+        buffer->users--;
+    }
+    session->sending = false;
+    session->sending_users = 0;
+}
+
+void pd_serve_reclaim_spare(struct pd_engine *engine)
+{
+    uint32_t spare_users = 1 - engine->store.served + 1;
+
+    for (pd_connection_id id = 0; id < engine->session_end; id++) {
+        struct pd_session *session = &engine->sessions[id];
+        if (session->state != PD_SESSION_CLOSING && session->state != PD_SESSION_NONE &&
+            session->sending && session->sending_users == spare_users) {
+            pd_actions_log(engine->actions,
+                           "closing %s: it is still reading version %" PRIu64
+                           ", whose memory the step after next needs",
+                           session->peer, engine->store.version - 1);
+            pd_session_close(engine, id, false);
+        }
+    }
+}

@@ -1,0 +1,791 @@
+#include "server/core/session.h"
+
+#include "common/assert.h"
+#include "common/heap.h"
+#include "server/core/engine_state.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* What one turn adds of micro-batches to their sums. */
+#define TURN_ELEMENTS (256u * 1024u)
+
+static struct pd_session *session_at(struct pd_engine *engine, pd_connection_id connection)
+{
+    PD_ASSERT(connection < PD_CONNECTION_COUNT_MAX);
+    return &engine->sessions[connection];
+}
+
+static struct pd_worker *worker_of(struct pd_engine *engine, const struct pd_session *session)
+{
+    if (session->state != PD_SESSION_WORKER) {
+        return NULL;
+    }
+    return pd_roster_find(engine->roster, session->worker_id);
+}
+
+static const char *state_name(enum pd_session_state state)
+{
+    switch (state) {
+    case PD_SESSION_GREETING:
+        return "before hello";
+    case PD_SESSION_GUEST:
+        return "from a peer that has not joined";
+    case PD_SESSION_WORKER:
+        return "from a worker";
+    case PD_SESSION_RANK:
+    case PD_SESSION_LEADER:
+        return "between ranks";
+    case PD_SESSION_NONE:
+    case PD_SESSION_CLOSING:
+        break;
+    }
+    return "on a closed connection";
+}
+
+/* ---- Ends ---- */
+
+/* A worker's connection is gone: rank 0 waits a while for it to come back. */
+static void report_lost(struct pd_engine *engine, uint32_t worker_id, bool expired,
+                        const char *text)
+{
+    struct pd_report report = {
+        .kind = PD_REPORT_LOST, .worker_id = worker_id, .expired = expired};
+
+    snprintf(report.text, sizeof report.text, "%s", text);
+    pd_engine_report(engine, &report);
+}
+
+/* Part the session from its worker, whose half-received push is dropped. False when it has none. */
+static bool unbind(struct pd_engine *engine, pd_connection_id connection)
+{
+    struct pd_session *session = session_at(engine, connection);
+    struct pd_worker *worker = worker_of(engine, session);
+
+    if (worker == NULL || worker->connection != connection) {
+        return false;
+    }
+    if (session->payload == PD_SESSION_PAYLOAD_PUSH) {
+        pd_contribution_drop_payload(&worker->contribution);
+    }
+    worker->connection = PD_CONNECTION_NONE;
+    return true;
+}
+
+static void close_because(struct pd_engine *engine, pd_connection_id connection, bool flush,
+                          bool expired, const char *why)
+{
+    struct pd_session *session = session_at(engine, connection);
+
+    if (session->state == PD_SESSION_CLOSING || session->state == PD_SESSION_NONE) {
+        return;
+    }
+    bool was_worker = unbind(engine, connection);
+    session->payload = PD_SESSION_PAYLOAD_NONE;
+    session->push_parked = false;
+    session->pull_waiting = false;
+    session->state = PD_SESSION_CLOSING;
+    pd_actions_close(engine->actions, connection, flush);
+    if (was_worker) {
+        report_lost(engine, session->worker_id, expired, why);
+    }
+}
+
+void pd_session_close(struct pd_engine *engine, pd_connection_id connection, bool flush)
+{
+    close_because(engine, connection, flush, false, "closed by the daemon");
+}
+
+static void refuse_because(struct pd_engine *engine, pd_connection_id connection,
+                           const struct pd_error *error, bool fatal, bool expired)
+{
+    struct pd_session *session = session_at(engine, connection);
+    struct pd_message message = {.kind = PD_MESSAGE_ERROR,
+                                 .error = {.status = error->status, .fatal = fatal}};
+
+    snprintf(message.error.text, sizeof message.error.text, "%s", error->message);
+    pd_engine_send(engine, connection, &message);
+    if (fatal) {
+        pd_actions_log(engine->actions, "closing %s: %s", session->peer, error->message);
+        close_because(engine, connection, true, expired, error->message);
+    }
+}
+
+void pd_session_refuse(struct pd_engine *engine, pd_connection_id connection,
+                       const struct pd_error *error, bool fatal)
+{
+    refuse_because(engine, connection, error, fatal, false);
+}
+
+void pd_session_opened(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+
+    PD_ASSERT(session->state == PD_SESSION_NONE);
+    memset(session, 0, sizeof *session);
+    snprintf(session->peer, sizeof session->peer, "%s", event->peer);
+    session->serial = ++engine->session_serial;
+    session->opened_ms = engine->now_ms;
+    session->received_ms = engine->now_ms;
+    session->sent_ms = engine->now_ms;
+    session->state = PD_SESSION_GREETING;
+    if (event->connection >= engine->session_end) {
+        engine->session_end = event->connection + 1;
+    }
+    if (event->outgoing) {
+        struct pd_message message = {
+            .kind = PD_MESSAGE_RANK_HELLO,
+            .rank_hello = {.rank = engine->topology->rank, .secret = engine->topology->secret},
+        };
+        session->state = PD_SESSION_LEADER;
+        engine->leader_connection = event->connection;
+        engine->leader_heard_ms = engine->now_ms;
+        pd_engine_send(engine, event->connection, &message);
+    }
+}
+
+void pd_session_closed(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+    const char *why = event->error != NULL && event->error->status != PD_OK
+                          ? event->error->message
+                          : "connection closed";
+
+    PD_ASSERT(session->state != PD_SESSION_NONE);
+    bool was_worker = unbind(engine, event->connection);
+    uint32_t worker_id = session->worker_id;
+    pd_serve_release(engine, event->connection);
+    pd_heap_free(session->reply);
+    if (session->state == PD_SESSION_RANK) {
+        pd_engine_abort(engine, "rank %u at %s is gone (%s): ending the job", session->rank,
+                        engine->topology->addresses[session->rank], why);
+    } else if (session->state == PD_SESSION_LEADER) {
+        pd_engine_abort(engine, "rank 0 at %s is gone (%s): ending the job",
+                        engine->topology->addresses[0], why);
+    }
+    memset(session, 0, sizeof *session);
+    if (was_worker) {
+        report_lost(engine, worker_id, false, why);
+    }
+}
+
+void pd_session_failed(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+
+    if (session->state == PD_SESSION_CLOSING) {
+        return;
+    }
+    if (session->state == PD_SESSION_RANK || session->state == PD_SESSION_LEADER) {
+        pd_engine_abort(engine, "the connection between ranks broke: %s", event->error->message);
+        return;
+    }
+    pd_session_refuse(engine, event->connection, event->error, true);
+}
+
+/* ---- Greeting ---- */
+
+static void send_welcome(struct pd_engine *engine, pd_connection_id connection,
+                         const struct pd_worker *worker)
+{
+    struct pd_message message = {
+        .kind = PD_MESSAGE_WELCOME,
+        .welcome = {.run_id = engine->topology->run_id,
+                    .rank = engine->topology->rank,
+                    .rank_count = engine->topology->rank_count,
+                    .lease_ms = (uint32_t)(engine->config->workers.lease_s * 1000.0),
+                    .has_version = engine->store.has_version,
+                    .version = engine->store.version},
+    };
+    struct pd_welcome *welcome = &message.welcome;
+
+    snprintf(welcome->leader, sizeof welcome->leader, "%s", engine->topology->addresses[0]);
+    snprintf(welcome->server, sizeof welcome->server, "paramd %s", PARAMD_VERSION);
+    if (worker != NULL) {
+        const struct pd_contribution *contribution = &worker->contribution;
+        welcome->next_step =
+            contribution->started ? contribution->next_step : engine->store.version;
+        welcome->next_micro_batch = contribution->started ? contribution->next_micro_batch : 0;
+    }
+    pd_engine_send(engine, connection, &message);
+}
+
+/* A connection takes up the session of a worker. An older connection of it on this rank is one the
+ * worker has given up. */
+static enum pd_status resume(struct pd_engine *engine, pd_connection_id connection,
+                             const struct pd_hello *hello, struct pd_error *error)
+{
+    struct pd_session *session = session_at(engine, connection);
+    struct pd_worker *worker = pd_roster_find(engine->roster, hello->worker_id);
+
+    if (hello->run_id != engine->topology->run_id) {
+        return pd_error_set(error, PD_EIDENTITY,
+                            "worker %u belongs to run %016" PRIx64 ", this is run %016" PRIx64
+                            ": join again",
+                            hello->worker_id, hello->run_id, engine->topology->run_id);
+    }
+    if (worker == NULL) {
+        return pd_roster_explain(engine->roster, hello->worker_id, error);
+    }
+    if (hello->token != worker->token) {
+        return pd_error_set(error, PD_EIDENTITY,
+                            "worker %u is '%s', and this is not the token it was given",
+                            worker->id, worker->name);
+    }
+    if (worker->connection != PD_CONNECTION_NONE) {
+        pd_connection_id given_up = worker->connection;
+        (void)unbind(engine, given_up);
+        pd_session_close(engine, given_up, false);
+    }
+    worker->connection = connection;
+    session->state = PD_SESSION_WORKER;
+    session->worker_id = worker->id;
+    struct pd_report report = {.kind = PD_REPORT_FOUND, .worker_id = worker->id};
+    pd_engine_report(engine, &report);
+    send_welcome(engine, connection, worker);
+    return PD_OK;
+}
+
+static void on_hello(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+    const struct pd_hello *hello = &event->message->hello;
+    struct pd_error error = {0};
+
+    session->checksum = event->has_checksum;
+    snprintf(session->host, sizeof session->host, "%s", hello->host);
+    if (!hello->has_worker_id) {
+        session->state = PD_SESSION_GUEST;
+        send_welcome(engine, event->connection, NULL);
+        return;
+    }
+    if (resume(engine, event->connection, hello, &error) != PD_OK) {
+        pd_session_refuse(engine, event->connection, &error, true);
+    }
+}
+
+static void on_rank_hello(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+    const struct pd_rank_hello *hello = &event->message->rank_hello;
+    struct pd_error error = {0};
+
+    if (engine->leader == NULL || hello->secret != engine->topology->secret || hello->rank == 0 ||
+        hello->rank >= engine->topology->rank_count ||
+        engine->leader->links[hello->rank] != PD_CONNECTION_NONE) {
+        pd_error_set(&error, PD_EIDENTITY, "rank hello: this peer is no rank of this job");
+        pd_session_refuse(engine, event->connection, &error, true);
+        return;
+    }
+    session->state = PD_SESSION_RANK;
+    session->rank = hello->rank;
+    pd_leader_linked(engine, hello->rank, event->connection);
+}
+
+/* ---- Payloads ---- */
+
+static void drop_payload(struct pd_engine *engine, const struct pd_event *event)
+{
+    if (event->payload_bytes == 0) {
+        return;
+    }
+    session_at(engine, event->connection)->payload = PD_SESSION_PAYLOAD_DROPPED;
+    pd_actions_place(engine->actions, event->connection, NULL);
+}
+
+/* Whether a range and a payload are those of this rank's lane. */
+static enum pd_status check_range(const struct pd_engine *engine, const char *what,
+                                  uint64_t element_begin, uint64_t element_count, uint32_t dtype,
+                                  uint64_t payload_bytes, struct pd_error *error)
+{
+    const struct pd_range *lane = &engine->store.lane;
+
+    if (!pd_dtype_valid(dtype)) {
+        return pd_error_set(error, PD_EMODEL,
+                            "%s: dtype %u; allowed: 0 float32, 1 bfloat16, 2 float16", what, dtype);
+    }
+    if (element_begin != lane->element_begin || element_count != lane->element_count) {
+        return pd_error_set(error, PD_EMODEL,
+                            "%s: %" PRIu64 " elements from %" PRIu64 "; rank %u takes %" PRIu64
+                            " from %" PRIu64,
+                            what, element_count, element_begin, engine->topology->rank,
+                            lane->element_count, lane->element_begin);
+    }
+    uint64_t expected = element_count * pd_dtype_bytes((enum pd_dtype)dtype);
+    if (payload_bytes != expected) {
+        return pd_error_set(error, PD_EMODEL,
+                            "%s: payload of %" PRIu64 " bytes; %" PRIu64
+                            " elements of %s are %" PRIu64 " bytes",
+                            what, payload_bytes, element_count,
+                            pd_dtype_name((enum pd_dtype)dtype), expected);
+    }
+    return PD_OK;
+}
+
+static void send_pushed(struct pd_engine *engine, pd_connection_id connection,
+                        const struct pd_push *push, bool duplicate)
+{
+    struct pd_message message = {
+        .kind = PD_MESSAGE_PUSHED,
+        .pushed = {
+            .step = push->step, .micro_batch = push->micro_batch, .duplicate = duplicate}};
+    pd_engine_send(engine, connection, &message);
+}
+
+/* The answer to an accepted push: at once, or the version it asks for. */
+static void answer_push(struct pd_engine *engine, pd_connection_id connection,
+                        const struct pd_push *push, bool duplicate)
+{
+    struct pd_error error = {0};
+
+    if (!push->pull) {
+        send_pushed(engine, connection, push, duplicate);
+        return;
+    }
+    if (pd_serve_pull(engine, connection, push->step + 1, push->pull_dtype, &error) != PD_OK) {
+        pd_session_refuse(engine, connection, &error, true);
+        return;
+    }
+    pd_serve_answer(engine);
+}
+
+static enum pd_status check_push(const struct pd_engine *engine, const struct pd_worker *worker,
+                                 const struct pd_push *push, uint64_t payload_bytes,
+                                 struct pd_error *error)
+{
+    char what[64];
+
+    snprintf(what, sizeof what, "push of step %" PRIu64, push->step);
+    if (!engine->has_model || !engine->store.has_version) {
+        return pd_error_set(error, PD_ESTEP, "%s: there are no parameters yet: register first",
+                            what);
+    }
+    if (worker->replica != engine->replica) {
+        return pd_error_set(error, PD_EMODEL, "%s: rank %u is not of this worker's home", what,
+                            engine->topology->rank);
+    }
+    if (push->pull && !push->last) {
+        return pd_error_set(error, PD_EINVALID,
+                            "%s: `pull` goes with the last micro-batch only: %u is not", what,
+                            push->micro_batch);
+    }
+    if (push->pull && !pd_dtype_valid(push->pull_dtype)) {
+        return pd_error_set(error, PD_EINVALID,
+                            "%s: pull_dtype %u; allowed: 0 float32, 1 bfloat16, 2 float16", what,
+                            push->pull_dtype);
+    }
+    return check_range(engine, what, push->element_begin, push->element_count, push->dtype,
+                       payload_bytes, error);
+}
+
+static void judge_push(struct pd_engine *engine, pd_connection_id connection,
+                       struct pd_worker *worker, const struct pd_push *push)
+{
+    struct pd_session *session = session_at(engine, connection);
+    struct pd_contribution *contribution = &worker->contribution;
+    struct pd_error error = {0};
+
+    switch (pd_contribution_judge(contribution, push, engine->store.version,
+                                  engine->config->accumulation_steps, &error)) {
+    case PD_PUSH_ACCEPT:
+        pd_contribution_begin(contribution, push);
+        session->payload = PD_SESSION_PAYLOAD_PUSH;
+        pd_actions_place(engine->actions, connection, contribution->payload);
+        return;
+    case PD_PUSH_WAIT:
+        session->push_parked = true;
+        session->push = *push;
+        return;
+    case PD_PUSH_DUPLICATE:
+        session->payload = PD_SESSION_PAYLOAD_DROPPED;
+        pd_actions_place(engine->actions, connection, NULL);
+        answer_push(engine, connection, push, true);
+        return;
+    case PD_PUSH_REFUSE:
+        session->payload = PD_SESSION_PAYLOAD_DROPPED;
+        pd_actions_place(engine->actions, connection, NULL);
+        pd_session_refuse(engine, connection, &error, false);
+        return;
+    }
+}
+
+static void on_push(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+    struct pd_worker *worker = worker_of(engine, session);
+    const struct pd_push *push = &event->message->push;
+    struct pd_error error = {0};
+
+    if (check_push(engine, worker, push, event->payload_bytes, &error) != PD_OK) {
+        drop_payload(engine, event);
+        pd_session_refuse(engine, event->connection, &error, false);
+        return;
+    }
+    judge_push(engine, event->connection, worker, push);
+}
+
+static void on_values(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+    const struct pd_values *values = &event->message->values;
+    const struct pd_worker *worker = worker_of(engine, session);
+    struct pd_error error = {0};
+
+    if (!engine->has_model || engine->store.has_version || engine->running != NULL ||
+        worker->id != engine->initializer || worker->replica != engine->replica) {
+        pd_error_set(&error, PD_EREFUSED, "values: rank %u needs no values from this worker",
+                     engine->topology->rank);
+    } else if (check_range(engine, "values", values->element_begin, values->element_count,
+                           PD_DTYPE_FLOAT32, event->payload_bytes, &error) == PD_OK) {
+        session->payload = PD_SESSION_PAYLOAD_VALUES;
+        pd_actions_place(engine->actions, event->connection,
+                         pd_param_store_served(&engine->store));
+        return;
+    }
+    drop_payload(engine, event);
+    pd_session_refuse(engine, event->connection, &error, false);
+}
+
+static void push_arrived(struct pd_engine *engine, pd_connection_id connection, bool checksum_ok)
+{
+    struct pd_session *session = session_at(engine, connection);
+    struct pd_worker *worker = worker_of(engine, session);
+    struct pd_contribution *contribution = &worker->contribution;
+    struct pd_push push = contribution->push;
+    struct pd_error error = {0};
+
+    if (!checksum_ok) {
+        pd_contribution_drop_payload(contribution);
+        pd_error_set(&error, PD_ECHECKSUM,
+                     "push of step %" PRIu64 ", micro-batch %u: the bytes do not match their "
+                     "checksum; nothing of it counts: send it again",
+                     push.step, push.micro_batch);
+        pd_session_refuse(engine, connection, &error, false);
+        return;
+    }
+    pd_contribution_finish_payload(contribution);
+    if (contribution->state == PD_CONTRIBUTION_FOLDING) {
+        pd_engine_want_work(engine);
+    }
+    struct pd_report report = {
+        .kind = PD_REPORT_CONTRIBUTED,
+        .worker_id = worker->id,
+        .step = push.step,
+        .micro_batch = push.micro_batch,
+        .last = push.last,
+        .samples = push.samples,
+        .has_loss = push.has_loss,
+        .loss = push.loss,
+    };
+    answer_push(engine, connection, &push, false);
+    pd_engine_report(engine, &report);
+}
+
+static void values_arrived(struct pd_engine *engine, pd_connection_id connection, bool checksum_ok)
+{
+    struct pd_session *session = session_at(engine, connection);
+    struct pd_message message = {.kind = PD_MESSAGE_VALUES_STORED};
+    struct pd_error error = {0};
+
+    if (!checksum_ok) {
+        pd_error_set(&error, PD_ECHECKSUM,
+                     "values: the bytes do not match their checksum: send them again");
+        pd_session_refuse(engine, connection, &error, false);
+        return;
+    }
+    struct pd_report report = {.kind = PD_REPORT_VALUES, .worker_id = session->worker_id};
+    pd_engine_send(engine, connection, &message);
+    pd_engine_report(engine, &report);
+}
+
+void pd_session_payload(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+    enum pd_session_payload payload = session->payload;
+
+    session->payload = PD_SESSION_PAYLOAD_NONE;
+    session->received_ms = engine->now_ms;
+    if (payload == PD_SESSION_PAYLOAD_PUSH) {
+        push_arrived(engine, event->connection, event->checksum_ok);
+    } else if (payload == PD_SESSION_PAYLOAD_VALUES) {
+        values_arrived(engine, event->connection, event->checksum_ok);
+    }
+}
+
+/* ---- Rank 0's business ---- */
+
+static void on_join(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_error error = {0};
+
+    if (pd_member_join(engine, event->connection, &event->message->join, &error) != PD_OK) {
+        pd_session_refuse(engine, event->connection, &error, false);
+    }
+}
+
+static void on_register(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+    struct pd_member *member = pd_member_find(engine->leader, session->worker_id);
+    struct pd_error error = {0};
+
+    PD_ASSERT(member != NULL);
+    if (pd_member_register(engine, member, &event->message->registration.tensors, &error) !=
+        PD_OK) {
+        pd_session_refuse(engine, event->connection, &error, false);
+    }
+}
+
+static void on_leave(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+    struct pd_message message = {.kind = PD_MESSAGE_LEFT};
+
+    pd_member_leave(engine, pd_member_find(engine->leader, session->worker_id),
+                    &event->message->leave);
+    pd_engine_send(engine, event->connection, &message);
+}
+
+static void on_admin(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+    struct pd_message message = {.kind = PD_MESSAGE_ADMIN_REPLY};
+    struct pd_error error = {0};
+    char *reply = NULL;
+
+    if (session->sending || session->pull_waiting) {
+        pd_error_set(&error, PD_EPROTOCOL,
+                     "admin before the answer to the request before has been read");
+        pd_session_refuse(engine, event->connection, &error, true);
+        return;
+    }
+    if (pd_admin_run(engine, &event->message->admin, &reply, &error) != PD_OK) {
+        pd_session_refuse(engine, event->connection, &error, false);
+        return;
+    }
+    session->reply = reply;
+    session->sending = true;
+    session->sending_users = 0;
+    session->sent_ms = engine->now_ms;
+    pd_actions_send(engine->actions, event->connection, &message, reply, strlen(reply),
+                    session->checksum);
+}
+
+static void on_pull(struct pd_engine *engine, const struct pd_event *event)
+{
+    const struct pd_pull *pull = &event->message->pull;
+    struct pd_error error = {0};
+    enum pd_status status =
+        pd_serve_pull(engine, event->connection, pull->min_version, pull->dtype, &error);
+
+    if (status != PD_OK) {
+        pd_session_refuse(engine, event->connection, &error, status == PD_EPROTOCOL);
+        return;
+    }
+    pd_serve_answer(engine);
+}
+
+static void on_order(struct pd_engine *engine, const struct pd_event *event)
+{
+    pd_engine_enqueue(engine, &event->message->order);
+}
+
+static void on_report(struct pd_engine *engine, const struct pd_event *event)
+{
+    const struct pd_session *session = session_at(engine, event->connection);
+    pd_leader_report(engine, session->rank, &event->message->report);
+}
+
+static void on_nothing(struct pd_engine *engine, const struct pd_event *event)
+{
+    (void)engine;
+    (void)event;
+}
+
+/* ---- Who may say what ---- */
+
+#define GREETING (1u << PD_SESSION_GREETING)
+#define GUEST (1u << PD_SESSION_GUEST)
+#define WORKER (1u << PD_SESSION_WORKER)
+#define RANK (1u << PD_SESSION_RANK)
+#define LEADER (1u << PD_SESSION_LEADER)
+
+struct rule {
+    enum pd_message_kind kind;
+    unsigned states;  /* in which it may come */
+    bool leader_only; /* on rank 0 */
+    bool payload;     /* may have one */
+    void (*handle)(struct pd_engine *engine, const struct pd_event *event);
+};
+
+static const struct rule rules[] = {
+    {PD_MESSAGE_HELLO, GREETING, false, false, on_hello},
+    {PD_MESSAGE_RANK_HELLO, GREETING, true, false, on_rank_hello},
+    {PD_MESSAGE_JOIN, GUEST, true, false, on_join},
+    {PD_MESSAGE_REGISTER, WORKER, true, false, on_register},
+    {PD_MESSAGE_LEAVE, WORKER, true, false, on_leave},
+    {PD_MESSAGE_ADMIN, GUEST | WORKER, true, false, on_admin},
+    {PD_MESSAGE_VALUES, WORKER, false, true, on_values},
+    {PD_MESSAGE_PUSH, WORKER, false, true, on_push},
+    {PD_MESSAGE_PULL, GUEST | WORKER, false, false, on_pull},
+    {PD_MESSAGE_PING, GUEST | WORKER, false, false, on_nothing},
+    {PD_MESSAGE_ORDER, LEADER, false, false, on_order},
+    {PD_MESSAGE_REPORT, RANK, true, false, on_report},
+    {PD_MESSAGE_BEAT, RANK | LEADER, false, false, on_nothing},
+};
+
+static const struct rule *rule_of(enum pd_message_kind kind)
+{
+    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
+        if (rules[i].kind == kind) {
+            return &rules[i];
+        }
+    }
+    return NULL;
+}
+
+/* Whether a message may come on this connection now. */
+static enum pd_status check_order(const struct pd_engine *engine, const struct pd_session *session,
+                                  const struct pd_event *event, const struct rule *rule,
+                                  struct pd_error *error)
+{
+    const char *name = pd_message_kind_name(event->message->kind);
+
+    if (rule == NULL) {
+        return pd_error_set(error, PD_EPROTOCOL, "%s is a message from a rank, not to one", name);
+    }
+    if ((rule->states & (1u << session->state)) == 0) {
+        return pd_error_set(error, PD_EPROTOCOL, "%s %s is out of order%s", name,
+                            state_name(session->state),
+                            session->state == PD_SESSION_GREETING ? ": hello comes first" : "");
+    }
+    if (rule->leader_only && engine->leader == NULL) {
+        return pd_error_set(error, PD_EPROTOCOL, "%s goes to rank 0 at %s, this is rank %u", name,
+                            engine->topology->addresses[0], engine->topology->rank);
+    }
+    if (event->payload_bytes > 0 && !rule->payload) {
+        return pd_error_set(error, PD_ELIMIT,
+                            "%s: payload of %" PRIu64 " bytes; allowed: 0, it has none", name,
+                            event->payload_bytes);
+    }
+    return PD_OK;
+}
+
+void pd_session_message(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+    const struct rule *rule = rule_of(event->message->kind);
+    struct pd_error error = {0};
+
+    if (session->state == PD_SESSION_CLOSING) {
+        return;
+    }
+    session->received_ms = engine->now_ms;
+    if (check_order(engine, session, event, rule, &error) != PD_OK) {
+        struct pd_event failed = *event;
+        failed.error = &error;
+        pd_session_failed(engine, &failed);
+        return;
+    }
+    rule->handle(engine, event);
+}
+
+/* ---- Time ---- */
+
+void pd_session_progress(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+
+    if (event->received) {
+        session->received_ms = engine->now_ms;
+    } else {
+        session->sent_ms = engine->now_ms;
+    }
+}
+
+void pd_session_sent(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_session *session = session_at(engine, event->connection);
+
+    session->sent_ms = engine->now_ms;
+    pd_serve_release(engine, event->connection);
+    pd_heap_free(session->reply);
+    session->reply = NULL;
+}
+
+static bool over(uint64_t now_ms, uint64_t since_ms, double limit_s)
+{
+    return (double)(now_ms - since_ms) > limit_s * 1000.0;
+}
+
+/* The deadline a session is over, as an error; PD_OK when it is in time. */
+static enum pd_status check_time(const struct pd_engine *engine, const struct pd_session *session,
+                                 struct pd_error *error)
+{
+    const struct pd_config *config = engine->config;
+
+    if (session->state == PD_SESSION_GREETING &&
+        over(engine->now_ms, session->opened_ms, config->handshake_s)) {
+        return pd_error_set(error, PD_ETIMEOUT, "no hello within %g s", config->handshake_s);
+    }
+    if (session->sending && over(engine->now_ms, session->sent_ms, config->send_timeout_s)) {
+        return pd_error_set(error, PD_ETIMEOUT, "nothing was read of an answer for %g s",
+                            config->send_timeout_s);
+    }
+    bool waits = session->state == PD_SESSION_GUEST && session->pull_waiting;
+    if (!waits && !session->sending && !session->push_parked &&
+        over(engine->now_ms, session->received_ms, config->workers.lease_s)) {
+        return pd_error_set(error, PD_ETIMEOUT,
+                            "the lease is over: nothing was heard for %g s; a peer that computes sends "
+                            "Ping",
+                            config->workers.lease_s);
+    }
+    return PD_OK;
+}
+
+void pd_session_tick(struct pd_engine *engine)
+{
+    for (pd_connection_id id = 0; id < engine->session_end; id++) {
+        struct pd_session *session = &engine->sessions[id];
+        struct pd_error error = {0};
+        if (session->state != PD_SESSION_GREETING && session->state != PD_SESSION_GUEST &&
+            session->state != PD_SESSION_WORKER) {
+            continue;
+        }
+        if (check_time(engine, session, &error) == PD_OK) {
+            continue;
+        }
+        if (session->sending) {
+            pd_actions_log(engine->actions, "closing %s: %s", session->peer, error.message);
+            close_because(engine, id, false, false, error.message);
+        } else {
+            refuse_because(engine, id, &error, true, true);
+        }
+    }
+}
+
+/* ---- Work ---- */
+
+bool pd_session_work(struct pd_engine *engine)
+{
+    for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
+        struct pd_worker *worker = &engine->roster->workers[slot];
+        if (!worker->present || worker->contribution.state != PD_CONTRIBUTION_FOLDING) {
+            continue;
+        }
+        if (!pd_contribution_fold(&worker->contribution, TURN_ELEMENTS)) {
+            return true;
+        }
+        if (worker->connection == PD_CONNECTION_NONE) {
+            return true;
+        }
+        struct pd_session *session = session_at(engine, worker->connection);
+        if (session->push_parked) {
+            session->push_parked = false;
+            judge_push(engine, worker->connection, worker, &session->push);
+        }
+        return true;
+    }
+    return false;
+}

@@ -1,0 +1,198 @@
+/* The answers to an administrator's questions, as JSON objects. Keys are a contract: see
+ * proto/README.md. A number that does not exist yet is null. */
+#include "common/heap.h"
+#include "server/core/engine_state.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <string.h>
+
+/* JSON has no NaN: null stands for what does not exist. */
+static json_t *real_or_null(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+/* The text of `object`, which is given up. */
+static char *dump(json_t *object)
+{
+    char *text = object != NULL ? json_dumps(object, JSON_COMPACT) : NULL;
+    char *copy = text != NULL ? pd_heap_strdup(text) : NULL;
+
+    free(text);
+    json_decref(object);
+    return copy;
+}
+
+/* What the next step will use; before the first, the batch is not known. */
+static void current_lrs(const struct pd_engine *engine, double *lrs)
+{
+    const struct pd_leader *leader = engine->leader;
+    pd_leader_lrs(engine, leader->applied_steps, leader->effective_batch, lrs);
+}
+
+static json_t *groups(const struct pd_engine *engine)
+{
+    double lrs[PD_GROUP_COUNT_MAX + 1];
+    json_t *list = json_array();
+
+    current_lrs(engine, lrs);
+    for (uint32_t i = 0; i < engine->config->group_count; i++) {
+        const struct pd_group *group = &engine->config->groups[i];
+        json_array_append_new(list, json_pack("{s:s, s:f, s:f}", "name", group->name, "lr", lrs[i],
+                                              "weight_decay", group->hyper.weight_decay));
+    }
+    return list;
+}
+
+static json_t *workers(const struct pd_engine *engine)
+{
+    const struct pd_leader *leader = engine->leader;
+    json_t *list = json_array();
+
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        const struct pd_member *member = &leader->members[slot];
+        if (member->state == PD_MEMBER_NONE) {
+            continue;
+        }
+        json_array_append_new(
+            list, json_pack("{s:i, s:s, s:s, s:I, s:I, s:i}", "id", (int)member->id, "name",
+                            member->name, "state", pd_member_state_name(member), "step",
+                            (json_int_t)member->step_next, "samples",
+                            (json_int_t)member->samples_total, "home", (int)member->replica));
+    }
+    return list;
+}
+
+static const char *state_name(const struct pd_engine *engine)
+{
+    const struct pd_leader *leader = engine->leader;
+
+    if (leader->drain != PD_DRAIN_NONE) {
+        return "draining";
+    }
+    if (leader->paused) {
+        return "paused";
+    }
+    if (!engine->store.has_version) {
+        return "waiting for a model";
+    }
+    return leader->started ? "running" : "waiting for workers";
+}
+
+static uint64_t version_of(const struct pd_engine *engine)
+{
+    return engine->store.has_version ? engine->store.version : 0;
+}
+
+char *pd_status_json(struct pd_engine *engine)
+{
+    const struct pd_leader *leader = engine->leader;
+    const struct pd_config *config = engine->config;
+    double lrs[PD_GROUP_COUNT_MAX + 1];
+
+    current_lrs(engine, lrs);
+    return dump(json_pack(
+        "{s:s, s:I, s:I, s:f, s:o, s:i, s:s, s:s, s:o, s:I, s:o, s:f, s:o, s:n, s:I, s:s?, s:n, "
+        "s:f, s:s, s:b, s:I}",
+        "state", state_name(engine), "step", (json_int_t)version_of(engine), "version",
+        (json_int_t)version_of(engine), "lr", lrs[0], "groups", groups(engine), "shards",
+        (int)engine->topology->rank_count, "aggregation",
+        config->aggregation == PD_AGGREGATION_DIRECT ? "direct" : "allreduce", "mode", "sync",
+        "workers", workers(engine), "effective_batch", (json_int_t)leader->effective_batch,
+        "grad_norm", real_or_null(leader->outcome.gradient_norm), "clip_scale",
+        leader->outcome.clip_scale, "loss", real_or_null(leader->loss), "loss_scale",
+        "skipped_steps", (json_int_t)engine->skipped_steps, "last_skip_reason",
+        leader->last_skip_reason[0] != '\0' ? leader->last_skip_reason : NULL, "checkpoint",
+        "uptime_s", (double)(engine->now_ms - engine->started_ms) / 1000.0, "optimizer",
+        config->optimizer->name, "paused", (int)leader->paused, "parameters",
+        (json_int_t)engine->model.element_count));
+}
+
+char *pd_status_lr_json(struct pd_engine *engine)
+{
+    double lrs[PD_GROUP_COUNT_MAX + 1];
+
+    current_lrs(engine, lrs);
+    return dump(json_pack("{s:I, s:f, s:o}", "step", (json_int_t)version_of(engine), "lr", lrs[0],
+                          "groups", groups(engine)));
+}
+
+char *pd_status_step_json(struct pd_engine *engine)
+{
+    return dump(json_pack("{s:I, s:I, s:I}", "step", (json_int_t)version_of(engine), "version",
+                          (json_int_t)version_of(engine), "skipped_steps",
+                          (json_int_t)engine->skipped_steps));
+}
+
+char *pd_status_schedule_json(struct pd_engine *engine, uint64_t begin, uint64_t count)
+{
+    const struct pd_leader *leader = engine->leader;
+    json_t *names = json_array();
+    json_t *rates = json_array();
+
+    if (begin == 0) {
+        begin = leader->applied_steps;
+    }
+    for (uint32_t i = 0; i < engine->config->group_count; i++) {
+        json_array_append_new(names, json_string(engine->config->groups[i].name));
+    }
+    for (uint64_t step = begin; step < begin + count; step++) {
+        double lrs[PD_GROUP_COUNT_MAX + 1];
+        json_t *row = json_array();
+        pd_leader_lrs(engine, step, leader->effective_batch, lrs);
+        for (uint32_t i = 0; i < engine->config->group_count; i++) {
+            json_array_append_new(row, json_real(lrs[i]));
+        }
+        json_array_append_new(rates, row);
+    }
+    return dump(
+        json_pack("{s:I, s:o, s:o}", "begin", (json_int_t)begin, "groups", names, "lrs", rates));
+}
+
+char *pd_status_workers_json(struct pd_engine *engine)
+{
+    return dump(json_pack("{s:I, s:o}", "step", (json_int_t)version_of(engine), "workers",
+                          workers(engine)));
+}
+
+/* The ranks that own a part of a tensor. */
+static json_t *shards_of(const struct pd_engine *engine, uint32_t tensor)
+{
+    const struct pd_shard_plan *plan = engine->plan;
+    json_t *list = json_array();
+
+    for (uint32_t rank = 0; rank < plan->rank_count; rank++) {
+        const struct pd_range *shard = &plan->shards[rank];
+        if (shard->block_begin < plan->tensor_blocks[tensor + 1] &&
+            shard->block_begin + shard->block_count > plan->tensor_blocks[tensor]) {
+            json_array_append_new(list, json_integer(rank));
+        }
+    }
+    return list;
+}
+
+char *pd_status_tensors_json(struct pd_engine *engine)
+{
+    json_t *list = json_array();
+
+    for (uint32_t i = 0; i < engine->model.count; i++) {
+        const struct pd_tensor *tensor = &engine->model.tensors[i];
+        uint32_t group = pd_config_group_of(engine->config, tensor->name, tensor->dimension_count);
+        json_t *shape = json_array();
+        for (uint32_t d = 0; d < tensor->dimension_count; d++) {
+            json_array_append_new(shape, json_integer((json_int_t)tensor->shape[d]));
+        }
+        json_array_append_new(
+            list, json_pack("{s:s, s:o, s:I, s:s, s:o}", "name", tensor->name, "shape", shape,
+                            "elements", (json_int_t)tensor->element_count, "group",
+                            engine->config->groups[group].name, "shards", shards_of(engine, i)));
+    }
+    return dump(json_pack("{s:o}", "tensors", list));
+}
+
+char *pd_status_done_json(const char *command, uint64_t step, const char *text)
+{
+    return dump(json_pack("{s:s, s:I, s:s}", "command", command, "step", (json_int_t)step, "text",
+                          text));
+}

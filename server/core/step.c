@@ -1,0 +1,582 @@
+#include "server/core/step.h"
+
+#include "common/assert.h"
+#include "common/heap.h"
+#include "server/core/clip.h"
+#include "server/core/reduce.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* One turn: as much as stays in the second-level cache, and is over before a socket minds. */
+#define TURN_ELEMENTS (256u * 1024u)
+#define POWER_COUNT 2
+
+struct pd_step_machine {
+    enum pd_step_state state;
+    const struct pd_config *config;
+    const struct pd_tensor_list *model;
+    const struct pd_shard_plan *plan;
+    struct pd_param_store *store;
+    struct pd_roster *roster;
+    uint32_t rank;
+    uint32_t lane;
+    uint32_t replica;
+    uint32_t *tensor_groups; /* model.count */
+
+    const struct pd_order *order;
+    uint64_t next_block; /* of the lane in SUM, of the shard in COMBINE, UPDATE and APPLY */
+    uint32_t source_count;
+    struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
+
+    float *lane_sum;  /* lane elements; with one replica it is the gradient of the shard too */
+    float *slices;    /* replicas > 1: replica_count x shard elements */
+    float *gradient;  /* shard elements; aliases lane_sum with one replica */
+    double *partials; /* POWER_COUNT x shard blocks: what this rank gives */
+    double *gathered; /* POWER_COUNT x all blocks, in block order; aliases partials on a lone rank */
+    double *tensor_sums; /* PD_OPTIMIZER_SUM_COUNT x model.count */
+    struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
+    struct pd_collective collective;
+    struct pd_step_outcome outcome;
+};
+
+_Static_assert(POWER_COUNT == PD_OPTIMIZER_SUM_COUNT, "both are gathered through `partials`");
+
+/* ---- Life ---- */
+
+static bool allocate(struct pd_step_machine *machine)
+{
+    const struct pd_shard_plan *plan = machine->plan;
+    const struct pd_param_store *store = machine->store;
+
+    machine->tensor_groups = pd_heap_zalloc(machine->model->count, sizeof(uint32_t));
+    machine->sources = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->sources);
+    machine->lane_sum = pd_heap_zalloc(store->lane.element_count, sizeof(float));
+    machine->partials = pd_heap_zalloc(store->shard.block_count, POWER_COUNT * sizeof(double));
+    machine->tensor_sums =
+        pd_heap_zalloc(machine->model->count, PD_OPTIMIZER_SUM_COUNT * sizeof(double));
+    machine->gathered = machine->partials;
+    if (plan->rank_count > 1) {
+        machine->gathered = pd_heap_zalloc(plan->block_count, POWER_COUNT * sizeof(double));
+    }
+    machine->gradient = machine->lane_sum;
+    if (plan->replica_count > 1) {
+        machine->gradient = pd_heap_zalloc(store->shard.element_count, sizeof(float));
+        machine->slices =
+            pd_heap_zalloc(store->shard.element_count, plan->replica_count * sizeof(float));
+        if (machine->slices == NULL) {
+            return false;
+        }
+    }
+    return machine->tensor_groups != NULL && machine->sources != NULL &&
+           machine->lane_sum != NULL && machine->partials != NULL &&
+           machine->tensor_sums != NULL && machine->gathered != NULL &&
+           machine->gradient != NULL;
+}
+
+enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_config *config,
+                              const struct pd_tensor_list *model, const struct pd_shard_plan *plan,
+                              struct pd_param_store *store, struct pd_roster *roster, uint32_t rank,
+                              struct pd_error *error)
+{
+    *out = NULL;
+    struct pd_step_machine *machine = pd_heap_zalloc(1, sizeof *machine);
+    if (machine == NULL) {
+        goto fail;
+    }
+    machine->config = config;
+    machine->model = model;
+    machine->plan = plan;
+    machine->store = store;
+    machine->roster = roster;
+    machine->rank = rank;
+    machine->lane = pd_shard_plan_lane_of(plan, rank);
+    machine->replica = pd_shard_plan_replica_of(plan, rank);
+    if (!allocate(machine)) {
+        goto fail_machine;
+    }
+    for (uint32_t i = 0; i < model->count; i++) {
+        machine->tensor_groups[i] = pd_config_group_of(config, model->tensors[i].name,
+                                                       model->tensors[i].dimension_count);
+    }
+    *out = machine;
+    return PD_OK;
+
+fail_machine:
+    pd_step_destroy(machine);
+fail:
+    return pd_error_set(error, PD_ENOMEM,
+                        "out of memory for the gradients of %" PRIu64 " elements",
+                        store->lane.element_count);
+}
+
+void pd_step_destroy(struct pd_step_machine *machine)
+{
+    if (machine == NULL) {
+        return;
+    }
+    if (machine->gradient != machine->lane_sum) {
+        pd_heap_free(machine->gradient);
+    }
+    if (machine->gathered != machine->partials) {
+        pd_heap_free(machine->gathered);
+    }
+    pd_heap_free(machine->slices);
+    pd_heap_free(machine->tensor_sums);
+    pd_heap_free(machine->partials);
+    pd_heap_free(machine->lane_sum);
+    pd_heap_free(machine->sources);
+    pd_heap_free(machine->tensor_groups);
+    pd_heap_free(machine);
+}
+
+enum pd_step_state pd_step_state(const struct pd_step_machine *machine)
+{
+    return machine->state;
+}
+
+/* ---- Blocks ---- */
+
+static const struct pd_block *shard_block(const struct pd_step_machine *machine, uint64_t index)
+{
+    return &machine->plan->blocks[machine->store->shard.block_begin + index];
+}
+
+/* Element of a block within the rank's lane. */
+static uint64_t in_lane(const struct pd_step_machine *machine, const struct pd_block *block)
+{
+    return block->element_begin - machine->store->lane.element_begin;
+}
+
+/* Element of a block within the rank's shard. */
+static uint64_t in_shard(const struct pd_step_machine *machine, const struct pd_block *block)
+{
+    return block->element_begin - machine->store->shard.element_begin;
+}
+
+/* ---- Sum ---- */
+
+/* The contributions that are here, in the order of summation. Those without weight stay out: their
+ * elements may be anything. */
+static void collect_sources(struct pd_step_machine *machine)
+{
+    machine->source_count = 0;
+    for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
+        struct pd_worker *worker =
+            pd_roster_find(machine->roster, machine->order->contributors[i]);
+        PD_ASSERT(worker != NULL);
+        if (worker->replica != machine->replica || !(machine->order->weights[i] > 0.0)) {
+            continue;
+        }
+        PD_ASSERT(worker->has_contribution);
+        machine->sources[machine->source_count++] =
+            pd_contribution_source(&worker->contribution, 0, machine->order->weights[i]);
+    }
+}
+
+static void sum_block(struct pd_step_machine *machine, const struct pd_block *block)
+{
+    struct pd_source *sources = machine->sources;
+    uint64_t begin = in_lane(machine, block);
+
+    for (uint32_t i = 0; i < machine->source_count; i++) {
+        sources[i].elements =
+            (const char *)sources[i].elements + begin * pd_dtype_bytes(sources[i].dtype);
+    }
+    pd_reduce_block(machine->lane_sum + begin, sources, machine->source_count,
+                    block->element_count);
+    for (uint32_t i = 0; i < machine->source_count; i++) {
+        sources[i].elements =
+            (const char *)sources[i].elements - begin * pd_dtype_bytes(sources[i].dtype);
+    }
+}
+
+/* With the average of a block of the shard in place: clip by value and take the partial norms. */
+static void measure_block(struct pd_step_machine *machine, uint64_t index)
+{
+    const struct pd_block *block = shard_block(machine, index);
+    float *gradient = machine->gradient + in_shard(machine, block);
+
+    if (!isnan(machine->config->clip.value)) {
+        pd_reduce_clamp(gradient, (float)machine->config->clip.value, block->element_count);
+    }
+    pd_reduce_norms(gradient, block->element_count, machine->config->clip.norm_type,
+                    &machine->partials[POWER_COUNT * index]);
+}
+
+static bool turn_sum(struct pd_step_machine *machine)
+{
+    const struct pd_range *lane = &machine->store->lane;
+
+    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < lane->block_count;) {
+        const struct pd_block *block =
+            &machine->plan->blocks[lane->block_begin + machine->next_block];
+        sum_block(machine, block);
+        if (machine->plan->replica_count == 1) {
+            measure_block(machine, machine->next_block);
+        }
+        done += block->element_count;
+        machine->next_block++;
+    }
+    return machine->next_block == lane->block_count;
+}
+
+/* Add what the replicas of the lane have sent for the shard, in their order. */
+static bool turn_combine(struct pd_step_machine *machine)
+{
+    const struct pd_range *shard = &machine->store->shard;
+    struct pd_source sources[PD_RANK_COUNT_MAX];
+
+    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
+        const struct pd_block *block = shard_block(machine, machine->next_block);
+        uint64_t begin = in_shard(machine, block);
+        for (uint32_t i = 0; i < machine->plan->replica_count; i++) {
+            sources[i] = (struct pd_source){
+                .elements = machine->slices + i * shard->element_count + begin,
+                .dtype = PD_DTYPE_FLOAT32,
+                .weight = 1.0f,
+            };
+        }
+        pd_reduce_block(machine->gradient + begin, sources, machine->plan->replica_count,
+                        block->element_count);
+        measure_block(machine, machine->next_block);
+        done += block->element_count;
+        machine->next_block++;
+    }
+    return machine->next_block == shard->block_count;
+}
+
+/* ---- Collectives ---- */
+
+static const struct pd_range *replica_shard(const struct pd_step_machine *machine, uint32_t replica)
+{
+    return &machine->plan->shards[replica * machine->plan->lane_count + machine->lane];
+}
+
+static void prepare_exchange(struct pd_step_machine *machine)
+{
+    struct pd_collective *collective = &machine->collective;
+
+    collective->kind = PD_COLLECTIVE_EXCHANGE_FLOATS;
+    collective->order_index = machine->order->index;
+    collective->send = machine->lane_sum;
+    collective->receive = machine->slices;
+    for (uint32_t i = 0; i < machine->plan->replica_count; i++) {
+        const struct pd_range *theirs = replica_shard(machine, i);
+        collective->send_counts[i] = (int)theirs->element_count;
+        collective->send_offsets[i] =
+            (int)(theirs->element_begin - machine->store->lane.element_begin);
+        collective->receive_counts[i] = (int)machine->store->shard.element_count;
+        collective->receive_offsets[i] = (int)(i * machine->store->shard.element_count);
+    }
+}
+
+static void prepare_gather_partials(struct pd_step_machine *machine)
+{
+    struct pd_collective *collective = &machine->collective;
+
+    collective->kind = PD_COLLECTIVE_GATHER_DOUBLES;
+    collective->order_index = machine->order->index;
+    collective->send = machine->partials;
+    collective->receive = machine->gathered;
+    for (uint32_t i = 0; i < machine->plan->rank_count; i++) {
+        const struct pd_range *theirs = &machine->plan->shards[i];
+        collective->receive_counts[i] = (int)(POWER_COUNT * theirs->block_count);
+        collective->receive_offsets[i] = (int)(POWER_COUNT * theirs->block_begin);
+        collective->send_counts[i] = (int)(POWER_COUNT * machine->store->shard.block_count);
+    }
+}
+
+static void prepare_gather_parameters(struct pd_step_machine *machine)
+{
+    struct pd_collective *collective = &machine->collective;
+
+    collective->kind = PD_COLLECTIVE_GATHER_FLOATS;
+    collective->order_index = machine->order->index;
+    collective->send = NULL;
+    collective->receive = pd_param_store_spare(machine->store);
+    for (uint32_t i = 0; i < machine->plan->replica_count; i++) {
+        const struct pd_range *theirs = replica_shard(machine, i);
+        collective->receive_counts[i] = (int)theirs->element_count;
+        collective->receive_offsets[i] =
+            (int)(theirs->element_begin - machine->store->lane.element_begin);
+    }
+}
+
+/* ---- Update ---- */
+
+static double total_norm2(const struct pd_step_machine *machine)
+{
+    double sum = 0.0;
+    for (uint64_t block = 0; block < machine->plan->block_count; block++) {
+        sum += machine->gathered[POWER_COUNT * block + 1];
+    }
+    return sqrt(sum);
+}
+
+/* With all ranks' partials gathered: the scale, or the decision to leave the parameters alone. */
+static void decide(struct pd_step_machine *machine)
+{
+    const struct pd_config *config = machine->config;
+    struct pd_step_outcome *outcome = &machine->outcome;
+
+    outcome->gradient_norm = pd_clip_total_norm(machine->gathered, machine->plan->block_count,
+                                                config->clip.norm_type);
+    outcome->clip_scale = pd_clip_scale(outcome->gradient_norm, config->clip.norm);
+    if (!isfinite(outcome->gradient_norm)) {
+        outcome->skipped = true;
+        outcome->nonfinite = true;
+        outcome->clip_scale = 1.0;
+        return;
+    }
+    double norm2 = total_norm2(machine) * outcome->clip_scale;
+    for (uint32_t group = 0; group < config->group_count; group++) {
+        machine->group_steps[group] = (struct pd_optimizer_step){
+            .hyper = &config->groups[group].hyper,
+            .lr = machine->order->lrs[group],
+            .number = machine->order->optimizer_step + 1,
+            .gradient_scale = outcome->clip_scale,
+            .gradient_norm = norm2,
+        };
+    }
+}
+
+static struct pd_optimizer_block optimizer_block(struct pd_step_machine *machine,
+                                                 const struct pd_block *block)
+{
+    struct pd_param_store *store = machine->store;
+    struct pd_optimizer_block view = {
+        .count = block->element_count,
+        .gradient = machine->gradient + in_shard(machine, block),
+        .parameters = pd_param_store_served(store) + in_lane(machine, block),
+        .parameters_next = pd_param_store_spare(store) + in_lane(machine, block),
+    };
+    for (uint32_t i = 0; i < store->state_count; i++) {
+        view.state[i] = store->state[i] + in_shard(machine, block);
+    }
+    return view;
+}
+
+static bool turn_update(struct pd_step_machine *machine)
+{
+    const struct pd_range *shard = &machine->store->shard;
+    const struct pd_optimizer *optimizer = machine->config->optimizer;
+
+    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
+        const struct pd_block *block = shard_block(machine, machine->next_block);
+        struct pd_optimizer_block view = optimizer_block(machine, block);
+        optimizer->update(&machine->group_steps[machine->tensor_groups[block->tensor_index]], &view,
+                          &machine->partials[PD_OPTIMIZER_SUM_COUNT * machine->next_block]);
+        done += block->element_count;
+        machine->next_block++;
+    }
+    return machine->next_block == shard->block_count;
+}
+
+/* Sum each tensor's partials in block order. */
+static void sum_tensors(struct pd_step_machine *machine)
+{
+    for (uint32_t tensor = 0; tensor < machine->model->count; tensor++) {
+        double *sums = &machine->tensor_sums[PD_OPTIMIZER_SUM_COUNT * tensor];
+        memset(sums, 0, PD_OPTIMIZER_SUM_COUNT * sizeof *sums);
+        for (uint64_t block = machine->plan->tensor_blocks[tensor];
+             block < machine->plan->tensor_blocks[tensor + 1]; block++) {
+            for (uint32_t i = 0; i < PD_OPTIMIZER_SUM_COUNT; i++) {
+                sums[i] += machine->gathered[PD_OPTIMIZER_SUM_COUNT * block + i];
+            }
+        }
+    }
+}
+
+static bool turn_apply(struct pd_step_machine *machine)
+{
+    const struct pd_range *shard = &machine->store->shard;
+    const struct pd_optimizer *optimizer = machine->config->optimizer;
+
+    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
+        const struct pd_block *block = shard_block(machine, machine->next_block);
+        struct pd_optimizer_block view = optimizer_block(machine, block);
+        optimizer->apply(&machine->group_steps[machine->tensor_groups[block->tensor_index]], &view,
+                         &machine->tensor_sums[PD_OPTIMIZER_SUM_COUNT * block->tensor_index]);
+        done += block->element_count;
+        machine->next_block++;
+    }
+    return machine->next_block == shard->block_count;
+}
+
+/* ---- Moves ---- */
+
+static void enter(struct pd_step_machine *machine, enum pd_step_state state)
+{
+    machine->state = state;
+    machine->next_block = 0;
+}
+
+void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order)
+{
+    PD_ASSERT(machine->state == PD_STEP_IDLE);
+    PD_ASSERT(order->kind == PD_ORDER_STEP);
+    PD_ASSERT(order->step == machine->store->version);
+    PD_ASSERT(order->lr_count == machine->config->group_count);
+    machine->order = order;
+    machine->outcome =
+        (struct pd_step_outcome){.skipped = order->skip, .gradient_norm = NAN, .clip_scale = 1.0};
+    collect_sources(machine);
+    enter(machine, order->skip ? PD_STEP_DONE : PD_STEP_BUFFER);
+    if (order->skip) {
+        pd_param_store_publish_same(machine->store);
+    }
+}
+
+static enum pd_step_want enter_norms(struct pd_step_machine *machine)
+{
+    enter(machine, PD_STEP_NORMS);
+    if (machine->plan->rank_count == 1) {
+        return PD_STEP_WANTS_WORK;
+    }
+    prepare_gather_partials(machine);
+    return PD_STEP_WANTS_COLLECTIVE;
+}
+
+static enum pd_step_want enter_gather(struct pd_step_machine *machine)
+{
+    enter(machine, PD_STEP_GATHER);
+    if (machine->plan->replica_count == 1) {
+        return PD_STEP_WANTS_WORK;
+    }
+    prepare_gather_parameters(machine);
+    return PD_STEP_WANTS_COLLECTIVE;
+}
+
+static enum pd_step_want leave_sum(struct pd_step_machine *machine)
+{
+    if (machine->plan->replica_count == 1) {
+        return enter_norms(machine);
+    }
+    prepare_exchange(machine);
+    enter(machine, PD_STEP_EXCHANGE);
+    return PD_STEP_WANTS_COLLECTIVE;
+}
+
+static enum pd_step_want leave_norms(struct pd_step_machine *machine)
+{
+    decide(machine);
+    if (machine->outcome.skipped) {
+        pd_param_store_publish_same(machine->store);
+        enter(machine, PD_STEP_DONE);
+        return PD_STEP_WANTS_NOTHING;
+    }
+    enter(machine, PD_STEP_UPDATE);
+    return PD_STEP_WANTS_WORK;
+}
+
+static enum pd_step_want leave_update(struct pd_step_machine *machine)
+{
+    if (machine->config->optimizer->apply == NULL) {
+        return enter_gather(machine);
+    }
+    enter(machine, PD_STEP_TENSOR_SUMS);
+    if (machine->plan->rank_count == 1) {
+        return PD_STEP_WANTS_WORK;
+    }
+    prepare_gather_partials(machine);
+    return PD_STEP_WANTS_COLLECTIVE;
+}
+
+enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
+{
+    switch (machine->state) {
+    case PD_STEP_BUFFER:
+        if (machine->store->buffers[1 - machine->store->served].users > 0) {
+            return PD_STEP_WANTS_BUFFER;
+        }
+        enter(machine, PD_STEP_SUM);
+        return PD_STEP_WANTS_WORK;
+    case PD_STEP_SUM:
+        return turn_sum(machine) ? leave_sum(machine) : PD_STEP_WANTS_WORK;
+    case PD_STEP_EXCHANGE:
+        enter(machine, PD_STEP_COMBINE);
+        return PD_STEP_WANTS_WORK;
+    case PD_STEP_COMBINE:
+        return turn_combine(machine) ? enter_norms(machine) : PD_STEP_WANTS_WORK;
+    case PD_STEP_NORMS:
+        return leave_norms(machine);
+    case PD_STEP_UPDATE:
+        return turn_update(machine) ? leave_update(machine) : PD_STEP_WANTS_WORK;
+    case PD_STEP_TENSOR_SUMS:
+        sum_tensors(machine);
+        enter(machine, PD_STEP_APPLY);
+        return PD_STEP_WANTS_WORK;
+    case PD_STEP_APPLY:
+        return turn_apply(machine) ? enter_gather(machine) : PD_STEP_WANTS_WORK;
+    case PD_STEP_GATHER:
+        pd_param_store_publish_spare(machine->store);
+        enter(machine, PD_STEP_DONE);
+        return PD_STEP_WANTS_NOTHING;
+    case PD_STEP_IDLE:
+    case PD_STEP_DONE:
+        break;
+    }
+    return PD_STEP_WANTS_NOTHING;
+}
+
+const struct pd_collective *pd_step_collective(const struct pd_step_machine *machine)
+{
+    return &machine->collective;
+}
+
+bool pd_step_nonfinite(const struct pd_step_machine *machine)
+{
+    PD_ASSERT(machine->state == PD_STEP_DONE);
+    return machine->outcome.nonfinite;
+}
+
+struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine)
+{
+    PD_ASSERT(machine->state == PD_STEP_DONE);
+    for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
+        struct pd_worker *worker =
+            pd_roster_find(machine->roster, machine->order->contributors[i]);
+        if (worker->has_contribution) {
+            pd_contribution_release(&worker->contribution);
+        }
+    }
+    machine->order = NULL;
+    machine->state = PD_STEP_IDLE;
+    return machine->outcome;
+}
+
+/* ---- Help with NaNs ---- */
+
+bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct pd_order *order,
+                            uint32_t *worker_id, char *text, size_t text_bytes)
+{
+    const struct pd_range *lane = &machine->store->lane;
+
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        struct pd_worker *worker = pd_roster_find(machine->roster, order->contributors[i]);
+        if (worker->replica != machine->replica || !(order->weights[i] > 0.0)) {
+            continue;
+        }
+        for (uint64_t index = 0; index < lane->block_count; index++) {
+            const struct pd_block *block = &machine->plan->blocks[lane->block_begin + index];
+            uint64_t begin = in_lane(machine, block);
+            struct pd_source source =
+                pd_contribution_source(&worker->contribution, 0, order->weights[i]);
+            const char *elements =
+                (const char *)source.elements + begin * pd_dtype_bytes(source.dtype);
+            uint32_t at = pd_reduce_find_nonfinite(elements, source.dtype, block->element_count);
+            if (at == block->element_count) {
+                continue;
+            }
+            const struct pd_tensor *tensor = &machine->model->tensors[block->tensor_index];
+            *worker_id = worker->id;
+            snprintf(text, text_bytes, "tensor '%s', element %" PRIu64, tensor->name,
+                     block->element_begin + at - tensor->element_begin);
+            return true;
+        }
+    }
+    return false;
+}

@@ -1,0 +1,81 @@
+/* One worker's gradient for one step, as one rank of its home holds it.
+ * session -> [contribution] -> step. Pure. Owner: the loop thread.
+ *
+ *        begin            finish_payload (last, first micro-batch)
+ *   IDLE ------> RECEIVING ---------------------------------------> HELD
+ *    ^  ^ drop_payload |  \ finish_payload                           | release
+ *    |  `--------------'   `-> FOLDING --fold, last--> HELD          v
+ *    `----------------------------'  fold, not last                 IDLE
+ *
+ * A micro-batch counts once its payload is whole: it is then added to the sum of the contribution
+ * (or, if it is the only one, held as it came). Pushes are expected in order; `next_step` and
+ * `next_micro_batch` say which, and all before it have been accepted. */
+#ifndef PD_SERVER_CORE_CONTRIBUTION_H
+#define PD_SERVER_CORE_CONTRIBUTION_H
+
+#include "common/message.h"
+#include "server/core/reduce.h"
+
+enum pd_contribution_state {
+    PD_CONTRIBUTION_IDLE,
+    PD_CONTRIBUTION_RECEIVING,
+    PD_CONTRIBUTION_FOLDING,
+    PD_CONTRIBUTION_HELD,
+};
+
+/* Embedded in the roster's entry. Invariant: `sum` exists when accumulation_steps > 1. */
+struct pd_contribution {
+    enum pd_contribution_state state;
+    uint64_t element_count; /* of the lane */
+    void *payload;          /* element_count at up to 4 bytes: the micro-batch as it came */
+    float *sum;             /* element_count: micro-batches weighted by samples / unit_samples */
+    bool started;           /* a push has been accepted: next_step means something */
+    uint64_t next_step;
+    uint32_t next_micro_batch;
+    struct pd_push push;    /* header of the payload received, folded or held */
+    uint64_t unit_samples;  /* samples of the first micro-batch that has any: weight 1 in `sum` */
+    bool in_sum;            /* the contribution is in `sum`; else the payload is all of it */
+    uint64_t folded;        /* elements folded so far */
+};
+
+/* Errors: PD_ENOMEM; nothing to finish then. */
+PD_MUST_CHECK
+enum pd_status pd_contribution_init(struct pd_contribution *contribution, uint64_t element_count,
+                                    uint64_t accumulation_steps, struct pd_error *error);
+void pd_contribution_finish(struct pd_contribution *contribution);
+
+/* What a rank does with a push, by its header alone. */
+enum pd_push_verdict {
+    PD_PUSH_ACCEPT,    /* receive the payload: pd_contribution_begin */
+    PD_PUSH_DUPLICATE, /* accepted before: answer as then, drop the payload */
+    PD_PUSH_WAIT,      /* in order, but the micro-batch before is still being added */
+    PD_PUSH_REFUSE,    /* see the error; drop the payload */
+};
+
+/* Judge a push for the step in collection, which is `version`.
+ * Errors: with REFUSE, PD_ESTEP or PD_EINVALID say what was expected. */
+PD_MUST_CHECK
+enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contribution,
+                                           const struct pd_push *push, uint64_t version,
+                                           uint64_t accumulation_steps, struct pd_error *error);
+
+/* Take an accepted push; the payload is to be written to `payload`. */
+void pd_contribution_begin(struct pd_contribution *contribution, const struct pd_push *push);
+/* The payload will not become whole: as if it had never begun. */
+void pd_contribution_drop_payload(struct pd_contribution *contribution);
+/* The payload is whole: the push is accepted. */
+void pd_contribution_finish_payload(struct pd_contribution *contribution);
+
+/* While FOLDING: add up to `element_count` more elements; true when the fold is complete. */
+PD_MUST_CHECK
+bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element_count);
+
+/* The source of elements [begin, ...) of this contribution for a sum; `weight` is of one unit of
+ * samples. */
+struct pd_source pd_contribution_source(const struct pd_contribution *contribution, uint64_t begin,
+                                        double weight);
+
+/* The step that used it is closed. */
+void pd_contribution_release(struct pd_contribution *contribution);
+
+#endif

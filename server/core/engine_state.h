@@ -1,0 +1,112 @@
+/* The engine's state and the verbs its parts share. Private to the engine's parts: engine, session, serve, orders,
+ * membership, admin, status. Pure. Owner: the loop thread.
+ *
+ *   event -> session (who may say what) -> contribution
+ *         -> leader: orders, membership, admin (rank 0 decides) -> order -> every rank's engine
+ *   order -> engine (carries it out) -> step -> serve (waiting pulls) */
+#ifndef PD_SERVER_CORE_ENGINE_STATE_H
+#define PD_SERVER_CORE_ENGINE_STATE_H
+
+#include "common/checksum.h"
+#include "server/core/engine.h"
+#include "server/core/leader.h"
+#include "server/core/param_store.h"
+#include "server/core/roster.h"
+#include "server/core/session.h"
+#include "server/core/step.h"
+
+/* Orders received and not yet carried out, oldest first; entries are used again. */
+struct pd_order_queue {
+    struct pd_order **items; /* ring of `capacity` */
+    size_t capacity;
+    size_t begin;
+    size_t count;
+    struct pd_order **spare; /* `spare_count` of at most `capacity` */
+    size_t spare_count;
+};
+
+struct pd_engine {
+    const struct pd_config *config;
+    const struct pd_topology *topology;
+    uint32_t lane_count;
+    uint32_t replica_count;
+    uint32_t replica; /* of this rank */
+
+    /* Of the event being taken in. */
+    uint64_t now_ms;
+    uint64_t entropy;
+    struct pd_actions *actions;
+
+    struct pd_session *sessions; /* PD_CONNECTION_COUNT_MAX */
+    uint32_t session_end;        /* one beyond the last ever used */
+    uint64_t session_serial;     /* of the last one opened */
+    struct pd_roster *roster;
+
+    bool has_model;
+    struct pd_tensor_list model;
+    struct pd_shard_plan *plan;
+    struct pd_param_store store;
+    struct pd_step_machine *step;
+    uint32_t initializer; /* worker whose values become version 0 */
+
+    struct pd_order_queue queue;
+    struct pd_order *running; /* a step or publish order under way */
+    struct pd_collective broadcast;
+    uint64_t orders_executed;
+    struct pd_checksum *order_hash;
+
+    double last_lr;         /* of group 0, in the last step applied */
+    uint64_t skipped_steps;
+
+    bool work_asked;       /* a WORK event is on its way */
+    bool collective_asked; /* a COLLECTIVE event is on its way */
+    bool exiting;          /* EXIT or ABORT was asked for: nothing matters any more */
+    uint64_t started_ms;
+    uint64_t tick_ms;      /* time of the last tick */
+    uint64_t beat_ms;      /* when the last Beat was sent */
+
+    pd_connection_id leader_connection; /* ranks > 0: the one to rank 0 */
+    uint64_t leader_heard_ms;
+    struct pd_leader *leader; /* rank 0 only */
+};
+
+/* ---- engine: what the parts ask of it ---- */
+
+/* Ask for a WORK event, once. */
+void pd_engine_want_work(struct pd_engine *engine);
+
+/* End the job: every rank is told by the closing of its connections. */
+void pd_engine_abort(struct pd_engine *engine, const char *format, ...) PD_PRINTF(2, 3);
+
+/* Send a message without payload. */
+void pd_engine_send(struct pd_engine *engine, pd_connection_id connection,
+                    const struct pd_message *message);
+
+/* Put an order at the end of this rank's queue; it is copied. */
+void pd_engine_enqueue(struct pd_engine *engine, const struct pd_order *order);
+
+/* Tell rank 0 what this rank saw. */
+void pd_engine_report(struct pd_engine *engine, const struct pd_report *report);
+
+/* ---- serve ---- */
+
+/* Answer a pull as soon as its version exists.
+ * Errors: PD_ESTEP for a version too far ahead, PD_EINVALID for a dtype, PD_EPROTOCOL for a second pull before
+ * the first is answered. */
+PD_MUST_CHECK
+enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connection,
+                             uint64_t min_version, uint32_t dtype, struct pd_error *error);
+
+/* A new version, or more of its copy in a dtype, is there: answer what can be answered. */
+void pd_serve_answer(struct pd_engine *engine);
+
+/* Convert a turn's worth for waiting pulls. */
+void pd_serve_work(struct pd_engine *engine);
+
+/* The payload on this connection is no longer read from. */
+void pd_serve_release(struct pd_engine *engine, pd_connection_id connection);
+
+/* Close every connection that still reads the spare buffer: a step needs it. */
+void pd_serve_reclaim_spare(struct pd_engine *engine);
+
+#endif

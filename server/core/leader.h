@@ -1,0 +1,182 @@
+/* What rank 0 knows and decides for all: the ordered log, the members, the rates, the life of the job.
+ * session (Join, Register, Leave, Admin, Report) -> [leader] -> orders for every rank. Pure.
+ * Parts: orders.c (the log and when a step closes), membership.c (who takes part), admin.c (commands),
+ * status.c (what they answer). Owner: the loop thread of rank 0. */
+#ifndef PD_SERVER_CORE_LEADER_H
+#define PD_SERVER_CORE_LEADER_H
+
+#include "server/core/event.h"
+#include "server/core/step.h"
+
+struct pd_engine;
+
+/*   JOINING -all ranks know it-> JOINED -Registered-> ACTIVE -Leave-> LEAVING -Depart order-> (gone)
+ *      `------------------ lease or resume time over: evicted ------------------^                  */
+enum pd_member_state {
+    PD_MEMBER_NONE,
+    PD_MEMBER_JOINING,
+    PD_MEMBER_JOINED,  /* takes part in no step yet */
+    PD_MEMBER_ACTIVE,  /* every step waits for it */
+    PD_MEMBER_LEAVING, /* what it has pushed still counts */
+};
+
+struct pd_member {
+    enum pd_member_state state;
+    uint32_t id;
+    char name[PD_NAME_BYTES_MAX + 1];
+    uint32_t replica;
+    uint64_t token;
+    uint64_t join_index; /* index of its join order */
+    pd_connection_id join_connection;
+    uint64_t join_serial;
+    bool registering;       /* a Register waits for its answer */
+    uint64_t ranks_missing; /* bit per rank whose connection to it is not there */
+    uint64_t missing_since_ms;
+    bool expired; /* its lease is over */
+    char missing_text[PD_ERROR_BYTES_MAX];
+    uint64_t leave_step; /* LEAVING: the next push it would have sent */
+    uint32_t leave_micro_batch;
+    uint64_t leave_ms;
+
+    /* Of the step in collection. */
+    uint32_t lane_micro_batches[PD_RANK_COUNT_MAX]; /* whole on that lane */
+    uint64_t lanes_last;                            /* bit per lane that has the last one */
+    uint32_t micro_batches;                         /* whole on some lane */
+    uint64_t samples;
+    uint64_t unit_samples; /* of the first micro-batch that has any */
+    double loss_sum;       /* weighted by samples */
+    uint64_t loss_samples;
+
+    uint64_t step_next;     /* step after its last complete contribution */
+    uint64_t samples_total; /* in closed steps */
+};
+
+enum pd_drain_state {
+    PD_DRAIN_NONE,
+    PD_DRAIN_WAITING, /* for the running step to close, until drain_ms */
+    PD_DRAIN_ORDERED, /* the drain order is out */
+    PD_DRAIN_STOPPED, /* the stop order is out */
+};
+
+struct pd_leader {
+    /* The log. */
+    uint64_t order_next;                   /* index of the next order */
+    uint64_t executed[PD_RANK_COUNT_MAX];  /* orders reported as carried out, by rank */
+    pd_connection_id links[PD_RANK_COUNT_MAX];
+    uint64_t heard_ms[PD_RANK_COUNT_MAX];
+    uint32_t linked_count; /* ranks linked, rank 0 too */
+    bool ready;
+    uint64_t waiting_said_ms;
+    struct pd_order order; /* scratch for the order being issued */
+
+    /* The members. */
+    struct pd_member members[PD_WORKER_COUNT_MAX];
+    uint32_t member_end;
+    uint32_t worker_id_next;
+    bool started; /* workers.expected have been active together */
+
+    /* The model. */
+    bool register_ordered;
+    bool publish_ordered;
+    uint64_t register_index;
+    bool has_initializer;
+    uint32_t initializer;   /* the worker that supplies the initial values */
+    uint64_t values_lanes; /* bit per lane that holds the initial values */
+    uint64_t lanes_needed; /* bit per lane that has elements */
+
+    /* Steps. */
+    uint64_t step_next;     /* the step in collection */
+    uint64_t applied_steps; /* without the skipped ones */
+    double lr_overrides[PD_GROUP_COUNT_MAX + 1]; /* NaN: the schedule's */
+    double lrs[PD_GROUP_COUNT_MAX + 1];          /* of the last step */
+    bool paused;
+    struct pd_step_outcome outcome;
+    uint64_t effective_batch; /* samples of the last step */
+    double loss;              /* of the last step; NaN when nobody said */
+    char last_skip_reason[PD_ERROR_BYTES_MAX];
+    uint64_t skip_explained_step; /* 1 + the step last_skip_reason explains; 0: none */
+
+    enum pd_drain_state drain;
+    uint64_t drain_ms;
+    char drain_reason[PD_NAME_BYTES_MAX + 1];
+};
+
+/* Errors: PD_ENOMEM. */
+PD_MUST_CHECK
+enum pd_status pd_leader_create(struct pd_leader **out, struct pd_error *error);
+void pd_leader_destroy(struct pd_leader *leader);
+
+/* ---- orders ---- */
+
+/* The model and its values came from a file: nothing to register. */
+void pd_leader_model_loaded(struct pd_engine *engine);
+/* Issue what is due: replies whose orders all ranks have carried out, the next step, the drain. */
+void pd_leader_advance(struct pd_engine *engine);
+/* An empty order of that kind at the step in collection, in leader->order: to be filled and issued. */
+struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kind kind);
+/* The parts of an order are in leader->order: give it its index, send it, queue it here. */
+void pd_leader_issue(struct pd_engine *engine);
+/* How many orders, from the first, every rank has carried out. */
+uint64_t pd_leader_executed_by_all(const struct pd_engine *engine);
+/* A rank has linked up. */
+void pd_leader_linked(struct pd_engine *engine, uint32_t rank, pd_connection_id connection);
+void pd_leader_report(struct pd_engine *engine, uint32_t rank, const struct pd_report *report);
+/* Rank 0 itself has closed a step. */
+void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *order,
+                           struct pd_step_outcome outcome);
+/* The rates of optimizer step `applied` at an effective batch of `samples`; by group. */
+void pd_leader_lrs(const struct pd_engine *engine, uint64_t applied, uint64_t samples, double *lrs);
+/* End the job: after the running step when `wait`, else at once. */
+void pd_leader_drain(struct pd_engine *engine, const char *reason, bool wait);
+void pd_leader_tick(struct pd_engine *engine);
+
+/* ---- membership ---- */
+
+struct pd_member *pd_member_find(struct pd_leader *leader, uint32_t worker_id);
+/* Errors: PD_EIDENTITY (name taken), PD_ELIMIT, PD_EDRAINING. */
+PD_MUST_CHECK
+enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connection,
+                              const struct pd_join *join, struct pd_error *error);
+/* Errors: PD_EMODEL, PD_ELIMIT. */
+PD_MUST_CHECK
+enum pd_status pd_member_register(struct pd_engine *engine, struct pd_member *member,
+                                  const struct pd_tensor_list *tensors, struct pd_error *error);
+/* Whether a worker of its home needs a connection to that rank. */
+bool pd_member_needs_rank(const struct pd_engine *engine, const struct pd_member *member,
+                          uint32_t rank);
+void pd_member_leave(struct pd_engine *engine, struct pd_member *member,
+                     const struct pd_leave *leave);
+void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, uint32_t lane,
+                           const struct pd_report *report);
+/* Strike a member off by a depart order; `reason` is empty for one that left. */
+void pd_member_depart(struct pd_engine *engine, struct pd_member *member, const char *reason);
+/* Whether its contribution to the step in collection is whole on every lane. */
+bool pd_member_complete(const struct pd_engine *engine, const struct pd_member *member);
+/* LEAVING: whether all that it was acknowledged has been reported; and whether it comes to anything. */
+bool pd_member_settled(const struct pd_engine *engine, const struct pd_member *member);
+bool pd_member_contributes(const struct pd_engine *engine, const struct pd_member *member);
+/* The step in collection was closed: start anew. */
+void pd_member_reset(struct pd_member *member);
+/* Evict those whose time is over, answer joins and registrations that have become possible. */
+void pd_member_advance(struct pd_engine *engine);
+const char *pd_member_state_name(const struct pd_member *member);
+
+/* ---- admin and status ---- */
+
+/* Carry out a command; *reply is a JSON text, the caller's, for pd_heap_free.
+ * Errors: PD_EINVALID, PD_EREFUSED, PD_ENOMEM. */
+PD_MUST_CHECK
+enum pd_status pd_admin_run(struct pd_engine *engine, const struct pd_admin *admin, char **reply,
+                            struct pd_error *error);
+
+/* The objects of the queries; NULL when memory is out. */
+char *pd_status_json(struct pd_engine *engine);
+char *pd_status_lr_json(struct pd_engine *engine);
+char *pd_status_step_json(struct pd_engine *engine);
+char *pd_status_schedule_json(struct pd_engine *engine, uint64_t begin, uint64_t count);
+char *pd_status_workers_json(struct pd_engine *engine);
+char *pd_status_tensors_json(struct pd_engine *engine);
+/* {"command": ..., "step": ..., "text": ...} */
+char *pd_status_done_json(const char *command, uint64_t step, const char *text);
+
+#endif

@@ -1,0 +1,60 @@
+/* What a rank keeps of the model: the parameters it serves, twice, and the optimizer state it owns.
+ * optimizer -> [param_store] -> serve. Pure. Owner: the loop thread.
+ *
+ * Parameters are double-buffered: a step writes the spare buffer while the served one is sent from. A
+ * buffer holds the rank's whole lane; its own shard is a part of it. */
+#ifndef PD_SERVER_CORE_PARAM_STORE_H
+#define PD_SERVER_CORE_PARAM_STORE_H
+
+#include "common/shard_plan.h"
+#include "server/core/config.h"
+
+#define PD_DTYPE_COUNT 3
+
+/* Invariant: `users` counts the sends that read this buffer. */
+struct pd_param_buffer {
+    float *parameters;               /* lane.element_count */
+    uint16_t *halves[PD_DTYPE_COUNT]; /* bfloat16 and float16 copies, made on demand */
+    uint64_t converted[PD_DTYPE_COUNT]; /* elements of `halves` that are up to date */
+    uint32_t users;
+};
+
+struct pd_param_store {
+    struct pd_range lane;
+    struct pd_range shard;
+    struct pd_param_buffer buffers[2];
+    uint32_t served;   /* index of the buffer that holds `version` */
+    bool has_version;
+    uint64_t version;  /* closed steps, skipped ones too */
+    uint32_t state_count;
+    float *state[PD_OPTIMIZER_STATE_COUNT_MAX]; /* shard.element_count each */
+};
+
+/* Allocate for one rank's part of the plan; no version yet.
+ * Errors: PD_ENOMEM; nothing to finish then. */
+PD_MUST_CHECK
+enum pd_status pd_param_store_init(struct pd_param_store *store, const struct pd_shard_plan *plan,
+                                   uint32_t rank, const struct pd_config *config,
+                                   struct pd_error *error);
+void pd_param_store_finish(struct pd_param_store *store);
+
+float *pd_param_store_served(struct pd_param_store *store);
+float *pd_param_store_spare(struct pd_param_store *store);
+
+/* Serve the first version, which is in the served buffer. */
+void pd_param_store_publish_first(struct pd_param_store *store);
+/* Serve what the spare buffer holds as the next version. It must have no users. */
+void pd_param_store_publish_spare(struct pd_param_store *store);
+/* The next version has the same parameters. */
+void pd_param_store_publish_same(struct pd_param_store *store);
+
+/* Bytes to send for `dtype`, or NULL while its copy is not finished: call convert until it is. */
+const void *pd_param_store_payload(const struct pd_param_store *store, enum pd_dtype dtype);
+
+/* Convert up to `element_count` more elements of the served buffer.
+ * Errors: PD_ENOMEM on the first use of a dtype. */
+PD_MUST_CHECK
+enum pd_status pd_param_store_convert(struct pd_param_store *store, enum pd_dtype dtype,
+                                      uint64_t element_count, struct pd_error *error);
+
+#endif

@@ -1,0 +1,81 @@
+#include "server/core/roster.h"
+
+#include "common/assert.h"
+
+#include <stdio.h>
+#include <string.h>
+
+struct pd_worker *pd_roster_find(struct pd_roster *roster, uint32_t worker_id)
+{
+    for (uint32_t slot = 0; slot < roster->slot_end; slot++) {
+        struct pd_worker *worker = &roster->workers[slot];
+        if (worker->present && worker->id == worker_id) {
+            return worker;
+        }
+    }
+    return NULL;
+}
+
+struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order *order)
+{
+    uint32_t slot = 0;
+    while (slot < roster->slot_end && roster->workers[slot].present) {
+        slot++;
+    }
+    PD_ASSERT(slot < PD_WORKER_COUNT_MAX);
+    if (slot == roster->slot_end) {
+        roster->slot_end++;
+    }
+    struct pd_worker *worker = &roster->workers[slot];
+    memset(worker, 0, sizeof *worker);
+    worker->present = true;
+    worker->id = order->worker_id;
+    worker->token = order->token;
+    snprintf(worker->name, sizeof worker->name, "%s", order->name);
+    worker->replica = order->replica;
+    worker->connection = PD_CONNECTION_NONE;
+    return worker;
+}
+
+enum pd_status pd_roster_equip(struct pd_worker *worker, uint64_t element_count,
+                               uint64_t accumulation_steps, struct pd_error *error)
+{
+    PD_ASSERT(!worker->has_contribution);
+    enum pd_status status = pd_contribution_init(&worker->contribution, element_count,
+                                                 accumulation_steps, error);
+    worker->has_contribution = status == PD_OK;
+    return status;
+}
+
+void pd_roster_remove(struct pd_roster *roster, struct pd_worker *worker, const char *reason)
+{
+    struct pd_departed *departed =
+        &roster->departed[roster->departed_count++ % PD_DEPARTED_COUNT];
+
+    departed->id = worker->id;
+    snprintf(departed->reason, sizeof departed->reason, "%s", reason);
+    pd_contribution_finish(&worker->contribution);
+    worker->has_contribution = false;
+    worker->present = false;
+}
+
+enum pd_status pd_roster_explain(const struct pd_roster *roster, uint32_t worker_id,
+                                 struct pd_error *error)
+{
+    for (uint32_t i = 0; i < PD_DEPARTED_COUNT && i < roster->departed_count; i++) {
+        if (roster->departed[i].id == worker_id) {
+            return pd_error_set(error, PD_EIDENTITY, "worker %u is gone: %s; join again", worker_id,
+                                roster->departed[i].reason);
+        }
+    }
+    return pd_error_set(error, PD_EIDENTITY, "worker %u is not known in this run: join again",
+                        worker_id);
+}
+
+void pd_roster_finish(struct pd_roster *roster)
+{
+    for (uint32_t slot = 0; slot < roster->slot_end; slot++) {
+        pd_contribution_finish(&roster->workers[slot].contribution);
+    }
+    memset(roster, 0, sizeof *roster);
+}

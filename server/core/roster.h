@@ -1,0 +1,59 @@
+/* The workers as one rank knows them from the ordered log: who they are, where their home is, and, on
+ * the ranks of that home, their contributions.
+ * orders -> [roster] -> session, step. Pure. Owner: the loop thread. */
+#ifndef PD_SERVER_CORE_ROSTER_H
+#define PD_SERVER_CORE_ROSTER_H
+
+#include "server/core/contribution.h"
+#include "server/core/event.h"
+
+#define PD_CONNECTION_NONE UINT32_MAX
+#define PD_DEPARTED_COUNT 64u
+
+struct pd_worker {
+    bool present;
+    uint32_t id;
+    uint64_t token;
+    char name[PD_NAME_BYTES_MAX + 1];
+    uint32_t replica;
+    pd_connection_id connection; /* PD_CONNECTION_NONE: none on this rank */
+    bool has_contribution;       /* its home is here and the model is known */
+    struct pd_contribution contribution;
+};
+
+/* Why a worker is no longer here, for the message to one that comes back. */
+struct pd_departed {
+    uint32_t id;
+    char reason[PD_ERROR_BYTES_MAX];
+};
+
+/* Slots are reused; ids never are. */
+struct pd_roster {
+    struct pd_worker workers[PD_WORKER_COUNT_MAX];
+    uint32_t slot_end; /* one beyond the last slot ever used */
+    struct pd_departed departed[PD_DEPARTED_COUNT];
+    uint32_t departed_count; /* ever; the ring keeps the last ones */
+};
+
+/* NULL when no such worker is present. */
+struct pd_worker *pd_roster_find(struct pd_roster *roster, uint32_t worker_id);
+
+/* Enter the worker of a join order. There is room: rank 0 sees to it. */
+struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order *order);
+
+/* Make room for a worker's contributions of `element_count` elements.
+ * Errors: PD_ENOMEM. */
+PD_MUST_CHECK
+enum pd_status pd_roster_equip(struct pd_worker *worker, uint64_t element_count,
+                               uint64_t accumulation_steps, struct pd_error *error);
+
+/* Strike a worker off; `reason` is kept for a while. */
+void pd_roster_remove(struct pd_roster *roster, struct pd_worker *worker, const char *reason);
+
+/* One line for a worker that is not present: why, if that is still known. */
+enum pd_status pd_roster_explain(const struct pd_roster *roster, uint32_t worker_id,
+                                 struct pd_error *error);
+
+void pd_roster_finish(struct pd_roster *roster);
+
+#endif

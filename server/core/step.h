@@ -1,0 +1,81 @@
+/* One optimizer step on one rank: from a step order to the next version.
+ * contribution, orders -> [step] -> param_store. Pure: works a few blocks at a time and asks for
+ * collectives; the engine feeds it turns. Owner: the loop thread.
+ *
+ *   IDLE -> BUFFER -> SUM -> EXCHANGE -> COMBINE -> NORMS -> UPDATE -> TENSOR_SUMS -> APPLY -> GATHER -> DONE
+ *
+ * EXCHANGE, COMBINE and GATHER are skipped without replicas, NORMS and TENSOR_SUMS have no collective
+ * on a lone rank, TENSOR_SUMS and APPLY are for rules of two passes. A non-finite sum anywhere goes from
+ * NORMS to DONE on every rank. BUFFER waits until nobody is sent the spare buffer any more. */
+#ifndef PD_SERVER_CORE_STEP_H
+#define PD_SERVER_CORE_STEP_H
+
+#include "server/core/collective.h"
+#include "server/core/param_store.h"
+#include "server/core/roster.h"
+
+enum pd_step_state {
+    PD_STEP_IDLE,
+    PD_STEP_BUFFER,
+    PD_STEP_SUM,
+    PD_STEP_EXCHANGE,
+    PD_STEP_COMBINE,
+    PD_STEP_NORMS,
+    PD_STEP_UPDATE,
+    PD_STEP_TENSOR_SUMS,
+    PD_STEP_APPLY,
+    PD_STEP_GATHER,
+    PD_STEP_DONE,
+};
+
+/* What a step came to; the same on every rank. */
+struct pd_step_outcome {
+    bool skipped;
+    bool nonfinite;        /* skipped because of the gradient */
+    double gradient_norm;  /* before clipping; NaN when non-finite or not computed */
+    double clip_scale;     /* 1 when not clipped */
+};
+
+struct pd_step_machine;
+
+/* `config`, `model`, `plan`, `store` and `roster` are borrowed until destroy; all that a step needs is
+ * allocated here. Errors: PD_ENOMEM. */
+PD_MUST_CHECK
+enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_config *config,
+                              const struct pd_tensor_list *model, const struct pd_shard_plan *plan,
+                              struct pd_param_store *store, struct pd_roster *roster, uint32_t rank,
+                              struct pd_error *error);
+void pd_step_destroy(struct pd_step_machine *machine);
+
+enum pd_step_state pd_step_state(const struct pd_step_machine *machine);
+
+/* Begin the step of `order`, which is borrowed until DONE. IDLE only. */
+void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order);
+
+/* What pd_step_advance wants next. */
+enum pd_step_want {
+    PD_STEP_WANTS_WORK,       /* another turn */
+    PD_STEP_WANTS_COLLECTIVE, /* carry out pd_step_collective, then a turn */
+    PD_STEP_WANTS_BUFFER,     /* a turn when the spare buffer has no users */
+    PD_STEP_WANTS_NOTHING,    /* DONE: the store serves the next version */
+};
+
+/* Do one turn of work: about PD_STEP_TURN_ELEMENTS elements. */
+PD_MUST_CHECK
+enum pd_step_want pd_step_advance(struct pd_step_machine *machine);
+
+const struct pd_collective *pd_step_collective(const struct pd_step_machine *machine);
+
+/* DONE: whether the step was skipped because of its gradient. */
+bool pd_step_nonfinite(const struct pd_step_machine *machine);
+
+/* DONE -> IDLE: what came out. */
+struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine);
+
+/* Where the first non-finite element of the contributions summed here is: fills `worker_id` and a line such
+ * as "tensor 'fc.weight', element 12". False when all are finite: the sum overflowed. */
+PD_MUST_CHECK
+bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct pd_order *order,
+                            uint32_t *worker_id, char *text, size_t text_bytes);
+
+#endif
