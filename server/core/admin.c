@@ -134,6 +134,7 @@ static enum pd_status set_paused(struct pd_engine *engine, const struct pd_admin
     struct pd_leader *leader = engine->leader;
     char text[PD_ERROR_BYTES_MAX];
 
+    leader->changed = true;
     leader->paused = strcmp(admin->command, "pause") == 0;
     snprintf(text, sizeof text,
              leader->paused ? "no step closes before resume; the next is step %" PRIu64

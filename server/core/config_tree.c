@@ -368,8 +368,8 @@ static enum pd_status read_document(struct reader *reader, struct pd_node **out)
     return PD_OK;
 }
 
-enum pd_status pd_node_parse(struct pd_node **out, const struct pd_config_source *source, const char *text,
-                             struct pd_error *error)
+enum pd_status pd_node_parse(struct pd_node **out, const struct pd_config_source *source,
+                             const char *text, struct pd_error *error)
 {
     struct reader reader = {.source = *source, .error = error};
     size_t bytes = strnlen(text, (size_t)PD_CONFIG_BYTES_MAX + 1);

@@ -36,8 +36,8 @@ struct pd_node {
 /* Parse `text`; an empty one gives an empty mapping, or null as the value of a setting. *out is the
  * caller's, for pd_node_destroy. Errors: PD_ECONFIG "FILE:LINE: what"; PD_ENOMEM. */
 PD_MUST_CHECK
-enum pd_status pd_node_parse(struct pd_node **out, const struct pd_config_source *source, const char *text,
-                             struct pd_error *error);
+enum pd_status pd_node_parse(struct pd_node **out, const struct pd_config_source *source,
+                             const char *text, struct pd_error *error);
 void pd_node_destroy(struct pd_node *node);
 
 /* Put the value of a setting "a.b=value" or "a.0.b=value" where its key says, making the mappings

@@ -40,8 +40,11 @@ void pd_engine_abort(struct pd_engine *engine, const char *format, ...)
 void pd_engine_send(struct pd_engine *engine, pd_connection_id connection,
                     const struct pd_message *message)
 {
-    pd_actions_send(engine->actions, connection, message, NULL, 0,
-                    engine->sessions[connection].checksum);
+    const struct pd_session *session = &engine->sessions[connection];
+
+    if (session->state != PD_SESSION_NONE && session->state != PD_SESSION_CLOSING) {
+        pd_actions_send(engine->actions, connection, message, NULL, 0, session->checksum);
+    }
 }
 
 void pd_engine_report(struct pd_engine *engine, const struct pd_report *report)
@@ -262,6 +265,7 @@ static void begin_publish(struct pd_engine *engine, const struct pd_order *order
 {
     struct pd_collective *broadcast = &engine->broadcast;
 
+    pd_session_end_values(engine);
     if (engine->replica_count == 1) {
         return;
     }
@@ -586,7 +590,8 @@ void pd_engine_step(struct pd_engine *engine, const struct pd_event *event,
             pd_leader_advance(engine);
         }
         advance_running(engine, false);
-    } while (carry_out_next(engine));
+    } while (carry_out_next(engine) ||
+             (engine->leader != NULL && engine->leader->changed && !engine->exiting));
     engine->actions = NULL;
 }
 

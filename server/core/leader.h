@@ -26,6 +26,7 @@ struct pd_member {
     char name[PD_NAME_BYTES_MAX + 1];
     uint32_t replica;
     uint64_t token;
+    bool join_ordered;
     uint64_t join_index; /* index of its join order */
     pd_connection_id join_connection;
     uint64_t join_serial;
@@ -63,11 +64,11 @@ struct pd_leader {
     uint64_t order_next;                   /* index of the next order */
     uint64_t executed[PD_RANK_COUNT_MAX];  /* orders reported as carried out, by rank */
     pd_connection_id links[PD_RANK_COUNT_MAX];
-    uint64_t heard_ms[PD_RANK_COUNT_MAX];
     uint32_t linked_count; /* ranks linked, rank 0 too */
     bool ready;
     uint64_t waiting_said_ms;
     struct pd_order order; /* scratch for the order being issued */
+    bool changed;          /* something happened that may make something due */
 
     /* The members. */
     struct pd_member members[PD_WORKER_COUNT_MAX];
@@ -146,6 +147,7 @@ bool pd_member_needs_rank(const struct pd_engine *engine, const struct pd_member
                           uint32_t rank);
 void pd_member_leave(struct pd_engine *engine, struct pd_member *member,
                      const struct pd_leave *leave);
+/* A worker that pushes for a step it takes no part in is evicted. */
 void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, uint32_t lane,
                            const struct pd_report *report);
 /* Strike a member off by a depart order; `reason` is empty for one that left. */

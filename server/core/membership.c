@@ -180,18 +180,25 @@ enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connect
     member->replica = choose_home(engine, session->host);
     member->step_next = leader->step_next;
 
-    struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_JOIN);
-    order->worker_id = member->id;
-    order->token = engine->entropy;
-    order->replica = member->replica;
-    snprintf(order->name, sizeof order->name, "%s", member->name);
-    member->join_index = leader->order_next;
     member->join_connection = connection;
     member->join_serial = session->serial;
+    member->token = engine->entropy;
     session->joining = true;
-    member->token = order->token;
-    pd_leader_issue(engine);
+    leader->changed = true;
     return PD_OK;
+}
+
+static void order_join(struct pd_engine *engine, struct pd_member *member)
+{
+    struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_JOIN);
+
+    order->worker_id = member->id;
+    order->token = member->token;
+    order->replica = member->replica;
+    snprintf(order->name, sizeof order->name, "%s", member->name);
+    member->join_ordered = true;
+    member->join_index = engine->leader->order_next;
+    pd_leader_issue(engine);
 }
 
 /* Every rank knows the worker: bind it to the connection it joined on and tell it. */
@@ -281,6 +288,7 @@ enum pd_status pd_member_register(struct pd_engine *engine, struct pd_member *me
         order_registration(engine, member, tensors);
     }
     member->registering = true;
+    leader->changed = true;
     return PD_OK;
 }
 
@@ -357,7 +365,16 @@ static void advance_registration(struct pd_engine *engine, struct pd_member *mem
 void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, uint32_t lane,
                            const struct pd_report *report)
 {
-    PD_ASSERT(report->step == engine->leader->step_next);
+    bool takes_part = member->state == PD_MEMBER_ACTIVE || member->state == PD_MEMBER_LEAVING;
+
+    if (!takes_part || report->step != engine->leader->step_next) {
+        char reason[PD_ERROR_BYTES_MAX];
+        snprintf(reason, sizeof reason,
+                 "it pushed for step %" PRIu64 ", but takes part from step %" PRIu64 " on",
+                 report->step, engine->leader->step_next);
+        pd_member_depart(engine, member, reason);
+        return;
+    }
     member->lane_micro_batches[lane] = report->micro_batch + 1;
     if (report->last) {
         member->lanes_last |= 1ull << lane;
@@ -441,6 +458,7 @@ void pd_member_leave(struct pd_engine *engine, struct pd_member *member,
     member->leave_ms = engine->now_ms;
     member->state = PD_MEMBER_LEAVING;
     member->registering = false;
+    engine->leader->changed = true;
 }
 
 void pd_member_depart(struct pd_engine *engine, struct pd_member *member, const char *reason)
@@ -502,7 +520,9 @@ static void advance_member(struct pd_engine *engine, struct pd_member *member)
     case PD_MEMBER_NONE:
         return;
     case PD_MEMBER_JOINING:
-        if (pd_leader_executed_by_all(engine) > member->join_index) {
+        if (!member->join_ordered) {
+            order_join(engine, member);
+        } else if (pd_leader_executed_by_all(engine) > member->join_index) {
             finish_join(engine, member);
         }
         return;

@@ -30,6 +30,7 @@ enum pd_status pd_leader_create(struct pd_leader **out, struct pd_error *error)
     leader->linked_count = 1;
     leader->outcome = (struct pd_step_outcome){.gradient_norm = NAN, .clip_scale = 1.0};
     leader->loss = NAN;
+    leader->changed = true;
     *out = leader;
     return PD_OK;
 }
@@ -60,6 +61,7 @@ void pd_leader_issue(struct pd_engine *engine)
     struct pd_order *order = &leader->order;
 
     order->index = leader->order_next++;
+    leader->changed = true;
     for (uint32_t rank = 1; rank < engine->topology->rank_count; rank++) {
         struct pd_message message = {.kind = PD_MESSAGE_ORDER};
         message.order = *order;
@@ -240,6 +242,7 @@ void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *orde
 {
     struct pd_leader *leader = engine->leader;
 
+    leader->changed = true;
     leader->outcome = outcome;
     memcpy(leader->lrs, order->lrs, order->lr_count * sizeof order->lrs[0]);
     if (!outcome.skipped) {
@@ -309,7 +312,7 @@ void pd_leader_report(struct pd_engine *engine, uint32_t rank, const struct pd_r
     struct pd_leader *leader = engine->leader;
     struct pd_member *member = pd_member_find(leader, report->worker_id);
 
-    leader->heard_ms[rank] = engine->now_ms;
+    leader->changed = true;
     switch (report->kind) {
     case PD_REPORT_EXECUTED:
         leader->executed[rank] = report->order_index + 1;
@@ -346,8 +349,8 @@ void pd_leader_linked(struct pd_engine *engine, uint32_t rank, pd_connection_id 
     struct pd_leader *leader = engine->leader;
 
     leader->links[rank] = connection;
-    leader->heard_ms[rank] = engine->now_ms;
     leader->linked_count++;
+    leader->changed = true;
 }
 
 static void list_missing(const struct pd_engine *engine, char *text, size_t text_bytes)
@@ -407,6 +410,7 @@ static void watch_ranks(struct pd_engine *engine)
 
 void pd_leader_tick(struct pd_engine *engine)
 {
+    engine->leader->changed = true;
     watch_links(engine);
     watch_ranks(engine);
 }
@@ -421,6 +425,7 @@ void pd_leader_drain(struct pd_engine *engine, const char *reason, bool wait)
     if (leader->drain >= PD_DRAIN_ORDERED || (leader->drain == PD_DRAIN_WAITING && wait)) {
         return;
     }
+    leader->changed = true;
     leader->drain = PD_DRAIN_WAITING;
     leader->drain_ms = engine->now_ms + (uint64_t)limit_ms;
     snprintf(leader->drain_reason, sizeof leader->drain_reason, "%s", reason);
@@ -467,6 +472,10 @@ void pd_leader_advance(struct pd_engine *engine)
 {
     struct pd_leader *leader = engine->leader;
 
+    if (!leader->changed) {
+        return;
+    }
+    leader->changed = false;
     if (!leader->ready) {
         if (leader->linked_count < engine->topology->rank_count) {
             return;

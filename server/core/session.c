@@ -499,6 +499,18 @@ static void values_arrived(struct pd_engine *engine, pd_connection_id connection
     pd_engine_report(engine, &report);
 }
 
+void pd_session_end_values(struct pd_engine *engine)
+{
+    struct pd_error error = {0};
+
+    pd_error_set(&error, PD_EREFUSED, "values: this lane has its values");
+    for (pd_connection_id id = 0; id < engine->session_end; id++) {
+        if (engine->sessions[id].payload == PD_SESSION_PAYLOAD_VALUES) {
+            pd_session_refuse(engine, id, &error, true);
+        }
+    }
+}
+
 void pd_session_payload(struct pd_engine *engine, const struct pd_event *event)
 {
     struct pd_session *session = session_at(engine, event->connection);
@@ -524,27 +536,42 @@ static void on_join(struct pd_engine *engine, const struct pd_event *event)
     }
 }
 
-static void on_register(struct pd_engine *engine, const struct pd_event *event)
+/* The member of a worker's session; refuses when its eviction is ordered, but not yet carried out. */
+static struct pd_member *member_of(struct pd_engine *engine, const struct pd_event *event)
 {
-    struct pd_session *session = session_at(engine, event->connection);
+    const struct pd_session *session = session_at(engine, event->connection);
     struct pd_member *member = pd_member_find(engine->leader, session->worker_id);
     struct pd_error error = {0};
 
-    PD_ASSERT(member != NULL);
-    if (pd_member_register(engine, member, &event->message->registration.tensors, &error) !=
-        PD_OK) {
+    if (member == NULL) {
+        pd_error_set(&error, PD_EIDENTITY, "%s: worker %u is being struck off: join again",
+                     pd_message_kind_name(event->message->kind), session->worker_id);
+        pd_session_refuse(engine, event->connection, &error, false);
+    }
+    return member;
+}
+
+static void on_register(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_member *member = member_of(engine, event);
+    struct pd_error error = {0};
+
+    if (member != NULL &&
+        pd_member_register(engine, member, &event->message->registration.tensors, &error) !=
+            PD_OK) {
         pd_session_refuse(engine, event->connection, &error, false);
     }
 }
 
 static void on_leave(struct pd_engine *engine, const struct pd_event *event)
 {
-    struct pd_session *session = session_at(engine, event->connection);
+    struct pd_member *member = member_of(engine, event);
     struct pd_message message = {.kind = PD_MESSAGE_LEFT};
 
-    pd_member_leave(engine, pd_member_find(engine->leader, session->worker_id),
-                    &event->message->leave);
-    pd_engine_send(engine, event->connection, &message);
+    if (member != NULL) {
+        pd_member_leave(engine, member, &event->message->leave);
+        pd_engine_send(engine, event->connection, &message);
+    }
 }
 
 static void on_admin(struct pd_engine *engine, const struct pd_event *event)
