@@ -81,8 +81,8 @@ void pd_actions_send(struct pd_actions *actions, pd_connection_id connection,
     };
 
     pd_prefix_encode(&prefix, actions->bytes + offset);
-    enum pd_status status = pd_message_encode(message, actions->bytes + offset + PD_PREFIX_BYTES,
-                                              header_bytes, &error);
+    enum pd_status status =
+        pd_message_encode(message, actions->bytes + offset + PD_PREFIX_BYTES, header_bytes, &error);
     PD_ASSERT(status == PD_OK);
     struct pd_action *action = append(actions, PD_ACTION_SEND);
     action->connection = connection;

@@ -7,9 +7,10 @@
 #include "server/core/event.h"
 
 enum pd_action_kind {
-    PD_ACTION_SEND,       /* a frame, then payload from `payload`; SENT follows if it has a payload */
-    PD_ACTION_PLACE,      /* the payload announced on `connection` goes to `destination`, NULL: dropped */
-    PD_ACTION_CLOSE,      /* stop reading, send what is queued if `flush`, close; CLOSED follows */
+    PD_ACTION_SEND,  /* a frame, then payload from `payload`; SENT follows if it has a payload */
+    PD_ACTION_PLACE, /* the payload announced on `connection` goes to `destination`, NULL: dropped
+                      */
+    PD_ACTION_CLOSE, /* stop reading, send what is queued if `flush`, close; CLOSED follows */
     PD_ACTION_COLLECTIVE, /* enter `collective` on the MPI thread; COLLECTIVE follows */
     PD_ACTION_WORK,       /* a WORK event, once sockets have had their turn */
     PD_ACTION_LOG,        /* one line for the log: `text` */
@@ -27,8 +28,8 @@ struct pd_action {
     const void *payload; /* SEND: untouched by the engine until SENT or CLOSED */
     uint64_t payload_bytes;
     bool checksum; /* SEND: the shell appends XXH3-64 of header and payload (prefix has the flag) */
-    void *destination; /* PLACE */
-    bool flush;        /* CLOSE */
+    void *destination;                      /* PLACE */
+    bool flush;                             /* CLOSE */
     const struct pd_collective *collective; /* COLLECTIVE: the engine's until done */
     size_t text_offset;                     /* LOG, ABORT: NUL-terminated */
     int exit_code;                          /* EXIT */
@@ -51,8 +52,8 @@ void pd_actions_reset(struct pd_actions *actions);
 /* The bytes at an offset of one of its actions; valid until the next change of the list. */
 const uint8_t *pd_actions_bytes(const struct pd_actions *actions, size_t offset);
 
-/* Builders, for the engine. Growing fails only when memory is out, which is asserted: no rank can go
- * on without its actions. */
+/* Builders, for the engine. Growing fails only when memory is out, which is asserted: no rank can
+ * go on without its actions. */
 void pd_actions_send(struct pd_actions *actions, pd_connection_id connection,
                      const struct pd_message *message, const void *payload, uint64_t payload_bytes,
                      bool checksum);

@@ -47,8 +47,8 @@ static enum pd_status ask_lr(struct pd_engine *engine, const struct pd_admin *ad
     return finish(pd_status_lr_json(engine), reply, error);
 }
 
-static enum pd_status ask_step(struct pd_engine *engine, const struct pd_admin *admin,
-                               char **reply, struct pd_error *error)
+static enum pd_status ask_step(struct pd_engine *engine, const struct pd_admin *admin, char **reply,
+                               struct pd_error *error)
 {
     (void)admin;
     return finish(pd_status_step_json(engine), reply, error);
@@ -112,7 +112,8 @@ static enum pd_status set_lr(struct pd_engine *engine, const struct pd_admin *ad
         return error->status;
     }
     for (uint32_t group = 0; group < config->group_count; group++) {
-        double ratio = only == UINT32_MAX && base > 0.0 ? config->groups[group].hyper.lr / base : 1.0;
+        double ratio =
+            only == UINT32_MAX && base > 0.0 ? config->groups[group].hyper.lr / base : 1.0;
         if (only == UINT32_MAX || only == group) {
             leader->lr_overrides[group] = admin->has_value ? admin->value * ratio : NAN;
         }
@@ -191,8 +192,8 @@ static enum pd_status drain(struct pd_engine *engine, const struct pd_admin *adm
 {
     bool wait = strcmp(admin->command, "drain") == 0;
 
-    pd_leader_drain(engine, wait ? "an administrator asked to drain" : "an administrator asked to stop",
-                    wait);
+    pd_leader_drain(
+        engine, wait ? "an administrator asked to drain" : "an administrator asked to stop", wait);
     return done(engine, admin, reply, error,
                 wait ? "the running step ends, workers are told, then every rank exits"
                      : "workers are told, and every rank exits");
@@ -202,10 +203,12 @@ static const struct {
     const char *name;
     admin_command *run;
 } commands[] = {
-    {"status", ask_status},     {"lr", ask_lr},           {"step", ask_step},
-    {"schedule", ask_schedule}, {"workers", ask_workers}, {"tensors", ask_tensors},
-    {"set-lr", set_lr},         {"pause", set_paused},    {"resume", set_paused},
-    {"checkpoint", checkpoint}, {"evict", evict},         {"drain", drain},
+    {"status", ask_status},   {"lr", ask_lr},
+    {"step", ask_step},       {"schedule", ask_schedule},
+    {"workers", ask_workers}, {"tensors", ask_tensors},
+    {"set-lr", set_lr},       {"pause", set_paused},
+    {"resume", set_paused},   {"checkpoint", checkpoint},
+    {"evict", evict},         {"drain", drain},
     {"stop", drain},
 };
 
@@ -217,8 +220,9 @@ enum pd_status pd_admin_run(struct pd_engine *engine, const struct pd_admin *adm
             return commands[i].run(engine, admin, reply, error);
         }
     }
-    return pd_error_set(error, PD_EINVALID,
-                        "admin: unknown command '%s'; allowed: status, lr, step, schedule, workers, "
-                        "tensors, set-lr, pause, resume, checkpoint, evict, drain, stop",
-                        admin->command);
+    return pd_error_set(
+        error, PD_EINVALID,
+        "admin: unknown command '%s'; allowed: status, lr, step, schedule, workers, "
+        "tensors, set-lr, pause, resume, checkpoint, evict, drain, stop",
+        admin->command);
 }

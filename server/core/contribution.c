@@ -59,8 +59,7 @@ enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contrib
     }
     if (push->micro_batch == accumulation_steps - 1 && !push->last) {
         pd_error_set(error, PD_EINVALID,
-                     "push of step %" PRIu64 ": micro-batch %u of %" PRIu64
-                     " must have `last` set",
+                     "push of step %" PRIu64 ": micro-batch %u of %" PRIu64 " must have `last` set",
                      push->step, push->micro_batch, accumulation_steps);
         return PD_PUSH_REFUSE;
     }

@@ -32,10 +32,10 @@ struct pd_contribution {
     bool started;           /* a push has been accepted: next_step means something */
     uint64_t next_step;
     uint32_t next_micro_batch;
-    struct pd_push push;    /* header of the payload received, folded or held */
-    uint64_t unit_samples;  /* samples of the first micro-batch that has any: weight 1 in `sum` */
-    bool in_sum;            /* the contribution is in `sum`; else the payload is all of it */
-    uint64_t folded;        /* elements folded so far */
+    struct pd_push push;   /* header of the payload received, folded or held */
+    uint64_t unit_samples; /* samples of the first micro-batch that has any: weight 1 in `sum` */
+    bool in_sum;           /* the contribution is in `sum`; else the payload is all of it */
+    uint64_t folded;       /* elements folded so far */
 };
 
 /* Errors: PD_ENOMEM; nothing to finish then. */

@@ -8,7 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Beats between ranks, and the gap between two ticks after which this rank has itself been stopped. */
+/* Beats between ranks, and the gap between two ticks after which this rank has itself been stopped.
+ */
 #define BEAT_MS 1000u
 #define STOPPED_MS 2000u
 
@@ -134,8 +135,8 @@ static void recycle(struct pd_engine *engine, struct pd_order *order)
 
 static void hash_order(struct pd_engine *engine, const struct pd_order *order)
 {
-    const uint64_t numbers[] = {order->index, order->kind,    order->step,
-                                order->token, order->replica, order->worker_id,
+    const uint64_t numbers[] = {order->index, order->kind,          order->step,
+                                order->token, order->replica,       order->worker_id,
                                 order->skip,  order->optimizer_step};
 
     pd_checksum_update(engine->order_hash, numbers, sizeof numbers);
@@ -166,7 +167,8 @@ static void carry_out_join(struct pd_engine *engine, const struct pd_order *orde
     equip(engine, pd_roster_add(engine->roster, order));
 }
 
-/* A worker that left may go on as a guest; an evicted one, or one in the middle of sending, may not. */
+/* A worker that left may go on as a guest; an evicted one, or one in the middle of sending, may
+ * not. */
 static void part_session(struct pd_engine *engine, struct pd_worker *worker,
                          const struct pd_order *order)
 {
@@ -194,8 +196,7 @@ static void carry_out_depart(struct pd_engine *engine, const struct pd_order *or
     if (worker->connection != PD_CONNECTION_NONE) {
         part_session(engine, worker, order);
     }
-    pd_roster_remove(engine->roster, worker,
-                     order->reason[0] != '\0' ? order->reason : "it left");
+    pd_roster_remove(engine->roster, worker, order->reason[0] != '\0' ? order->reason : "it left");
 }
 
 static enum pd_status adopt_model(struct pd_engine *engine, const struct pd_tensor_list *model,
@@ -205,9 +206,9 @@ static enum pd_status adopt_model(struct pd_engine *engine, const struct pd_tens
     if (status != PD_OK) {
         return status;
     }
-    status = pd_shard_plan_create(&engine->plan, &engine->model,
-                                  (uint32_t)engine->config->block_size,
-                                  engine->topology->rank_count, engine->lane_count, error);
+    status =
+        pd_shard_plan_create(&engine->plan, &engine->model, (uint32_t)engine->config->block_size,
+                             engine->topology->rank_count, engine->lane_count, error);
     if (status != PD_OK) {
         goto fail_model;
     }
@@ -308,7 +309,8 @@ static bool folding(const struct pd_engine *engine)
     return false;
 }
 
-/* An order is done: remember it, and tell rank 0, which answers peers once all ranks have done it. */
+/* An order is done: remember it, and tell rank 0, which answers peers once all ranks have done it.
+ */
 static void complete(struct pd_engine *engine, struct pd_order *order)
 {
     bool is_step = order->kind == PD_ORDER_STEP;
@@ -323,7 +325,8 @@ static void complete(struct pd_engine *engine, struct pd_order *order)
     }
 }
 
-/* Begin the next order; those without a wait are done at once. False when there is none to begin. */
+/* Begin the next order; those without a wait are done at once. False when there is none to begin.
+ */
 static bool carry_out_next(struct pd_engine *engine)
 {
     struct pd_order_queue *queue = &engine->queue;

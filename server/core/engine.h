@@ -34,10 +34,9 @@ PD_MUST_CHECK
 enum pd_status pd_engine_load_model(struct pd_engine *engine, const struct pd_tensor_list *model,
                                     struct pd_error *error);
 
-/* After load_model: this rank's lane of the initial values, to be filled by the caller before the first
- * event; element_begin and element_count in the flat model. */
-float *pd_engine_values(struct pd_engine *engine, uint64_t *element_begin,
-                        uint64_t *element_count);
+/* After load_model: this rank's lane of the initial values, to be filled by the caller before the
+ * first event; element_begin and element_count in the flat model. */
+float *pd_engine_values(struct pd_engine *engine, uint64_t *element_begin, uint64_t *element_count);
 
 /* Take in one event and append what is to be done. */
 void pd_engine_step(struct pd_engine *engine, const struct pd_event *event,

@@ -1,5 +1,5 @@
-/* The engine's state and the verbs its parts share. Private to the engine's parts: engine, session, serve, orders,
- * membership, admin, status. Pure. Owner: the loop thread.
+/* The engine's state and the verbs its parts share. Private to the engine's parts: engine, session,
+ * serve, orders, membership, admin, status. Pure. Owner: the loop thread.
  *
  *   event -> session (who may say what) -> contribution
  *         -> leader: orders, membership, admin (rank 0 decides) -> order -> every rank's engine
@@ -55,15 +55,15 @@ struct pd_engine {
     uint64_t orders_executed;
     struct pd_checksum *order_hash;
 
-    double last_lr;         /* of group 0, in the last step applied */
+    double last_lr; /* of group 0, in the last step applied */
     uint64_t skipped_steps;
 
     bool work_asked;       /* a WORK event is on its way */
     bool collective_asked; /* a COLLECTIVE event is on its way */
     bool exiting;          /* EXIT or ABORT was asked for: nothing matters any more */
     uint64_t started_ms;
-    uint64_t tick_ms;      /* time of the last tick */
-    uint64_t beat_ms;      /* when the last Beat was sent */
+    uint64_t tick_ms; /* time of the last tick */
+    uint64_t beat_ms; /* when the last Beat was sent */
 
     pd_connection_id leader_connection; /* ranks > 0: the one to rank 0 */
     uint64_t leader_heard_ms;
@@ -91,8 +91,8 @@ void pd_engine_report(struct pd_engine *engine, const struct pd_report *report);
 /* ---- serve ---- */
 
 /* Answer a pull as soon as its version exists.
- * Errors: PD_ESTEP for a version too far ahead, PD_EINVALID for a dtype, PD_EPROTOCOL for a second pull before
- * the first is answered. */
+ * Errors: PD_ESTEP for a version too far ahead, PD_EINVALID for a dtype, PD_EPROTOCOL for a second
+ * pull before the first is answered. */
 PD_MUST_CHECK
 enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connection,
                              uint64_t min_version, uint32_t dtype, struct pd_error *error);

@@ -9,17 +9,17 @@
 typedef uint32_t pd_connection_id;
 
 enum pd_event_kind {
-    PD_EVENT_OPENED,     /* a connection exists: `connection`, `peer`, `outgoing` */
-    PD_EVENT_MESSAGE,    /* a header arrived; if payload_bytes > 0 the connection waits for PLACE */
-    PD_EVENT_PAYLOAD,    /* that payload is in, `checksum_ok` says whole or damaged */
-    PD_EVENT_PROGRESS,   /* bytes moved on the connection: received, or sent by the peer's reading */
-    PD_EVENT_SENT,       /* the payload of the connection's last SEND has left; its buffer is free */
-    PD_EVENT_FAILED,     /* the stream holds no valid frame: `error`; nothing more will be read */
-    PD_EVENT_CLOSED,     /* gone, for whatever reason in `error`; all its buffers are free */
+    PD_EVENT_OPENED,   /* a connection exists: `connection`, `peer`, `outgoing` */
+    PD_EVENT_MESSAGE,  /* a header arrived; if payload_bytes > 0 the connection waits for PLACE */
+    PD_EVENT_PAYLOAD,  /* that payload is in, `checksum_ok` says whole or damaged */
+    PD_EVENT_PROGRESS, /* bytes moved on the connection: received, or sent by the peer's reading */
+    PD_EVENT_SENT,     /* the payload of the connection's last SEND has left; its buffer is free */
+    PD_EVENT_FAILED,   /* the stream holds no valid frame: `error`; nothing more will be read */
+    PD_EVENT_CLOSED,   /* gone, for whatever reason in `error`; all its buffers are free */
     PD_EVENT_COLLECTIVE, /* the collective of the last COLLECTIVE action is done */
     PD_EVENT_WORK,       /* a turn to compute a few blocks, after a WORK action */
     PD_EVENT_TICK,       /* time has passed; about four a second */
-    PD_EVENT_DRAIN,      /* the operator asks this rank to end the job in good order: `text` says how */
+    PD_EVENT_DRAIN, /* the operator asks this rank to end the job in good order: `text` says how */
 };
 
 /* Ownership: everything pointed to is borrowed until pd_engine_step returns. */
@@ -28,8 +28,8 @@ struct pd_event {
     uint64_t now_ms;  /* monotonic, the same clock in all events of one rank */
     uint64_t entropy; /* a random number, fresh in every event */
     pd_connection_id connection;
-    bool outgoing;    /* OPENED: this rank connected to rank 0 */
-    const char *peer; /* OPENED: "host:port", for messages */
+    bool outgoing;                    /* OPENED: this rank connected to rank 0 */
+    const char *peer;                 /* OPENED: "host:port", for messages */
     const struct pd_message *message; /* MESSAGE */
     uint64_t payload_bytes;           /* MESSAGE */
     bool has_checksum;                /* MESSAGE: the peer checks sums, so answers carry them */

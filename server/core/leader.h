@@ -1,7 +1,7 @@
-/* What rank 0 knows and decides for all: the ordered log, the members, the rates, the life of the job.
- * session (Join, Register, Leave, Admin, Report) -> [leader] -> orders for every rank. Pure.
- * Parts: orders.c (the log and when a step closes), membership.c (who takes part), admin.c (commands),
- * status.c (what they answer). Owner: the loop thread of rank 0. */
+/* What rank 0 knows and decides for all: the ordered log, the members, the rates, the life of the
+ * job. session (Join, Register, Leave, Admin, Report) -> [leader] -> orders for every rank. Pure.
+ * Parts: orders.c (the log and when a step closes), membership.c (who takes part), admin.c
+ * (commands), status.c (what they answer). Owner: the loop thread of rank 0. */
 #ifndef PD_SERVER_CORE_LEADER_H
 #define PD_SERVER_CORE_LEADER_H
 
@@ -10,8 +10,9 @@
 
 struct pd_engine;
 
-/*   JOINING -all ranks know it-> JOINED -Registered-> ACTIVE -Leave-> LEAVING -Depart order-> (gone)
- *      `------------------ lease or resume time over: evicted ------------------^                  */
+/*   JOINING -all ranks know it-> JOINED -Registered-> ACTIVE -Leave-> LEAVING -Depart order->
+ * (gone)
+ *      `------------------ lease or resume time over: evicted ------------------^ */
 enum pd_member_state {
     PD_MEMBER_NONE,
     PD_MEMBER_JOINING,
@@ -61,8 +62,8 @@ enum pd_drain_state {
 
 struct pd_leader {
     /* The log. */
-    uint64_t order_next;                   /* index of the next order */
-    uint64_t executed[PD_RANK_COUNT_MAX];  /* orders reported as carried out, by rank */
+    uint64_t order_next;                  /* index of the next order */
+    uint64_t executed[PD_RANK_COUNT_MAX]; /* orders reported as carried out, by rank */
     pd_connection_id links[PD_RANK_COUNT_MAX];
     uint32_t linked_count; /* ranks linked, rank 0 too */
     bool ready;
@@ -81,13 +82,13 @@ struct pd_leader {
     bool publish_ordered;
     uint64_t register_index;
     bool has_initializer;
-    uint32_t initializer;   /* the worker that supplies the initial values */
+    uint32_t initializer;  /* the worker that supplies the initial values */
     uint64_t values_lanes; /* bit per lane that holds the initial values */
     uint64_t lanes_needed; /* bit per lane that has elements */
 
     /* Steps. */
-    uint64_t step_next;     /* the step in collection */
-    uint64_t applied_steps; /* without the skipped ones */
+    uint64_t step_next;                          /* the step in collection */
+    uint64_t applied_steps;                      /* without the skipped ones */
     double lr_overrides[PD_GROUP_COUNT_MAX + 1]; /* NaN: the schedule's */
     double lrs[PD_GROUP_COUNT_MAX + 1];          /* of the last step */
     bool paused;
@@ -113,7 +114,8 @@ void pd_leader_destroy(struct pd_leader *leader);
 void pd_leader_model_loaded(struct pd_engine *engine);
 /* Issue what is due: replies whose orders all ranks have carried out, the next step, the drain. */
 void pd_leader_advance(struct pd_engine *engine);
-/* An empty order of that kind at the step in collection, in leader->order: to be filled and issued. */
+/* An empty order of that kind at the step in collection, in leader->order: to be filled and issued.
+ */
 struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kind kind);
 /* The parts of an order are in leader->order: give it its index, send it, queue it here. */
 void pd_leader_issue(struct pd_engine *engine);
@@ -154,7 +156,8 @@ void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, u
 void pd_member_depart(struct pd_engine *engine, struct pd_member *member, const char *reason);
 /* Whether its contribution to the step in collection is whole on every lane. */
 bool pd_member_complete(const struct pd_engine *engine, const struct pd_member *member);
-/* LEAVING: whether all that it was acknowledged has been reported; and whether it comes to anything. */
+/* LEAVING: whether all that it was acknowledged has been reported; and whether it comes to
+ * anything. */
 bool pd_member_settled(const struct pd_engine *engine, const struct pd_member *member);
 bool pd_member_contributes(const struct pd_engine *engine, const struct pd_member *member);
 /* The step in collection was closed: start anew. */

@@ -101,7 +101,8 @@ static uint32_t choose_home(const struct pd_engine *engine, const char *host)
     return best;
 }
 
-/* Ranks a worker of that home must be connected to: rank 0 and, once the model is known, its lanes. */
+/* Ranks a worker of that home must be connected to: rank 0 and, once the model is known, its lanes.
+ */
 static uint64_t needed_ranks(const struct pd_engine *engine, uint32_t replica)
 {
     uint64_t ranks = 1;
@@ -121,8 +122,7 @@ bool pd_member_needs_rank(const struct pd_engine *engine, const struct pd_member
 }
 
 /* A live worker may not lose its name; one whose connection is gone makes way for its successor. */
-static enum pd_status claim_name(struct pd_engine *engine, const char *name,
-                                 struct pd_error *error)
+static enum pd_status claim_name(struct pd_engine *engine, const char *name, struct pd_error *error)
 {
     struct pd_member *holder = find_name(engine->leader, name);
 
@@ -275,9 +275,9 @@ enum pd_status pd_member_register(struct pd_engine *engine, struct pd_member *me
         }
     } else {
         struct pd_shard_plan *plan;
-        enum pd_status status = pd_shard_plan_create(
-            &plan, tensors, (uint32_t)engine->config->block_size, engine->topology->rank_count,
-            engine->lane_count, error);
+        enum pd_status status =
+            pd_shard_plan_create(&plan, tensors, (uint32_t)engine->config->block_size,
+                                 engine->topology->rank_count, engine->lane_count, error);
         if (status != PD_OK) {
             return status;
         }
@@ -337,8 +337,8 @@ static void activate(struct pd_engine *engine, struct pd_member *member)
     leader->started = leader->started || active >= engine->config->workers.expected;
 }
 
-/* Answer a registration once there are values, or this worker is to supply them. When nobody is left
- * to supply them, whoever waits does. */
+/* Answer a registration once there are values, or this worker is to supply them. When nobody is
+ * left to supply them, whoever waits does. */
 static void advance_registration(struct pd_engine *engine, struct pd_member *member)
 {
     struct pd_leader *leader = engine->leader;
@@ -421,9 +421,9 @@ bool pd_member_settled(const struct pd_engine *engine, const struct pd_member *m
     }
     bool none_expected =
         member->leave_step < engine->leader->step_next || member->leave_micro_batch == 0;
-    return none_expected ? member->micro_batches == 0 || lanes_agree(engine, member)
-                         : lanes_agree(engine, member) &&
-                               member->micro_batches >= member->leave_micro_batch;
+    return none_expected
+               ? member->micro_batches == 0 || lanes_agree(engine, member)
+               : lanes_agree(engine, member) && member->micro_batches >= member->leave_micro_batch;
 }
 
 bool pd_member_contributes(const struct pd_engine *engine, const struct pd_member *member)

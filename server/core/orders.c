@@ -121,10 +121,9 @@ void pd_leader_lrs(const struct pd_engine *engine, uint64_t applied, uint64_t sa
 
     for (uint32_t group = 0; group < config->group_count; group++) {
         double override = engine->leader->lr_overrides[group];
-        double scheduled =
-            pd_schedule_lr(config->schedules, config->schedule_count,
-                           config->groups[group].hyper.lr, applied) *
-            batch_factor(config, samples);
+        double scheduled = pd_schedule_lr(config->schedules, config->schedule_count,
+                                          config->groups[group].hyper.lr, applied) *
+                           batch_factor(config, samples);
         lrs[group] = isnan(override) ? scheduled : override;
     }
 }
@@ -184,8 +183,7 @@ static void fill_contributors(struct pd_engine *engine, struct pd_order *order, 
     }
     for (uint32_t i = 0; i < order->contributor_count; i++) {
         order->contributors[i] = chosen[i]->id;
-        order->weights[i] =
-            *samples > 0 ? (double)chosen[i]->unit_samples / (double)*samples : 0.0;
+        order->weights[i] = *samples > 0 ? (double)chosen[i]->unit_samples / (double)*samples : 0.0;
     }
     *loss = loss_samples > 0 ? loss_sum / (double)loss_samples : NAN;
 }
@@ -250,9 +248,8 @@ void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *orde
         return;
     }
     if (leader->skip_explained_step != order->step + 1) {
-        snprintf(leader->last_skip_reason, sizeof leader->last_skip_reason,
-                 "step %" PRIu64 ": %s", order->step,
-                 outcome.nonfinite ? "the gradient is not finite" : order->reason);
+        snprintf(leader->last_skip_reason, sizeof leader->last_skip_reason, "step %" PRIu64 ": %s",
+                 order->step, outcome.nonfinite ? "the gradient is not finite" : order->reason);
         pd_actions_log(engine->actions, "skipped %s", leader->last_skip_reason);
     }
 }

@@ -40,10 +40,11 @@ enum pd_status pd_param_store_init(struct pd_param_store *store, const struct pd
     return PD_OK;
 
 fail:
-    pd_error_set(error, PD_ENOMEM,
-                 "out of memory for %llu parameters to serve and %u arrays of %llu optimizer states",
-                 (unsigned long long)store->lane.element_count, store->state_count,
-                 (unsigned long long)store->shard.element_count);
+    pd_error_set(
+        error, PD_ENOMEM,
+        "out of memory for %llu parameters to serve and %u arrays of %llu optimizer states",
+        (unsigned long long)store->lane.element_count, store->state_count,
+        (unsigned long long)store->shard.element_count);
     pd_param_store_finish(store);
     return PD_ENOMEM;
 }

@@ -1,8 +1,8 @@
 /* What a rank keeps of the model: the parameters it serves, twice, and the optimizer state it owns.
  * optimizer -> [param_store] -> serve. Pure. Owner: the loop thread.
  *
- * Parameters are double-buffered: a step writes the spare buffer while the served one is sent from. A
- * buffer holds the rank's whole lane; its own shard is a part of it. */
+ * Parameters are double-buffered: a step writes the spare buffer while the served one is sent from.
+ * A buffer holds the rank's whole lane; its own shard is a part of it. */
 #ifndef PD_SERVER_CORE_PARAM_STORE_H
 #define PD_SERVER_CORE_PARAM_STORE_H
 
@@ -13,8 +13,8 @@
 
 /* Invariant: `users` counts the sends that read this buffer. */
 struct pd_param_buffer {
-    float *parameters;               /* lane.element_count */
-    uint16_t *halves[PD_DTYPE_COUNT]; /* bfloat16 and float16 copies, made on demand */
+    float *parameters;                  /* lane.element_count */
+    uint16_t *halves[PD_DTYPE_COUNT];   /* bfloat16 and float16 copies, made on demand */
     uint64_t converted[PD_DTYPE_COUNT]; /* elements of `halves` that are up to date */
     uint32_t users;
 };
@@ -23,9 +23,9 @@ struct pd_param_store {
     struct pd_range lane;
     struct pd_range shard;
     struct pd_param_buffer buffers[2];
-    uint32_t served;   /* index of the buffer that holds `version` */
+    uint32_t served; /* index of the buffer that holds `version` */
     bool has_version;
-    uint64_t version;  /* closed steps, skipped ones too */
+    uint64_t version; /* closed steps, skipped ones too */
     uint32_t state_count;
     float *state[PD_OPTIMIZER_STATE_COUNT_MAX]; /* shard.element_count each */
 };

@@ -41,16 +41,15 @@ enum pd_status pd_roster_equip(struct pd_worker *worker, uint64_t element_count,
                                uint64_t accumulation_steps, struct pd_error *error)
 {
     PD_ASSERT(!worker->has_contribution);
-    enum pd_status status = pd_contribution_init(&worker->contribution, element_count,
-                                                 accumulation_steps, error);
+    enum pd_status status =
+        pd_contribution_init(&worker->contribution, element_count, accumulation_steps, error);
     worker->has_contribution = status == PD_OK;
     return status;
 }
 
 void pd_roster_remove(struct pd_roster *roster, struct pd_worker *worker, const char *reason)
 {
-    struct pd_departed *departed =
-        &roster->departed[roster->departed_count++ % PD_DEPARTED_COUNT];
+    struct pd_departed *departed = &roster->departed[roster->departed_count++ % PD_DEPARTED_COUNT];
 
     departed->id = worker->id;
     snprintf(departed->reason, sizeof departed->reason, "%s", reason);

@@ -1,6 +1,6 @@
-/* The workers as one rank knows them from the ordered log: who they are, where their home is, and, on
- * the ranks of that home, their contributions.
- * orders -> [roster] -> session, step. Pure. Owner: the loop thread. */
+/* The workers as one rank knows them from the ordered log: who they are, where their home is, and,
+ * on the ranks of that home, their contributions. orders -> [roster] -> session, step. Pure. Owner:
+ * the loop thread. */
 #ifndef PD_SERVER_CORE_ROSTER_H
 #define PD_SERVER_CORE_ROSTER_H
 

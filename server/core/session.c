@@ -50,8 +50,7 @@ static const char *state_name(enum pd_session_state state)
 static void report_lost(struct pd_engine *engine, uint32_t worker_id, bool expired,
                         const char *text)
 {
-    struct pd_report report = {
-        .kind = PD_REPORT_LOST, .worker_id = worker_id, .expired = expired};
+    struct pd_report report = {.kind = PD_REPORT_LOST, .worker_id = worker_id, .expired = expired};
 
     snprintf(report.text, sizeof report.text, "%s", text);
     pd_engine_report(engine, &report);
@@ -148,9 +147,8 @@ void pd_session_opened(struct pd_engine *engine, const struct pd_event *event)
 void pd_session_closed(struct pd_engine *engine, const struct pd_event *event)
 {
     struct pd_session *session = session_at(engine, event->connection);
-    const char *why = event->error != NULL && event->error->status != PD_OK
-                          ? event->error->message
-                          : "connection closed";
+    const char *why = event->error != NULL && event->error->status != PD_OK ? event->error->message
+                                                                            : "connection closed";
 
     PD_ASSERT(session->state != PD_SESSION_NONE);
     bool was_worker = unbind(engine, event->connection);
@@ -230,8 +228,8 @@ static enum pd_status resume(struct pd_engine *engine, pd_connection_id connecti
     }
     if (hello->token != worker->token) {
         return pd_error_set(error, PD_EIDENTITY,
-                            "worker %u is '%s', and this is not the token it was given",
-                            worker->id, worker->name);
+                            "worker %u is '%s', and this is not the token it was given", worker->id,
+                            worker->name);
     }
     if (worker->connection != PD_CONNECTION_NONE) {
         pd_connection_id given_up = worker->connection;
@@ -314,11 +312,10 @@ static enum pd_status check_range(const struct pd_engine *engine, const char *wh
     }
     uint64_t expected = element_count * pd_dtype_bytes((enum pd_dtype)dtype);
     if (payload_bytes != expected) {
-        return pd_error_set(error, PD_EMODEL,
-                            "%s: payload of %" PRIu64 " bytes; %" PRIu64
-                            " elements of %s are %" PRIu64 " bytes",
-                            what, payload_bytes, element_count,
-                            pd_dtype_name((enum pd_dtype)dtype), expected);
+        return pd_error_set(
+            error, PD_EMODEL,
+            "%s: payload of %" PRIu64 " bytes; %" PRIu64 " elements of %s are %" PRIu64 " bytes",
+            what, payload_bytes, element_count, pd_dtype_name((enum pd_dtype)dtype), expected);
     }
     return PD_OK;
 }
@@ -328,8 +325,7 @@ static void send_pushed(struct pd_engine *engine, pd_connection_id connection,
 {
     struct pd_message message = {
         .kind = PD_MESSAGE_PUSHED,
-        .pushed = {
-            .step = push->step, .micro_batch = push->micro_batch, .duplicate = duplicate}};
+        .pushed = {.step = push->step, .micro_batch = push->micro_batch, .duplicate = duplicate}};
     pd_engine_send(engine, connection, &message);
 }
 
@@ -439,8 +435,7 @@ static void on_values(struct pd_engine *engine, const struct pd_event *event)
     } else if (check_range(engine, "values", values->element_begin, values->element_count,
                            PD_DTYPE_FLOAT32, event->payload_bytes, &error) == PD_OK) {
         session->payload = PD_SESSION_PAYLOAD_VALUES;
-        pd_actions_place(engine->actions, event->connection,
-                         pd_param_store_served(&engine->store));
+        pd_actions_place(engine->actions, event->connection, pd_param_store_served(&engine->store));
         return;
     }
     drop_payload(engine, event);
@@ -536,7 +531,8 @@ static void on_join(struct pd_engine *engine, const struct pd_event *event)
     }
 }
 
-/* The member of a worker's session; refuses when its eviction is ordered, but not yet carried out. */
+/* The member of a worker's session; refuses when its eviction is ordered, but not yet carried out.
+ */
 static struct pd_member *member_of(struct pd_engine *engine, const struct pd_event *event)
 {
     const struct pd_session *session = session_at(engine, event->connection);
@@ -556,9 +552,8 @@ static void on_register(struct pd_engine *engine, const struct pd_event *event)
     struct pd_member *member = member_of(engine, event);
     struct pd_error error = {0};
 
-    if (member != NULL &&
-        pd_member_register(engine, member, &event->message->registration.tensors, &error) !=
-            PD_OK) {
+    if (member != NULL && pd_member_register(engine, member, &event->message->registration.tensors,
+                                             &error) != PD_OK) {
         pd_session_refuse(engine, event->connection, &error, false);
     }
 }
@@ -763,10 +758,11 @@ static enum pd_status check_time(const struct pd_engine *engine, const struct pd
     bool waits = session->state == PD_SESSION_GUEST && session->pull_waiting;
     if (!waits && !session->sending && !session->push_parked &&
         over(engine->now_ms, session->received_ms, config->workers.lease_s)) {
-        return pd_error_set(error, PD_ETIMEOUT,
-                            "the lease is over: nothing was heard for %g s; a peer that computes sends "
-                            "Ping",
-                            config->workers.lease_s);
+        return pd_error_set(
+            error, PD_ETIMEOUT,
+            "the lease is over: nothing was heard for %g s; a peer that computes sends "
+            "Ping",
+            config->workers.lease_s);
     }
     return PD_OK;
 }

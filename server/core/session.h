@@ -33,8 +33,8 @@ struct pd_session {
     enum pd_session_state state;
     char peer[PD_ADDRESS_BYTES_MAX + 1];
     char host[PD_HOST_BYTES_MAX + 1]; /* as its Hello said */
-    uint64_t serial; /* tells it from others that had the same connection id */
-    bool joining;    /* a Join waits for its answer */
+    uint64_t serial;                  /* tells it from others that had the same connection id */
+    bool joining;                     /* a Join waits for its answer */
     uint64_t opened_ms;
     uint64_t received_ms; /* when bytes last came */
     uint64_t sent_ms;     /* when the peer last took bytes, or had none to take */

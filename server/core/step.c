@@ -35,7 +35,8 @@ struct pd_step_machine {
     float *slices;    /* replicas > 1: replica_count x shard elements */
     float *gradient;  /* shard elements; aliases lane_sum with one replica */
     double *partials; /* POWER_COUNT x shard blocks: what this rank gives */
-    double *gathered; /* POWER_COUNT x all blocks, in block order; aliases partials on a lone rank */
+    double
+        *gathered; /* POWER_COUNT x all blocks, in block order; aliases partials on a lone rank */
     double *tensor_sums; /* PD_OPTIMIZER_SUM_COUNT x model.count */
     struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
     struct pd_collective collective;
@@ -71,9 +72,8 @@ static bool allocate(struct pd_step_machine *machine)
         }
     }
     return machine->tensor_groups != NULL && machine->sources != NULL &&
-           machine->lane_sum != NULL && machine->partials != NULL &&
-           machine->tensor_sums != NULL && machine->gathered != NULL &&
-           machine->gradient != NULL;
+           machine->lane_sum != NULL && machine->partials != NULL && machine->tensor_sums != NULL &&
+           machine->gathered != NULL && machine->gradient != NULL;
 }
 
 enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_config *config,
@@ -98,8 +98,8 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
         goto fail_machine;
     }
     for (uint32_t i = 0; i < model->count; i++) {
-        machine->tensor_groups[i] = pd_config_group_of(config, model->tensors[i].name,
-                                                       model->tensors[i].dimension_count);
+        machine->tensor_groups[i] =
+            pd_config_group_of(config, model->tensors[i].name, model->tensors[i].dimension_count);
     }
     *out = machine;
     return PD_OK;
@@ -107,8 +107,7 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
 fail_machine:
     pd_step_destroy(machine);
 fail:
-    return pd_error_set(error, PD_ENOMEM,
-                        "out of memory for the gradients of %" PRIu64 " elements",
+    return pd_error_set(error, PD_ENOMEM, "out of memory for the gradients of %" PRIu64 " elements",
                         store->lane.element_count);
 }
 
@@ -164,8 +163,7 @@ static void collect_sources(struct pd_step_machine *machine)
 {
     machine->source_count = 0;
     for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
-        struct pd_worker *worker =
-            pd_roster_find(machine->roster, machine->order->contributors[i]);
+        struct pd_worker *worker = pd_roster_find(machine->roster, machine->order->contributors[i]);
         PD_ASSERT(worker != NULL);
         if (worker->replica != machine->replica || !(machine->order->weights[i] > 0.0)) {
             continue;
@@ -322,8 +320,8 @@ static void decide(struct pd_step_machine *machine)
     const struct pd_config *config = machine->config;
     struct pd_step_outcome *outcome = &machine->outcome;
 
-    outcome->gradient_norm = pd_clip_total_norm(machine->gathered, machine->plan->block_count,
-                                                config->clip.norm_type);
+    outcome->gradient_norm =
+        pd_clip_total_norm(machine->gathered, machine->plan->block_count, config->clip.norm_type);
     outcome->clip_scale = pd_clip_scale(outcome->gradient_norm, config->clip.norm);
     if (!isfinite(outcome->gradient_norm)) {
         outcome->skipped = true;
@@ -537,8 +535,7 @@ struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine)
 {
     PD_ASSERT(machine->state == PD_STEP_DONE);
     for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
-        struct pd_worker *worker =
-            pd_roster_find(machine->roster, machine->order->contributors[i]);
+        struct pd_worker *worker = pd_roster_find(machine->roster, machine->order->contributors[i]);
         if (worker->has_contribution) {
             pd_contribution_release(&worker->contribution);
         }

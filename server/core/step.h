@@ -2,11 +2,13 @@
  * contribution, orders -> [step] -> param_store. Pure: works a few blocks at a time and asks for
  * collectives; the engine feeds it turns. Owner: the loop thread.
  *
- *   IDLE -> BUFFER -> SUM -> EXCHANGE -> COMBINE -> NORMS -> UPDATE -> TENSOR_SUMS -> APPLY -> GATHER -> DONE
+ *   IDLE -> BUFFER -> SUM -> EXCHANGE -> COMBINE -> NORMS -> UPDATE -> TENSOR_SUMS -> APPLY ->
+ * GATHER -> DONE
  *
- * EXCHANGE, COMBINE and GATHER are skipped without replicas, NORMS and TENSOR_SUMS have no collective
- * on a lone rank, TENSOR_SUMS and APPLY are for rules of two passes. A non-finite sum anywhere goes from
- * NORMS to DONE on every rank. BUFFER waits until nobody is sent the spare buffer any more. */
+ * EXCHANGE, COMBINE and GATHER are skipped without replicas, NORMS and TENSOR_SUMS have no
+ * collective on a lone rank, TENSOR_SUMS and APPLY are for rules of two passes. A non-finite sum
+ * anywhere goes from NORMS to DONE on every rank. BUFFER waits until nobody is sent the spare
+ * buffer any more. */
 #ifndef PD_SERVER_CORE_STEP_H
 #define PD_SERVER_CORE_STEP_H
 
@@ -31,15 +33,15 @@ enum pd_step_state {
 /* What a step came to; the same on every rank. */
 struct pd_step_outcome {
     bool skipped;
-    bool nonfinite;        /* skipped because of the gradient */
-    double gradient_norm;  /* before clipping; NaN when non-finite or not computed */
-    double clip_scale;     /* 1 when not clipped */
+    bool nonfinite;       /* skipped because of the gradient */
+    double gradient_norm; /* before clipping; NaN when non-finite or not computed */
+    double clip_scale;    /* 1 when not clipped */
 };
 
 struct pd_step_machine;
 
-/* `config`, `model`, `plan`, `store` and `roster` are borrowed until destroy; all that a step needs is
- * allocated here. Errors: PD_ENOMEM. */
+/* `config`, `model`, `plan`, `store` and `roster` are borrowed until destroy; all that a step needs
+ * is allocated here. Errors: PD_ENOMEM. */
 PD_MUST_CHECK
 enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_config *config,
                               const struct pd_tensor_list *model, const struct pd_shard_plan *plan,
@@ -72,8 +74,8 @@ bool pd_step_nonfinite(const struct pd_step_machine *machine);
 /* DONE -> IDLE: what came out. */
 struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine);
 
-/* Where the first non-finite element of the contributions summed here is: fills `worker_id` and a line such
- * as "tensor 'fc.weight', element 12". False when all are finite: the sum overflowed. */
+/* Where the first non-finite element of the contributions summed here is: fills `worker_id` and a
+ * line such as "tensor 'fc.weight', element 12". False when all are finite: the sum overflowed. */
 PD_MUST_CHECK
 bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct pd_order *order,
                             uint32_t *worker_id, char *text, size_t text_bytes);
