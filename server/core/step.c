@@ -35,8 +35,7 @@ struct pd_step_machine {
     float *slices;    /* replicas > 1: replica_count x shard elements */
     float *gradient;  /* shard elements; aliases lane_sum with one replica */
     double *partials; /* POWER_COUNT x shard blocks: what this rank gives */
-    double
-        *gathered; /* POWER_COUNT x all blocks, in block order; aliases partials on a lone rank */
+    double *gathered; /* POWER_COUNT x all blocks in order; a lone rank's partials */
     double *tensor_sums; /* PD_OPTIMIZER_SUM_COUNT x model.count */
     struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
     struct pd_collective collective;
