@@ -45,7 +45,8 @@ static inline uint32_t to_float16(uint32_t bits)
     uint32_t sign = (bits >> 16) & 0x8000u;
     uint32_t magnitude = bits & ~FLOAT32_SIGN;
     uint32_t normal = (magnitude - EXPONENT_SHIFT + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    /* Next to 0.5 a float32 has steps of 2^-24, those of a subnormal float16: the addition rounds. */
+    /* Next to 0.5 a float32 has steps of 2^-24, those of a subnormal float16: the addition rounds.
+     */
     uint32_t subnormal = as_bits(as_float(magnitude) + 0.5f) - as_bits(0.5f);
     uint32_t quiet = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
 

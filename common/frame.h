@@ -43,16 +43,17 @@ enum pd_frame_event {
 };
 
 /* Reads one stream. Owner: the thread of its connection.
- * Loop: pd_frame_reader_space -> fill some of it -> pd_frame_reader_filled, then pd_frame_reader_next
- * until it says MORE or waits for a place. */
+ * Loop: pd_frame_reader_space -> fill some of it -> pd_frame_reader_filled, then
+ * pd_frame_reader_next until it says MORE or waits for a place. */
 struct pd_frame_reader;
 
 PD_MUST_CHECK
 enum pd_status pd_frame_reader_create(struct pd_frame_reader **out, struct pd_error *error);
 void pd_frame_reader_destroy(struct pd_frame_reader *reader);
 
-/* Where the next bytes go, and how many at most (never over PD_READ_BYTES_MAX). A payload goes straight to its place,
- * small messages through a buffer of the reader's. Zero bytes while the reader waits for a place. */
+/* Where the next bytes go, and how many at most (never over PD_READ_BYTES_MAX). A payload goes
+ * straight to its place, small messages through a buffer of the reader's. Zero bytes while the
+ * reader waits for a place. */
 void pd_frame_reader_space(struct pd_frame_reader *reader, void **bytes, size_t *byte_count);
 
 /* Say that `byte_count` bytes have been written there. */

@@ -10,8 +10,8 @@
  * or when the product overflows. A zero product gives a valid pointer to free. */
 void *pd_heap_zalloc(size_t count, size_t item_bytes);
 
-/* Grow or shrink what zalloc gave; the bytes beyond the old size are not zeroed. NULL leaves the
- * old memory as it was. */
+/* Grow or shrink what zalloc gave, or allocate when `memory` is NULL; the bytes beyond the old size
+ * are not zeroed. A NULL result leaves the old memory as it was. */
 void *pd_heap_realloc(void *memory, size_t bytes);
 
 char *pd_heap_strdup(const char *text);

@@ -26,6 +26,12 @@
 #define PD_ADMIN_PAYLOAD_BYTES_MAX (16u << 20)
 #define PD_READ_BYTES_MAX (256u * 1024u)
 #define PD_WRITE_BYTES_MAX (1024u * 1024u)
+/* Headers that wait for a peer: beyond the first nothing more is read from it, beyond the second it
+ * is cut off. */
+#define PD_SEND_QUEUE_BYTES_PAUSE (256u * 1024u)
+#define PD_SEND_QUEUE_BYTES_MAX (64u << 20)
+/* Collectives that may wait for the MPI thread. */
+#define PD_COLLECTIVE_QUEUE_COUNT_MAX 1024u
 
 /* Texts. */
 #define PD_ERROR_BYTES_MAX 512u

@@ -1,6 +1,7 @@
 /* The messages of the protocol as plain structs, and their bytes.
- * frame -> [message] -> session (server) and request (client). Pure; the only includer of the code
- * generated from proto/paramd.proto, whose comments give meaning, units and order. */
+ * frame -> [message] -> session (server) and request (client). Pure; only message_decode.c and
+ * message_encode.c include the code generated from proto/paramd.proto, whose comments give meaning,
+ * units and order. */
 #ifndef PD_COMMON_MESSAGE_H
 #define PD_COMMON_MESSAGE_H
 

@@ -101,7 +101,8 @@ static enum pd_status deal_blocks(struct pd_shard_plan *plan, uint64_t element_c
             uint64_t enough = element_count / (PD_LANE_ELEMENT_COUNT_MAX / 2) + 1;
             return pd_error_set(error, PD_ELIMIT,
                                 "lane %" PRIu32 " of %" PRIu32 " would hold %" PRIu64
-                                " elements, at most %llu; %" PRIu64 " ranks with a lane each would do",
+                                " elements, at most %llu; %" PRIu64
+                                " ranks with a lane each would do",
                                 lane, plan->lane_count, plan->lanes[lane].element_count,
                                 PD_LANE_ELEMENT_COUNT_MAX, enough);
         }
@@ -121,9 +122,8 @@ enum pd_status pd_shard_plan_create(struct pd_shard_plan **out, const struct pd_
     PD_ASSERT(rank_count >= 1 && rank_count <= PD_RANK_COUNT_MAX);
     *out = NULL;
     if (lane_count == 0 || rank_count % lane_count != 0) {
-        return pd_error_set(error, PD_EINVALID,
-                            "%" PRIu32 " lanes do not divide %" PRIu32 " ranks", lane_count,
-                            rank_count);
+        return pd_error_set(error, PD_EINVALID, "%" PRIu32 " lanes do not divide %" PRIu32 " ranks",
+                            lane_count, rank_count);
     }
 
     struct pd_shard_plan *plan = pd_heap_zalloc(1, sizeof *plan);
@@ -142,8 +142,8 @@ enum pd_status pd_shard_plan_create(struct pd_shard_plan **out, const struct pd_
     enum pd_status status = PD_OK;
     if (plan->blocks == NULL || plan->tensor_blocks == NULL || plan->lanes == NULL ||
         plan->shards == NULL) {
-        status = pd_error_set(error, PD_ENOMEM, "shard plan: %" PRIu64 " blocks",
-                              plan->block_count);
+        status =
+            pd_error_set(error, PD_ENOMEM, "shard plan: %" PRIu64 " blocks", plan->block_count);
         goto fail_plan;
     }
     cut_blocks(plan, model, block_elements);

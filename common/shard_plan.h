@@ -29,14 +29,14 @@ struct pd_shard_plan {
     uint32_t lane_count;    /* divides rank_count */
     uint32_t replica_count; /* rank_count / lane_count */
     uint64_t block_count;
-    struct pd_block *blocks;   /* block_count of them, by element_begin */
-    uint64_t *tensor_blocks;   /* tensor_count + 1: blocks [i]..[i+1]-1 are those of tensor i */
-    struct pd_range *lanes;    /* lane_count: what a worker pushes to that lane */
-    struct pd_range *shards;   /* rank_count, by rank: what that rank owns and steps */
+    struct pd_block *blocks; /* block_count of them, by element_begin */
+    uint64_t *tensor_blocks; /* tensor_count + 1: blocks [i]..[i+1]-1 are those of tensor i */
+    struct pd_range *lanes;  /* lane_count: what a worker pushes to that lane */
+    struct pd_range *shards; /* rank_count, by rank: what that rank owns and steps */
 };
 
-/* Cut the model and deal it. The boundary between two neighbouring lanes (and replicas of a lane) is
- * the block boundary nearest to the even split, so each holds its even share within one block.
+/* Cut the model and deal it. The boundary between two neighbouring lanes (and replicas of a lane)
+ * is the block boundary nearest to the even split, so each holds its even share within one block.
  * Errors: PD_EINVALID if lane_count does not divide rank_count; PD_ELIMIT if a lane exceeds
  * PD_LANE_ELEMENT_COUNT_MAX elements (says how many ranks would do); PD_ENOMEM. */
 PD_MUST_CHECK

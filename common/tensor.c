@@ -160,9 +160,8 @@ enum pd_status pd_tensor_list_append(struct pd_tensor_list *list, const char *na
         return status;
     }
     if (dimension_count > PD_TENSOR_DIMENSION_COUNT_MAX) {
-        return pd_error_set(error, PD_ELIMIT,
-                            "tensor \"%.*s\": %" PRIu32 " dimensions, at most %u", (int)name_bytes,
-                            name, dimension_count, PD_TENSOR_DIMENSION_COUNT_MAX);
+        return pd_error_set(error, PD_ELIMIT, "tensor \"%.*s\": %" PRIu32 " dimensions, at most %u",
+                            (int)name_bytes, name, dimension_count, PD_TENSOR_DIMENSION_COUNT_MAX);
     }
 
     struct pd_tensor tensor = {
@@ -223,16 +222,15 @@ enum pd_status pd_tensor_list_compare(const struct pd_tensor_list *model,
         }
         char our_shape[SHAPE_TEXT_BYTES];
         char their_shape[SHAPE_TEXT_BYTES];
-        return pd_error_set(error, PD_EMODEL,
-                            "tensor %" PRIu32 ": offered \"%.100s\" %s, the model has \"%.100s\" %s",
-                            i, theirs->name,
-                            pd_tensor_shape_text(theirs, their_shape, sizeof their_shape),
-                            ours->name, pd_tensor_shape_text(ours, our_shape, sizeof our_shape));
+        return pd_error_set(
+            error, PD_EMODEL,
+            "tensor %" PRIu32 ": offered \"%.100s\" %s, the model has \"%.100s\" %s", i,
+            theirs->name, pd_tensor_shape_text(theirs, their_shape, sizeof their_shape), ours->name,
+            pd_tensor_shape_text(ours, our_shape, sizeof our_shape));
     }
     if (model->count != offered->count) {
-        return pd_error_set(error, PD_EMODEL,
-                            "offered %" PRIu32 " tensors, the model has %" PRIu32, offered->count,
-                            model->count);
+        return pd_error_set(error, PD_EMODEL, "offered %" PRIu32 " tensors, the model has %" PRIu32,
+                            offered->count, model->count);
     }
     return PD_OK;
 }

@@ -43,7 +43,8 @@ struct pd_tensor_list {
     uint32_t capacity;
     uint64_t element_count;
     struct pd_tensor *tensors;
-    uint32_t *slots; /* tensor indexes by hash of their name, so that a repeated name is found soon */
+    uint32_t
+        *slots; /* tensor indexes by hash of their name, so that a repeated name is found soon */
     uint32_t slot_count;
 };
 
@@ -77,8 +78,8 @@ void pd_tensor_list_finish(struct pd_tensor_list *list);
 /* Write the shape as "[3, 4]" into `text`; returns `text`. */
 const char *pd_tensor_shape_text(const struct pd_tensor *tensor, char *text, size_t text_bytes);
 
-/* Convert `count` elements. Rounding is to nearest even, as PyTorch casts; a NaN stays a NaN; float16
- * overflows to infinity. `to` and `from` do not overlap. */
+/* Convert `count` elements. Rounding is to nearest even, as PyTorch casts; a NaN stays a NaN;
+ * float16 overflows to infinity. `to` and `from` do not overlap. */
 void pd_convert_to_float32(float *to, const void *from, enum pd_dtype from_dtype, size_t count);
 void pd_convert_from_float32(void *to, enum pd_dtype to_dtype, const float *from, size_t count);
 

@@ -27,7 +27,7 @@ static size_t character_bytes(const uint8_t *bytes, size_t byte_count, bool *cut
         }
     }
 
-    bool control = lead == 0xc2 && bytes[1] < 0xa0;     /* C1 */
+    bool control = lead == 0xc2 && bytes[1] < 0xa0; /* C1 */
     bool overlong = (lead == 0xe0 && bytes[1] < 0xa0) || (lead == 0xf0 && bytes[1] < 0x90);
     bool surrogate = lead == 0xed && bytes[1] >= 0xa0;
     bool beyond = lead == 0xf4 && bytes[1] >= 0x90;
