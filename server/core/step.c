@@ -31,11 +31,11 @@ struct pd_step_machine {
     uint32_t source_count;
     struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
 
-    float *lane_sum;  /* lane elements; with one replica it is the gradient of the shard too */
-    float *slices;    /* replicas > 1: replica_count x shard elements */
-    float *gradient;  /* shard elements; aliases lane_sum with one replica */
-    double *partials; /* POWER_COUNT x shard blocks: what this rank gives */
-    double *gathered; /* POWER_COUNT x all blocks in order; a lone rank's partials */
+    float *lane_sum;     /* lane elements; with one replica it is the gradient of the shard too */
+    float *slices;       /* replicas > 1: replica_count x shard elements */
+    float *gradient;     /* shard elements; aliases lane_sum with one replica */
+    double *partials;    /* POWER_COUNT x shard blocks: what this rank gives */
+    double *gathered;    /* POWER_COUNT x all blocks in order; a lone rank's partials */
     double *tensor_sums; /* PD_OPTIMIZER_SUM_COUNT x model.count */
     struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
     struct pd_collective collective;
