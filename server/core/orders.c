@@ -248,8 +248,9 @@ void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *orde
         return;
     }
     if (leader->skip_explained_step != order->step + 1) {
-        snprintf(leader->last_skip_reason, sizeof leader->last_skip_reason, "step %" PRIu64 ": %s",
-                 order->step, outcome.nonfinite ? "the gradient is not finite" : order->reason);
+        snprintf(leader->last_skip_reason, sizeof leader->last_skip_reason,
+                 "step %" PRIu64 ": %.400s", order->step,
+                 outcome.nonfinite ? "the gradient is not finite" : order->reason);
         pd_actions_log(engine->actions, "skipped %s", leader->last_skip_reason);
     }
 }
@@ -425,7 +426,7 @@ void pd_leader_drain(struct pd_engine *engine, const char *reason, bool wait)
     leader->changed = true;
     leader->drain = PD_DRAIN_WAITING;
     leader->drain_ms = engine->now_ms + (uint64_t)limit_ms;
-    snprintf(leader->drain_reason, sizeof leader->drain_reason, "%s", reason);
+    snprintf(leader->drain_reason, sizeof leader->drain_reason, "%.127s", reason);
     pd_actions_log(engine->actions, "draining at step %" PRIu64 ": %s", leader->step_next, reason);
 }
 
