@@ -1,0 +1,408 @@
+#include "server/io/loop.h"
+
+#include "common/assert.h"
+#include "common/heap.h"
+#include "server/io/connection.h"
+#include "server/io/control.h"
+#include "server/io/listener.h"
+#include "server/io/log.h"
+#include "server/io/signals.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+enum {
+    TICK_MS = 250,
+    SCRATCH_BYTES = 64 * 1024,
+    ENTROPY_COUNT = 64, /* random numbers fetched from the kernel at a time */
+    ABORT_EXIT_CODE = 3,
+};
+
+/* Owner: the loop thread, but for `notify`. */
+struct pd_loop {
+    uv_loop_t uv;
+    uv_timer_t tick;
+    uv_idle_t work;
+    uv_async_t notify;
+    struct pd_loop_options options;
+    struct pd_listener *listener;
+    struct pd_control *control;
+    struct pd_signals *signals;
+
+    struct pd_actions actions;
+    bool carrying_out;
+    bool exiting;
+    int exit_code;
+
+    /* Connections that owe events, first to last. */
+    struct pd_connection *owing_first;
+    struct pd_connection *owing_last;
+
+    /* The collective under way, and since when. */
+    const struct pd_collective *collective;
+    uint64_t collective_started_ms;
+
+    uint32_t connection_count;
+    uint32_t free_count;
+    pd_connection_id free_ids[PD_CONNECTION_COUNT_MAX]; /* a stack */
+    struct pd_connection *connections[PD_CONNECTION_COUNT_MAX];
+    bool owes[PD_CONNECTION_COUNT_MAX];
+
+    uint32_t entropy_left;
+    uint64_t entropy[ENTROPY_COUNT];
+    char scratch[SCRATCH_BYTES];
+};
+
+uint64_t pd_loop_now_ms(void)
+{
+    return uv_hrtime() / 1000000;
+}
+
+uv_loop_t *pd_loop_uv(struct pd_loop *loop)
+{
+    return &loop->uv;
+}
+
+uv_buf_t pd_loop_scratch(struct pd_loop *loop)
+{
+    return uv_buf_init(loop->scratch, sizeof loop->scratch);
+}
+
+void pd_loop_notify(struct pd_loop *loop)
+{
+    (void)uv_async_send(&loop->notify);
+}
+
+void pd_loop_abort(const char *text)
+{
+    pd_log("%s", text);
+    /* MPI_Abort is for the MPI thread, which may be stuck; the launcher ends the job at this as
+     * well. */
+    _exit(ABORT_EXIT_CODE);
+}
+
+static uint64_t next_entropy(struct pd_loop *loop)
+{
+    if (loop->entropy_left == 0) {
+        ssize_t got = getrandom(loop->entropy, sizeof loop->entropy, 0);
+        PD_ASSERT(got == (ssize_t)sizeof loop->entropy);
+        loop->entropy_left = ENTROPY_COUNT;
+    }
+    return loop->entropy[--loop->entropy_left];
+}
+
+static const char *collective_name(enum pd_collective_kind kind)
+{
+    switch (kind) {
+    case PD_COLLECTIVE_GATHER_DOUBLES:
+        return "gather of numbers";
+    case PD_COLLECTIVE_EXCHANGE_FLOATS:
+        return "exchange of gradients";
+    case PD_COLLECTIVE_GATHER_FLOATS:
+        return "gather of parameters";
+    case PD_COLLECTIVE_BROADCAST_FLOATS:
+        return "broadcast of parameters";
+    }
+    return "unknown collective";
+}
+
+/* Close everything in good order; the loop ends when the last connection is gone. */
+static void begin_exit(struct pd_loop *loop, int exit_code)
+{
+    if (loop->exiting) {
+        return;
+    }
+    loop->exiting = true;
+    loop->exit_code = exit_code;
+    pd_listener_destroy(loop->listener);
+    loop->listener = NULL;
+    pd_control_destroy(loop->control);
+    loop->control = NULL;
+    for (uint32_t id = 0; id < PD_CONNECTION_COUNT_MAX; id++) {
+        if (loop->connections[id] != NULL) {
+            pd_connection_close(loop->connections[id], true);
+        }
+    }
+}
+
+static void on_work(uv_idle_t *idle)
+{
+    struct pd_loop *loop = idle->data;
+    struct pd_event event = {.kind = PD_EVENT_WORK};
+    (void)uv_idle_stop(idle);
+    pd_loop_emit(loop, &event);
+    pd_loop_settle(loop);
+}
+
+static struct pd_connection *connection_of(struct pd_loop *loop, const struct pd_action *action)
+{
+    PD_ASSERT(action->connection < PD_CONNECTION_COUNT_MAX);
+    struct pd_connection *connection = loop->connections[action->connection];
+    PD_ASSERT(connection != NULL);
+    return connection;
+}
+
+static void carry_out(struct pd_loop *loop, const struct pd_action *action)
+{
+    const struct pd_loop_collectives *collectives = &loop->options.collectives;
+    switch (action->kind) {
+    case PD_ACTION_SEND:
+        pd_connection_send(connection_of(loop, action), action,
+                           pd_actions_bytes(&loop->actions, action->frame_offset));
+        break;
+    case PD_ACTION_PLACE:
+        pd_connection_place(connection_of(loop, action), action->destination);
+        break;
+    case PD_ACTION_CLOSE:
+        pd_connection_close(connection_of(loop, action), action->flush);
+        break;
+    case PD_ACTION_COLLECTIVE:
+        PD_ASSERT(loop->collective == NULL);
+        loop->collective = action->collective;
+        loop->collective_started_ms = pd_loop_now_ms();
+        collectives->submit(collectives->context, action->collective);
+        break;
+    case PD_ACTION_WORK:
+        (void)uv_idle_start(&loop->work, on_work);
+        break;
+    case PD_ACTION_LOG:
+        pd_log("%s", (const char *)pd_actions_bytes(&loop->actions, action->text_offset));
+        break;
+    case PD_ACTION_READY:
+        (void)printf("%s\n", loop->options.ready_line);
+        (void)fflush(stdout);
+        break;
+    case PD_ACTION_EXIT:
+        begin_exit(loop, action->exit_code);
+        break;
+    case PD_ACTION_ABORT:
+        pd_loop_abort((const char *)pd_actions_bytes(&loop->actions, action->text_offset));
+    }
+}
+
+void pd_loop_emit(struct pd_loop *loop, struct pd_event *event)
+{
+    if (loop->exiting) {
+        return;
+    }
+    PD_ASSERT(!loop->carrying_out);
+    loop->carrying_out = true;
+    event->now_ms = pd_loop_now_ms();
+    event->entropy = next_entropy(loop);
+    pd_actions_reset(&loop->actions);
+    pd_engine_step(loop->options.engine, event, &loop->actions);
+    for (size_t i = 0; i < loop->actions.count; i++) {
+        carry_out(loop, &loop->actions.items[i]);
+    }
+    loop->carrying_out = false;
+}
+
+void pd_loop_owe(struct pd_loop *loop, struct pd_connection *connection)
+{
+    pd_connection_id id = pd_connection_number(connection);
+    if (loop->owes[id]) {
+        return;
+    }
+    loop->owes[id] = true;
+    *pd_connection_owing_link(connection) = NULL;
+    if (loop->owing_first == NULL) {
+        loop->owing_first = connection;
+    } else {
+        *pd_connection_owing_link(loop->owing_last) = connection;
+    }
+    loop->owing_last = connection;
+}
+
+void pd_loop_settle(struct pd_loop *loop)
+{
+    while (loop->owing_first != NULL) {
+        struct pd_connection *connection = loop->owing_first;
+        loop->owing_first = *pd_connection_owing_link(connection);
+        loop->owes[pd_connection_number(connection)] = false;
+        pd_connection_advance(connection);
+    }
+    if (loop->exiting && loop->connection_count == 0) {
+        uv_stop(&loop->uv);
+    }
+}
+
+void pd_loop_adopt(struct pd_loop *loop, int fd, bool outgoing)
+{
+    struct pd_error error = {0};
+    struct pd_connection *connection = NULL;
+
+    if (loop->exiting || loop->connection_count >= loop->options.connection_count_max) {
+        (void)close(fd);
+        return;
+    }
+    pd_connection_id id = loop->free_ids[loop->free_count - 1];
+    if (pd_connection_create(&connection, loop, id, fd, outgoing, &error) != PD_OK) {
+        pd_log("a connection was refused: %s", error.message);
+        (void)close(fd);
+        return;
+    }
+    loop->free_count--;
+    loop->connection_count++;
+    loop->connections[id] = connection;
+    struct pd_event event = {.kind = PD_EVENT_OPENED,
+                             .connection = id,
+                             .outgoing = outgoing,
+                             .peer = pd_connection_peer(connection)};
+    pd_loop_emit(loop, &event);
+    pd_loop_owe(loop, connection);
+}
+
+void pd_loop_forget(struct pd_loop *loop, pd_connection_id id)
+{
+    PD_ASSERT(loop->connections[id] != NULL);
+    PD_ASSERT(!loop->owes[id]);
+    loop->connections[id] = NULL;
+    loop->connection_count--;
+    loop->free_ids[loop->free_count++] = id;
+}
+
+static void check_collective(struct pd_loop *loop, uint64_t now_ms)
+{
+    char text[PD_ERROR_BYTES_MAX];
+    if (loop->collective == NULL ||
+        now_ms - loop->collective_started_ms < loop->options.rank_timeout_ms) {
+        return;
+    }
+    (void)snprintf(text, sizeof text,
+                   "%s of order %" PRIu64 " stuck for %.1f s: some rank does not take part",
+                   collective_name(loop->collective->kind), loop->collective->order_index,
+                   (double)(now_ms - loop->collective_started_ms) / 1000);
+    pd_loop_abort(text);
+}
+
+static void on_tick(uv_timer_t *timer)
+{
+    struct pd_loop *loop = timer->data;
+    struct pd_event event = {.kind = PD_EVENT_TICK};
+    uint64_t now_ms = pd_loop_now_ms();
+
+    if (loop->signals != NULL) {
+        pd_signals_tick(loop->signals);
+    }
+    if (loop->listener != NULL) {
+        pd_listener_tick(loop->listener);
+    }
+    check_collective(loop, now_ms);
+    for (uint32_t id = 0; id < PD_CONNECTION_COUNT_MAX; id++) {
+        if (loop->connections[id] != NULL) {
+            pd_connection_tick(loop->connections[id], now_ms);
+        }
+    }
+    pd_loop_emit(loop, &event);
+    pd_loop_settle(loop);
+}
+
+static void on_notify(uv_async_t *async)
+{
+    struct pd_loop *loop = async->data;
+    const struct pd_loop_collectives *collectives = &loop->options.collectives;
+    struct pd_event event = {.kind = PD_EVENT_COLLECTIVE};
+
+    for (;;) {
+        const struct pd_collective *done = collectives->take_done(collectives->context);
+        if (done == NULL) {
+            break;
+        }
+        PD_ASSERT(done == loop->collective);
+        loop->collective = NULL;
+        pd_loop_emit(loop, &event);
+    }
+    pd_loop_settle(loop);
+}
+
+/* Ends every handle; the loop then runs until they are gone. */
+static void close_handles(struct pd_loop *loop)
+{
+    begin_exit(loop, 0);
+    for (uint32_t id = 0; id < PD_CONNECTION_COUNT_MAX; id++) {
+        if (loop->connections[id] != NULL) {
+            pd_connection_cut(loop->connections[id]);
+        }
+    }
+    pd_signals_destroy(loop->signals);
+    loop->signals = NULL;
+    uv_close((uv_handle_t *)&loop->tick, NULL);
+    uv_close((uv_handle_t *)&loop->work, NULL);
+    uv_close((uv_handle_t *)&loop->notify, NULL);
+    pd_loop_settle(loop);
+    while (uv_run(&loop->uv, UV_RUN_DEFAULT) != 0) {
+    }
+}
+
+static enum pd_status create_parts(struct pd_loop *loop, struct pd_error *error)
+{
+    const struct pd_loop_options *options = &loop->options;
+    enum pd_status status = pd_signals_create(&loop->signals, loop, options->launched, error);
+    if (status == PD_OK && options->leader != NULL) {
+        status = pd_control_create(&loop->control, loop, options->leader, options->rank_timeout_ms,
+                                   error);
+    }
+    if (status == PD_OK && options->listen_fd >= 0) {
+        status = pd_listener_create(&loop->listener, loop, options->listen_fd, error);
+    }
+    return status;
+}
+
+enum pd_status pd_loop_create(struct pd_loop **out, const struct pd_loop_options *options,
+                              struct pd_error *error)
+{
+    *out = NULL;
+    PD_ASSERT(options->connection_count_max <= PD_CONNECTION_COUNT_MAX);
+    struct pd_loop *loop = pd_heap_zalloc(1, sizeof *loop);
+    if (loop == NULL) {
+        return pd_error_set(error, PD_ENOMEM, "loop: out of memory");
+    }
+    loop->options = *options;
+    for (uint32_t i = 0; i < PD_CONNECTION_COUNT_MAX; i++) {
+        loop->free_ids[i] = PD_CONNECTION_COUNT_MAX - 1 - i;
+    }
+    loop->free_count = PD_CONNECTION_COUNT_MAX;
+    int result = uv_loop_init(&loop->uv);
+    if (result != 0) {
+        pd_heap_free(loop);
+        return pd_error_set(error, PD_EIO, "loop: %s", uv_strerror(result));
+    }
+    pd_actions_init(&loop->actions);
+    (void)uv_timer_init(&loop->uv, &loop->tick);
+    (void)uv_idle_init(&loop->uv, &loop->work);
+    result = uv_async_init(&loop->uv, &loop->notify, on_notify);
+    PD_ASSERT(result == 0);
+    loop->tick.data = loop;
+    loop->work.data = loop;
+    loop->notify.data = loop;
+    (void)uv_timer_start(&loop->tick, on_tick, TICK_MS, TICK_MS);
+    enum pd_status status = create_parts(loop, error);
+    if (status != PD_OK) {
+        pd_loop_destroy(loop);
+        return status;
+    }
+    *out = loop;
+    return PD_OK;
+}
+
+int pd_loop_run(struct pd_loop *loop)
+{
+    (void)uv_run(&loop->uv, UV_RUN_DEFAULT);
+    PD_ASSERT(loop->exiting);
+    return loop->exit_code;
+}
+
+void pd_loop_destroy(struct pd_loop *loop)
+{
+    if (loop == NULL) {
+        return;
+    }
+    close_handles(loop);
+    pd_actions_finish(&loop->actions);
+    int result = uv_loop_close(&loop->uv);
+    PD_ASSERT(result == 0);
+    pd_heap_free(loop);
+}

@@ -1,0 +1,47 @@
+/* One TCP connection: bytes from the socket to the frame reader's places, frames from the send
+ * queue to the socket. listener, control -> [connection] <-> loop. Owner: the loop thread.
+ *
+ *            FAILED frame             CLOSE                all sent, FIN
+ *   OPEN ------------------> FAILED ---------> FLUSHING ----------------> LINGERING
+ *     |  \                     |        flush      |                          |
+ *     |   \--------------------|-- CLOSE, flush ---^                          |
+ *     +---- end, fault, CLOSE without flush, deadline -----> CLOSING <--------+
+ *
+ * CLOSED is fed exactly once, at the end of CLOSING; nothing else is fed after the engine's CLOSE.
+ */
+#ifndef PD_SERVER_IO_CONNECTION_H
+#define PD_SERVER_IO_CONNECTION_H
+
+#include "server/io/loop.h"
+
+/* Take over `fd`, set it up and start to read. The caller feeds OPENED.
+ * Ownership: the connection frees itself after CLOSED; `fd` is the caller's on error.
+ * Errors: PD_ENOMEM, PD_EIO. */
+PD_MUST_CHECK
+enum pd_status pd_connection_create(struct pd_connection **out, struct pd_loop *loop,
+                                    pd_connection_id id, int fd, bool outgoing,
+                                    struct pd_error *error);
+
+/* "host:port" of the other end; the connection's. */
+const char *pd_connection_peer(const struct pd_connection *connection);
+
+/* The actions. Each only changes this connection and owes what follows from it. */
+void pd_connection_send(struct pd_connection *connection, const struct pd_action *action,
+                        const uint8_t *frame);
+void pd_connection_place(struct pd_connection *connection, void *destination);
+void pd_connection_close(struct pd_connection *connection, bool flush);
+
+/* Feed what is owed: progress, payloads sent, messages read. Called by pd_loop_settle alone. */
+void pd_connection_advance(struct pd_connection *connection);
+
+/* Time has passed: a close that takes too long is cut short. */
+void pd_connection_tick(struct pd_connection *connection, uint64_t now_ms);
+
+/* End without another word, whatever is still to be sent. */
+void pd_connection_cut(struct pd_connection *connection);
+
+/* For the loop's table and its list of connections that owe something. */
+pd_connection_id pd_connection_number(const struct pd_connection *connection);
+struct pd_connection **pd_connection_owing_link(struct pd_connection *connection);
+
+#endif

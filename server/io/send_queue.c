@@ -1,0 +1,216 @@
+#include "server/io/send_queue.h"
+
+#include "common/assert.h"
+#include "common/heap.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+enum { FRAME_CAPACITY_FIRST = 8, BYTES_CAPACITY_FIRST = 1024 };
+
+enum pd_status pd_send_queue_init(struct pd_send_queue *queue, struct pd_error *error)
+{
+    memset(queue, 0, sizeof *queue);
+    queue->frames = pd_heap_zalloc(FRAME_CAPACITY_FIRST, sizeof *queue->frames);
+    if (queue->frames == NULL) {
+        goto fail;
+    }
+    queue->frame_capacity = FRAME_CAPACITY_FIRST;
+    queue->bytes = pd_heap_zalloc(BYTES_CAPACITY_FIRST, 1);
+    if (queue->bytes == NULL) {
+        goto fail_frames;
+    }
+    queue->bytes_capacity = BYTES_CAPACITY_FIRST;
+    if (pd_checksum_create(&queue->checksum, error) != PD_OK) {
+        goto fail_bytes;
+    }
+    return PD_OK;
+
+fail_bytes:
+    pd_heap_free(queue->bytes);
+fail_frames:
+    pd_heap_free(queue->frames);
+fail:
+    memset(queue, 0, sizeof *queue);
+    return pd_error_set(error, PD_ENOMEM, "send queue: out of memory");
+}
+
+void pd_send_queue_finish(struct pd_send_queue *queue)
+{
+    pd_checksum_destroy(queue->checksum);
+    pd_heap_free(queue->bytes);
+    pd_heap_free(queue->frames);
+    memset(queue, 0, sizeof *queue);
+}
+
+/* Room for one more frame: a full ring is unrolled into one of twice the size. */
+static enum pd_status grow_frames(struct pd_send_queue *queue, struct pd_error *error)
+{
+    if (queue->frame_count < queue->frame_capacity) {
+        return PD_OK;
+    }
+    struct pd_send_frame *frames =
+        pd_heap_zalloc((size_t)queue->frame_capacity * 2, sizeof *queue->frames);
+    if (frames == NULL) {
+        return pd_error_set(error, PD_ENOMEM, "send queue: %" PRIu32 " frames",
+                            queue->frame_capacity * 2);
+    }
+    for (uint32_t i = 0; i < queue->frame_count; i++) {
+        frames[i] = queue->frames[(queue->frame_begin + i) % queue->frame_capacity];
+    }
+    pd_heap_free(queue->frames);
+    queue->frames = frames;
+    queue->frame_begin = 0;
+    queue->frame_capacity *= 2;
+    return PD_OK;
+}
+
+/* Room for `byte_count` more bytes at bytes_end: what is queued moves to the front first. */
+static enum pd_status grow_bytes(struct pd_send_queue *queue, size_t byte_count,
+                                 struct pd_error *error)
+{
+    size_t used = queue->bytes_end - queue->bytes_begin;
+    if (used + byte_count > PD_SEND_QUEUE_BYTES_MAX) {
+        return pd_error_set(error, PD_ELIMIT, "the peer does not read: %zu bytes wait for it",
+                            used);
+    }
+    if (queue->bytes_end + byte_count <= queue->bytes_capacity) {
+        return PD_OK;
+    }
+    memmove(queue->bytes, queue->bytes + queue->bytes_begin, used);
+    queue->bytes_begin = 0;
+    queue->bytes_end = used;
+    size_t capacity = queue->bytes_capacity;
+    while (capacity < used + byte_count) {
+        capacity *= 2;
+    }
+    if (capacity > queue->bytes_capacity) {
+        uint8_t *bytes = pd_heap_realloc(queue->bytes, capacity);
+        if (bytes == NULL) {
+            return pd_error_set(error, PD_ENOMEM, "send queue: %zu bytes", capacity);
+        }
+        queue->bytes = bytes;
+        queue->bytes_capacity = capacity;
+    }
+    return PD_OK;
+}
+
+enum pd_status pd_send_queue_push(struct pd_send_queue *queue, const struct pd_send_frame *frame,
+                                  const uint8_t *bytes, struct pd_error *error)
+{
+    PD_ASSERT(frame->frame_bytes >= PD_PREFIX_BYTES);
+    PD_ASSERT(frame->payload_bytes == 0 || frame->payload != NULL);
+
+    enum pd_status status = grow_frames(queue, error);
+    if (status == PD_OK) {
+        status = grow_bytes(queue, frame->frame_bytes, error);
+    }
+    if (status != PD_OK) {
+        return status;
+    }
+    memcpy(queue->bytes + queue->bytes_end, bytes, frame->frame_bytes);
+    queue->bytes_end += frame->frame_bytes;
+    queue->frames[(queue->frame_begin + queue->frame_count) % queue->frame_capacity] = *frame;
+    queue->frame_count++;
+    return PD_OK;
+}
+
+bool pd_send_queue_empty(const struct pd_send_queue *queue)
+{
+    return queue->frame_count == 0;
+}
+
+size_t pd_send_queue_bytes(const struct pd_send_queue *queue)
+{
+    return queue->bytes_end - queue->bytes_begin;
+}
+
+static uint64_t frame_bytes(const struct pd_send_frame *frame)
+{
+    return frame->frame_bytes + frame->payload_bytes + (frame->checksum ? PD_CHECKSUM_BYTES : 0);
+}
+
+uint64_t pd_send_queue_first_bytes(const struct pd_send_queue *queue)
+{
+    PD_ASSERT(queue->frame_count > 0);
+    return frame_bytes(&queue->frames[queue->frame_begin]) - queue->sent_bytes;
+}
+
+/* Add to the sum what of header and payload lies before `end` and has not been added yet. */
+static void sum_up_to(struct pd_send_queue *queue, const struct pd_send_frame *frame, uint64_t end)
+{
+    const size_t header_bytes = frame->frame_bytes - PD_PREFIX_BYTES;
+    if (queue->sent_bytes == 0 && queue->summed_bytes == 0) {
+        pd_checksum_reset(queue->checksum);
+        pd_checksum_update(queue->checksum, queue->bytes + queue->bytes_begin + PD_PREFIX_BYTES,
+                           header_bytes);
+        queue->summed_bytes = header_bytes;
+    }
+    uint64_t payload_summed = queue->summed_bytes - header_bytes;
+    if (end > payload_summed) {
+        pd_checksum_update(queue->checksum, frame->payload + payload_summed,
+                           (size_t)(end - payload_summed));
+        queue->summed_bytes = header_bytes + end;
+    }
+    if (end == frame->payload_bytes) {
+        uint64_t sum = pd_checksum_value(queue->checksum);
+        for (uint32_t i = 0; i < PD_CHECKSUM_BYTES; i++) {
+            queue->trailer[i] = (uint8_t)(sum >> (8 * i));
+        }
+    }
+}
+
+void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *pieces)
+{
+    PD_ASSERT(queue->frame_count > 0);
+    const struct pd_send_frame *frame = &queue->frames[queue->frame_begin];
+    memset(pieces, 0, sizeof *pieces);
+
+    if (queue->sent_bytes < frame->frame_bytes) {
+        pieces->header = queue->bytes + queue->bytes_begin + queue->sent_bytes;
+        pieces->header_bytes = frame->frame_bytes - (size_t)queue->sent_bytes;
+    }
+    uint64_t payload_sent =
+        queue->sent_bytes > frame->frame_bytes ? queue->sent_bytes - frame->frame_bytes : 0;
+    uint64_t payload_end = frame->payload_bytes;
+    if (payload_sent < frame->payload_bytes) {
+        if (payload_end - payload_sent > PD_WRITE_BYTES_MAX) {
+            payload_end = payload_sent + PD_WRITE_BYTES_MAX;
+        }
+        pieces->payload = frame->payload + payload_sent;
+        pieces->payload_bytes = (size_t)(payload_end - payload_sent);
+    }
+    if (frame->checksum) {
+        sum_up_to(queue, frame, payload_end);
+        if (payload_end == frame->payload_bytes) {
+            uint64_t before = frame->frame_bytes + frame->payload_bytes;
+            size_t trailer_sent =
+                queue->sent_bytes > before ? (size_t)(queue->sent_bytes - before) : 0;
+            pieces->trailer = queue->trailer + trailer_sent;
+            pieces->trailer_bytes = PD_CHECKSUM_BYTES - trailer_sent;
+        }
+    }
+}
+
+bool pd_send_queue_advance(struct pd_send_queue *queue, size_t byte_count)
+{
+    PD_ASSERT(queue->frame_count > 0);
+    const struct pd_send_frame *frame = &queue->frames[queue->frame_begin];
+    PD_ASSERT(byte_count <= pd_send_queue_first_bytes(queue));
+
+    queue->sent_bytes += byte_count;
+    if (queue->sent_bytes < frame_bytes(frame)) {
+        return false;
+    }
+    bool had_payload = frame->payload_bytes > 0;
+    queue->bytes_begin += frame->frame_bytes;
+    if (queue->bytes_begin == queue->bytes_end) {
+        queue->bytes_begin = 0;
+        queue->bytes_end = 0;
+    }
+    queue->frame_begin = (queue->frame_begin + 1) % queue->frame_capacity;
+    queue->frame_count--;
+    queue->sent_bytes = 0;
+    queue->summed_bytes = 0;
+    return had_payload;
+}

@@ -1,0 +1,71 @@
+/* What a connection still has to send: frames in order, each a header that was copied in and a
+ * payload that stays where it is, with its checksum taken piece by piece as it goes out.
+ * action -> [send_queue] -> connection. No sockets in here. Owner: the loop thread. */
+#ifndef PD_SERVER_IO_SEND_QUEUE_H
+#define PD_SERVER_IO_SEND_QUEUE_H
+
+#include "common/checksum.h"
+
+#include <stdbool.h>
+
+struct pd_send_frame {
+    size_t frame_bytes; /* prefix and header, copied into the queue */
+    const uint8_t *payload;
+    uint64_t payload_bytes;
+    bool checksum; /* PD_CHECKSUM_BYTES follow the payload */
+};
+
+/* Embedded in a connection; the fields are the queue's own.
+ * Invariant: sent_bytes is less than all bytes of the first frame while there is one. */
+struct pd_send_queue {
+    struct pd_send_frame *frames; /* a ring */
+    uint32_t frame_begin;
+    uint32_t frame_count;
+    uint32_t frame_capacity;
+    uint8_t *bytes; /* headers of the frames, one behind the other */
+    size_t bytes_begin;
+    size_t bytes_end;
+    size_t bytes_capacity;
+    uint64_t sent_bytes;   /* of the first frame */
+    uint64_t summed_bytes; /* of the first frame's header and payload */
+    uint8_t trailer[PD_CHECKSUM_BYTES];
+    struct pd_checksum *checksum;
+};
+
+/* The next bytes to write: a header's rest, then payload, then checksum; each may be empty. */
+struct pd_send_pieces {
+    const uint8_t *header;
+    size_t header_bytes;
+    const uint8_t *payload;
+    size_t payload_bytes;
+    const uint8_t *trailer;
+    size_t trailer_bytes;
+};
+
+/* Errors: PD_ENOMEM. */
+PD_MUST_CHECK
+enum pd_status pd_send_queue_init(struct pd_send_queue *queue, struct pd_error *error);
+void pd_send_queue_finish(struct pd_send_queue *queue);
+
+/* Append a frame. Allocates only to grow beyond what was ever queued before.
+ * Ownership: `bytes` is copied; frame->payload is borrowed until it has been sent.
+ * Errors: PD_ELIMIT over PD_SEND_QUEUE_BYTES_MAX of headers (the peer does not read); PD_ENOMEM. */
+PD_MUST_CHECK
+enum pd_status pd_send_queue_push(struct pd_send_queue *queue, const struct pd_send_frame *frame,
+                                  const uint8_t *bytes, struct pd_error *error);
+
+bool pd_send_queue_empty(const struct pd_send_queue *queue);
+/* Bytes of headers queued: what a peer that does not read makes us hold. */
+size_t pd_send_queue_bytes(const struct pd_send_queue *queue);
+/* Bytes left of the first frame. */
+uint64_t pd_send_queue_first_bytes(const struct pd_send_queue *queue);
+
+/* What to write next of the first frame: at most PD_WRITE_BYTES_MAX of its payload. The queue must
+ * not be empty. The header pointer is valid until the next push, the others until advance. */
+void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *pieces);
+
+/* Say that `byte_count` of the bytes last peeked have been written. Returns true if that ended a
+ * frame with a payload, whose buffer is now free. */
+bool pd_send_queue_advance(struct pd_send_queue *queue, size_t byte_count);
+
+#endif
