@@ -1,0 +1,319 @@
+/* Registering, pushing and pulling: what a handle does with the lanes, all of them at once. */
+#include "client/handle.h"
+
+#include "common/assert.h"
+
+#include <string.h>
+
+/* Where the next push stands after this one. */
+static struct pd_position after(const struct pd_push *push)
+{
+    if (push->last) {
+        return (struct pd_position){.step = push->step + 1, .micro_batch = 0};
+    }
+    return (struct pd_position){.step = push->step, .micro_batch = push->micro_batch + 1};
+}
+
+static enum pd_status attach_lanes(struct paramd_client *client, struct pd_error *error)
+{
+    for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
+        const struct pd_lane *lane = &client->lanes.lanes[i];
+        struct pd_connection *connection;
+        if (client->requests[i].state == PD_REQUEST_DONE) {
+            continue;
+        }
+        enum pd_status status = pd_exchange_connection(&client->exchange, lane->rank, lane->address,
+                                                       &connection, error);
+        if (status != PD_OK) {
+            return status;
+        }
+        connection->request = &client->requests[i];
+    }
+    return PD_OK;
+}
+
+/* Whatever the call came to, a push that a lane has accepted is not sent to it again. */
+static void note_acknowledged(struct paramd_client *client)
+{
+    for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
+        const struct pd_request *request = &client->requests[i];
+        if (request->kind == PD_REQUEST_PUSH && request->accepted) {
+            client->acknowledged[i] = after(&request->push);
+        }
+    }
+}
+
+/* Carry out `requests` on all lanes, until what was pulled is of one version. */
+static enum pd_status run_lanes(struct paramd_client *client, const struct pd_call *call,
+                                struct pd_error *error)
+{
+    enum pd_status status;
+
+    do {
+        status = attach_lanes(client, error);
+        if (status == PD_OK) {
+            status = pd_exchange_run(&client->exchange, call, error);
+        }
+        note_acknowledged(client);
+    } while (status == PD_OK && pd_requests_settle(client->requests, client->lanes.lane_count) > 0);
+    return status;
+}
+
+/* The lanes that hold a part of the model; the others are done before they begin. */
+static bool lane_is_empty(struct paramd_client *client, uint32_t lane_index)
+{
+    if (client->lanes.lanes[lane_index].element_count > 0) {
+        return false;
+    }
+    pd_request_init_greet(&client->requests[lane_index]);
+    client->requests[lane_index].state = PD_REQUEST_DONE;
+    return true;
+}
+
+/* Remember what the answers say of the version that all lanes brought. */
+static void note_pulled(struct paramd_client *client)
+{
+    for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
+        const struct pd_request *request = &client->requests[i];
+        if (client->lanes.lanes[i].element_count == 0) {
+            continue;
+        }
+        client->has_version = true;
+        client->version = request->pulled.version;
+        client->lr = request->pulled.lr;
+        client->skipped_steps = request->pulled.skipped_steps;
+        break;
+    }
+    if (client->version > client->next.step) {
+        client->next = (struct pd_position){.step = client->version, .micro_batch = 0};
+    }
+}
+
+static enum pd_status pull_lanes(struct paramd_client *client, const struct pd_call *call,
+                                 uint64_t min_version, float *const *values, struct pd_error *error)
+{
+    struct pd_request_arrays arrays = {.model = &client->model, .targets = values};
+
+    for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
+        if (!lane_is_empty(client, i)) {
+            pd_request_init_pull(&client->requests[i], &client->lanes.lanes[i], &arrays,
+                                 min_version, client->pull_dtype);
+        }
+    }
+    enum pd_status status = run_lanes(client, call, error);
+    if (status == PD_OK) {
+        note_pulled(client);
+    }
+    return status;
+}
+
+/* ---- Registering ---- */
+
+static enum pd_status copy_model(struct pd_tensor_list *model, const struct paramd_tensor *tensors,
+                                 uint32_t count, struct pd_error *error)
+{
+    if (count == 0 || count > PD_TENSOR_COUNT_MAX) {
+        return pd_error_set(error, PD_ELIMIT, "%u tensors; allowed: 1 to %u", count,
+                            PD_TENSOR_COUNT_MAX);
+    }
+    enum pd_status status = pd_tensor_list_init(model, count, error);
+    for (uint32_t i = 0; i < count && status == PD_OK; i++) {
+        const struct paramd_tensor *tensor = &tensors[i];
+        if (tensor->name == NULL || (tensor->shape == NULL && tensor->dimension_count > 0)) {
+            return pd_error_set(error, PD_EINVALID, "tensor %u has no name or no shape", i);
+        }
+        status = pd_tensor_list_append(model, tensor->name, strlen(tensor->name),
+                                       tensor->dimension_count, tensor->shape, error);
+    }
+    return status;
+}
+
+static enum pd_status send_values(struct paramd_client *client, const struct pd_call *call,
+                                  float *const *values, struct pd_error *error)
+{
+    const float *const *sources = (const float *const *)values;
+    struct pd_request_arrays arrays = {.model = &client->model, .sources = sources};
+
+    for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
+        if (!lane_is_empty(client, i)) {
+            pd_request_init_values(&client->requests[i], &client->lanes.lanes[i], &arrays);
+        }
+    }
+    return run_lanes(client, call, error);
+}
+
+static enum pd_status offer_model(struct paramd_client *client, float *const *values,
+                                  struct pd_error *error)
+{
+    struct pd_call call = pd_client_call(client, "register");
+    struct pd_request request;
+
+    pd_request_init_register(&request, &client->model, &client->lanes);
+    enum pd_status status = pd_client_ask_leader(client, &call, &request, error);
+    if (status == PD_OK && client->lanes.values_needed) {
+        status = send_values(client, &call, values, error);
+    }
+    if (status != PD_OK) {
+        return status;
+    }
+    client->next = (struct pd_position){.step = client->lanes.step, .micro_batch = 0};
+    memset(client->acknowledged, 0, sizeof client->acknowledged);
+    return pull_lanes(client, &call, client->lanes.step, values, error);
+}
+
+static enum pd_status register_model(struct paramd_client *client,
+                                     const struct paramd_tensor *tensors, uint32_t count,
+                                     float *const *values, struct pd_error *error)
+{
+    if (!client->exchange.joined || client->registered) {
+        return pd_error_set(error, PD_EINVALID, "register: %s",
+                            client->registered ? "done already with this handle"
+                                               : "only a worker that has joined can");
+    }
+    if (tensors == NULL || values == NULL) {
+        return pd_error_set(error, PD_EINVALID, "register: no tensors or no values given");
+    }
+    enum pd_status status = copy_model(&client->model, tensors, count, error);
+    if (status != PD_OK) {
+        pd_error_prefix(error, "register");
+    } else {
+        status = offer_model(client, values, error);
+    }
+    if (status != PD_OK) {
+        pd_tensor_list_finish(&client->model);
+        memset(&client->lanes, 0, sizeof client->lanes);
+        return status;
+    }
+    client->registered = true;
+    return PD_OK;
+}
+
+enum paramd_status paramd_register(struct paramd_client *client,
+                                   const struct paramd_tensor *tensors, uint32_t count,
+                                   float *const *values, struct paramd_error *error)
+{
+    struct pd_error fault = {0};
+
+    pthread_mutex_lock(&client->lock);
+    enum pd_status status = register_model(client, tensors, count, values, &fault);
+    pthread_mutex_unlock(&client->lock);
+    (void)status;
+    return pd_client_result(&fault, error);
+}
+
+/* ---- Pushing and pulling ---- */
+
+static enum pd_status check_registered(const struct paramd_client *client, const char *call,
+                                       const void *arrays, struct pd_error *error)
+{
+    if (!client->registered) {
+        return pd_error_set(error, PD_EINVALID, "%s: register first", call);
+    }
+    if (arrays == NULL) {
+        return pd_error_set(error, PD_EINVALID, "%s: no arrays given", call);
+    }
+    return PD_OK;
+}
+
+/* Push one micro-batch; with its last one of a step, pull into `values` unless it is NULL. */
+static enum pd_status push_lanes(struct paramd_client *client, const struct pd_call *call,
+                                 const struct pd_request_arrays *arrays, struct pd_push *push,
+                                 struct pd_error *error)
+{
+    push->step = client->next.step;
+    push->micro_batch = client->next.micro_batch;
+    push->last = push->last || push->micro_batch + 1 >= paramd_accumulation_steps(client);
+    push->dtype = client->push_dtype;
+    push->pull = push->last && arrays->targets != NULL;
+    push->pull_dtype = client->pull_dtype;
+    for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
+        if (!lane_is_empty(client, i)) {
+            pd_request_init_push(&client->requests[i], &client->lanes.lanes[i], arrays, push,
+                                 client->acknowledged[i]);
+        }
+    }
+    enum pd_status status = run_lanes(client, call, error);
+    if (status != PD_OK) {
+        return status;
+    }
+    client->next = after(push);
+    if (push->pull) {
+        note_pulled(client);
+    }
+    return PD_OK;
+}
+
+static struct pd_push describe_push(uint64_t samples, const double *loss, unsigned flags)
+{
+    return (struct pd_push){
+        .last = (flags & PARAMD_LAST) != 0,
+        .samples = samples,
+        .has_loss = loss != NULL,
+        .loss = loss != NULL ? *loss : 0.0,
+    };
+}
+
+enum paramd_status paramd_push(struct paramd_client *client, const float *const *gradients,
+                               uint64_t samples, const double *loss, unsigned flags,
+                               struct paramd_error *error)
+{
+    struct pd_error fault = {0};
+    struct pd_push push = describe_push(samples, loss, flags);
+
+    pthread_mutex_lock(&client->lock);
+    enum pd_status status = check_registered(client, "push", gradients, &fault);
+    if (status == PD_OK) {
+        struct pd_call call = pd_client_call(client, "push");
+        struct pd_request_arrays arrays = {.model = &client->model, .sources = gradients};
+        status = push_lanes(client, &call, &arrays, &push, &fault);
+    }
+    pthread_mutex_unlock(&client->lock);
+    (void)status;
+    return pd_client_result(&fault, error);
+}
+
+enum paramd_status paramd_pull(struct paramd_client *client, uint64_t min_version,
+                               float *const *values, uint64_t *version, struct paramd_error *error)
+{
+    struct pd_error fault = {0};
+
+    pthread_mutex_lock(&client->lock);
+    enum pd_status status = check_registered(client, "pull", values, &fault);
+    if (status == PD_OK) {
+        struct pd_call call = pd_client_call(client, "pull");
+        uint64_t wanted = min_version == PARAMD_NEXT ? client->version + 1 : min_version;
+        status = pull_lanes(client, &call, wanted, values, &fault);
+    }
+    if (status == PD_OK && version != NULL) {
+        *version = client->version;
+    }
+    pthread_mutex_unlock(&client->lock);
+    return pd_client_result(&fault, error);
+}
+
+enum paramd_status paramd_step(struct paramd_client *client, const float *const *gradients,
+                               uint64_t samples, const double *loss, unsigned flags,
+                               float *const *values, struct paramd_step_info *info,
+                               struct paramd_error *error)
+{
+    struct pd_error fault = {0};
+    struct pd_push push = describe_push(samples, loss, flags);
+
+    pthread_mutex_lock(&client->lock);
+    enum pd_status status =
+        check_registered(client, "step", values == NULL ? NULL : gradients, &fault);
+    if (status == PD_OK) {
+        struct pd_call call = pd_client_call(client, "step");
+        struct pd_request_arrays arrays = {
+            .model = &client->model, .sources = gradients, .targets = values};
+        status = push_lanes(client, &call, &arrays, &push, &fault);
+    }
+    if (status == PD_OK && info != NULL) {
+        info->pulled = push.pull;
+        info->version = client->version;
+        info->lr = client->lr;
+        info->skipped_steps = client->skipped_steps;
+    }
+    pthread_mutex_unlock(&client->lock);
+    return pd_client_result(&fault, error);
+}
