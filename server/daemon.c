@@ -18,11 +18,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum {
-    DESCRIPTORS_KEPT = 64, /* of the limit, for files, MPI and the loop itself */
-    CONFIG_PATH_BYTES = PD_PATH_BYTES_MAX + 1,
-    SETTING_BYTES_MAX = 4096,
-};
+enum { DESCRIPTORS_KEPT = 64 }; /* of the limit, for files, MPI and the loop itself */
 
 /* What a rank holds while it lives, in the order in which it is made. Owner: the main thread. */
 struct daemon {
@@ -71,49 +67,94 @@ done_file:
     return status;
 }
 
-/* Rank 0's configuration file as text, on every rank: the others need not have it. */
-static enum pd_status share_config_text(struct daemon *daemon, const char *path, char **out,
-                                        struct pd_error *error)
+/* Rank 0's words, on every rank: the others need not have the file, nor the same command line.
+ * Ownership: *text is the caller's, of *byte_count bytes and a zero; NULL except on rank 0. */
+static enum pd_status share_text(struct daemon *daemon, char **text, uint64_t *byte_count,
+                                 struct pd_error *error)
 {
     enum pd_status status = PD_OK;
-    char *text = NULL;
-    uint64_t byte_count = 0;
 
-    if (pd_world_rank(daemon->world) == 0 && path != NULL) {
-        status = pd_daemon_read_config(&text, path, error);
-    }
-    byte_count = text == NULL ? 0 : strlen(text);
-    pd_world_broadcast(daemon->world, &byte_count, sizeof byte_count);
-    if (text == NULL) {
-        text = pd_heap_zalloc(byte_count + 1, 1);
-        if (text == NULL && status == PD_OK) {
-            status = pd_error_set(error, PD_ENOMEM, "config: %" PRIu64 " bytes", byte_count);
+    pd_world_broadcast(daemon->world, byte_count, sizeof *byte_count);
+    if (*text == NULL) {
+        *text = pd_heap_zalloc(*byte_count + 1, 1);
+        if (*text == NULL) {
+            status = pd_error_set(error, PD_ENOMEM, "config: %" PRIu64 " bytes", *byte_count);
         }
     }
     status = pd_world_agree(daemon->world, status, error);
-    if (status != PD_OK) {
-        pd_heap_free(text);
-        return status;
+    if (status == PD_OK) {
+        pd_world_broadcast(daemon->world, *text, *byte_count);
     }
-    pd_world_broadcast(daemon->world, text, byte_count);
-    *out = text;
+    return status;
+}
+
+/* The settings, one behind the other, each with its zero. */
+static enum pd_status join_settings(const struct pd_arguments *arguments, char **out,
+                                    uint64_t *byte_count, struct pd_error *error)
+{
+    *byte_count = 0;
+    for (size_t i = 0; i < arguments->setting_count; i++) {
+        *byte_count += strlen(arguments->settings[i]) + 1;
+    }
+    if (*byte_count > PD_CONFIG_BYTES_MAX) {
+        return pd_error_set(error, PD_ELIMIT, "--set: over %u bytes in all", PD_CONFIG_BYTES_MAX);
+    }
+    *out = pd_heap_zalloc(*byte_count + 1, 1);
+    if (*out == NULL) {
+        return pd_error_set(error, PD_ENOMEM, "config: out of memory");
+    }
+    char *end = *out;
+    for (size_t i = 0; i < arguments->setting_count; i++) {
+        end = stpcpy(end, arguments->settings[i]) + 1;
+    }
     return PD_OK;
 }
 
-/* Every rank parses the same text with the same settings, those of rank 0's command line. */
+/* Every rank parses the same words. `joined` holds `joined_bytes` of settings. */
+static enum pd_status parse_config(struct daemon *daemon, const char *file, const char *text,
+                                   const char *joined, uint64_t joined_bytes,
+                                   struct pd_error *error)
+{
+    const char *settings[PD_CONFIG_SETTING_COUNT_MAX];
+    size_t setting_count = 0;
+    for (uint64_t at = 0; at < joined_bytes; at += strlen(joined + at) + 1) {
+        settings[setting_count++] = joined + at;
+    }
+    return pd_config_create(&daemon->config, file == NULL ? "command line" : file, text, settings,
+                            setting_count, error);
+}
+
+/* Rank 0 reads its file and its command line, and all make of them what it would alone. */
 static enum pd_status start_config(struct daemon *daemon, const struct pd_arguments *arguments,
                                    struct pd_error *error)
 {
+    const bool reads = pd_world_rank(daemon->world) == 0;
     char *text = NULL;
-    enum pd_status status = share_config_text(daemon, arguments->config_file, &text, error);
-    if (status != PD_OK) {
-        return status;
+    char *settings = NULL;
+    uint64_t setting_bytes = 0;
+    enum pd_status status = PD_OK;
+
+    if (reads && arguments->config_file != NULL) {
+        status = pd_daemon_read_config(&text, arguments->config_file, error);
     }
-    const char *name = arguments->config_file == NULL ? "command line" : arguments->config_file;
-    status = pd_config_create(&daemon->config, name, text, arguments->settings,
-                              arguments->setting_count, error);
+    if (reads && status == PD_OK) {
+        status = join_settings(arguments, &settings, &setting_bytes, error);
+    }
+    status = pd_world_agree(daemon->world, status, error);
+    if (status == PD_OK) {
+        uint64_t text_bytes = text == NULL ? 0 : strlen(text);
+        status = share_text(daemon, &text, &text_bytes, error);
+    }
+    if (status == PD_OK) {
+        status = share_text(daemon, &settings, &setting_bytes, error);
+    }
+    if (status == PD_OK) {
+        status = parse_config(daemon, arguments->config_file, text, settings, setting_bytes, error);
+        status = pd_world_agree(daemon->world, status, error);
+    }
+    pd_heap_free(settings);
     pd_heap_free(text);
-    return pd_world_agree(daemon->world, status, error);
+    return status;
 }
 
 /* Each rank's host name, and the address at which the others and the workers reach it. */

@@ -47,8 +47,13 @@ static int check_config(const struct pd_arguments *arguments)
         (void)fprintf(stderr, "paramd: %s\n", error.message);
         return EXIT_FAILURE;
     }
-    (void)printf("%s: valid\n", arguments->config_file);
+    char *summary = pd_config_summary(config);
     pd_config_destroy(config);
+    if (summary == NULL) {
+        return EXIT_FAILURE;
+    }
+    (void)printf("%s: valid\n%s", arguments->config_file, summary);
+    pd_heap_free(summary);
     return EXIT_SUCCESS;
 }
 
