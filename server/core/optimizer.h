@@ -57,6 +57,10 @@ struct pd_optimizer {
     const char *name;
     const struct pd_option *options; /* into struct pd_hyper */
     uint32_t option_count;
+    /* Whether a step's number counts the steps of the group, as timm's LAMB does, instead of those
+     * in which the tensor had a gradient; the two differ only for tensors left out of some steps.
+     */
+    bool counts_by_group;
     /* float32 arrays of the parameters' size that this rule keeps with these hyperparameters. */
     uint32_t (*state_count)(const struct pd_hyper *hyper);
     /* First pass. `sums` (PD_OPTIMIZER_SUM_COUNT) is written by two-pass rules. */

@@ -135,6 +135,7 @@ const struct pd_optimizer pd_optimizer_lamb = {
     .name = "lamb",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .counts_by_group = true,
     .state_count = state_count,
     .update = update,
     .apply = apply,

@@ -1,0 +1,59 @@
+/* Reference cases: one JSON file of tests/replay/vectors.tar.xz as numbers ready to compare with.
+ * vectors -> [vectors] -> unit tests, paramd-replay. The format is described in their README. */
+#ifndef PD_TESTS_SUPPORT_VECTORS_H
+#define PD_TESTS_SUPPORT_VECTORS_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct vectors_tensor {
+    const char *name;
+    uint32_t count;   /* elements */
+    uint32_t group;   /* index in the list of groups; 0 when there is none */
+    float *init;      /* initial parameters; NULL if the case has none */
+    double magnitude; /* largest reference magnitude over all steps */
+};
+
+struct vectors_step {
+    double *lr;             /* of each group; NaN when the optimizer computes its own */
+    float **gradients;      /* by tensor; NULL for one without a gradient */
+    float **parameters;     /* by tensor, after the step */
+    const json_t *document; /* the step as written, for keys of special cases */
+};
+
+/* An optimizer's trajectory. */
+struct vectors_case {
+    const char *name;
+    const char *optimizer;
+    const char *variant;
+    double tolerance; /* allowed difference as a share of a tensor's magnitude: k * 2^-23 */
+    uint32_t tensor_count;
+    struct vectors_tensor *tensors;
+    uint32_t group_count; /* at least 1 */
+    uint32_t step_count;
+    struct vectors_step *steps;
+    json_t *document; /* the file; everything named above is its */
+};
+
+/* Parse one file into a tree; the process ends with a message if it cannot be read.
+ * Ownership: the caller's, for json_decref. */
+json_t *vectors_load(const char *directory, const char *case_name);
+
+/* Read a trajectory, as vectors_load does. */
+void vectors_case_init(struct vectors_case *reference, const char *directory,
+                       const char *case_name);
+void vectors_case_finish(struct vectors_case *reference);
+
+/* The hyperparameter of a group of a case, its own or the case's; NULL if there is none. */
+const json_t *vectors_case_hyper(const struct vectors_case *reference, uint32_t group,
+                                 const char *key);
+
+/* A number, or one of "Infinity", "-Infinity", "NaN"; null is NaN. */
+double vectors_number(const json_t *value);
+
+/* A list of numbers as new floats, `*count` of them; the process ends if it is no list. */
+float *vectors_floats(const json_t *list, uint32_t *count);
+
+#endif
