@@ -505,10 +505,13 @@ static enum pd_status check_listen(struct pd_config *config, const struct pd_nod
                              "true",
                              config->listen);
     }
-    if (config->advertise[0] != '\0' && !is_host(config->advertise, strlen(config->advertise))) {
+    const char *advertise = config->advertise;
+    const char *colon = strchr(advertise, ':');
+    bool has_port = colon != NULL && strchr(colon + 1, ':') == NULL;
+    if (advertise[0] != '\0' && (has_port || !is_host(advertise, strlen(advertise)))) {
         return pd_node_fault(pd_node_find(root, "advertise"), "advertise", error,
                              "%.100s: not a host; allowed: a name or an address, without port",
-                             config->advertise);
+                             advertise);
     }
     return PD_OK;
 }
@@ -538,6 +541,9 @@ static enum pd_status read_tree(struct pd_node **out, const char *file, const ch
     struct pd_config_source source = {.file = file != NULL ? file : "defaults"};
     enum pd_status status = pd_node_parse(out, &source, text != NULL ? text : "", error);
 
+    if (status == PD_OK && pd_node_is_null(*out)) {
+        (*out)->kind = PD_NODE_MAP; /* A document that says nothing is an empty one. */
+    }
     for (size_t i = 0; status == PD_OK && i < setting_count; i++) {
         source.setting = settings[i];
         status = pd_node_set(*out, &source, error);

@@ -492,7 +492,8 @@ static enum pd_status descend(struct pd_node **node, const struct pd_config_sour
     if (is_index) {
         size_t count = parent->kind == PD_NODE_MAP ? 1 : parent->count;
         if (index > count || parent->kind == PD_NODE_MAP) {
-            return pd_node_fault(&at, path, error, "no item %zu; the list has %zu", index, count);
+            return pd_node_fault(&at, path, error, "no item %.*s; the list has %zu",
+                                 bytes > 20 ? 20 : (int)bytes, word, count);
         }
     } else if (parent->kind == PD_NODE_LIST) {
         return pd_node_fault(&at, path, error, "a list: name an item by its index, as in %.60s.0",
