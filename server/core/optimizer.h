@@ -25,21 +25,41 @@ struct pd_hyper {
     double dampening;
     double betas[3];
     double eps;
-    double max_grad_norm; /* lamb; NaN: none */
+    double alpha;                     /* rmsprop */
+    double rho;                       /* adadelta */
+    double lr_decay;                  /* adagrad */
+    double initial_accumulator_value; /* adagrad, yogi */
+    double momentum_decay;            /* nadam */
+    double trust_coeff;               /* lars */
+    double max_grad_norm;             /* lamb; NaN: none */
+    double max_weight_norm;           /* lamb; NaN: none */
     bool nesterov;
     bool amsgrad;
+    bool centered;
     bool bias_correction;
     bool grad_averaging;
     bool trust_clip;
     bool always_adapt;
+    bool adam_w_mode;
     bool decoupled_decay;
+    bool decoupled_weight_decay;
+    bool corrected_weight_decay;
+    bool decay_after_step;
+    bool no_prox;
+    bool caution;
+    bool eps_inside_root;
+    bool eps_before_correction;
+    bool lr_in_momentum;
 };
 
 /* One group's numbers for one step. */
 struct pd_optimizer_step {
     const struct pd_hyper *hyper;
     double lr;             /* scheduled, scaled */
-    uint64_t number;       /* this optimizer step, counted from 1 (t of the papers) */
+    /* This optimizer step, counted from 1 (t of the papers): among those in which the tensor had a
+     * gradient, and among those of its group. Which one a rule counts by, its reference decides. */
+    uint64_t number;
+    uint64_t group_number;
     double gradient_scale; /* clip and loss scale, multiplied into the gradient on the fly */
     double gradient_norm;  /* global L2 norm of the averaged gradient after that scale */
 };
@@ -66,6 +86,9 @@ struct pd_optimizer {
     /* First pass. `sums` (PD_OPTIMIZER_SUM_COUNT) is written by two-pass rules. */
     void (*update)(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
                    double *sums);
+    /* Whether these hyperparameters need the second pass; NULL: always, if there is one. Where they
+     * do not, `apply` changes nothing. */
+    bool (*needs_apply)(const struct pd_hyper *hyper);
     /* Second pass, NULL for a rule of one; `sums` are over the block's whole tensor. */
     void (*apply)(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
                   const double *sums);

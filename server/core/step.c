@@ -334,6 +334,7 @@ static void decide(struct pd_step_machine *machine)
             .hyper = &config->groups[group].hyper,
             .lr = machine->order->lrs[group],
             .number = machine->order->optimizer_step + 1,
+            .group_number = machine->order->optimizer_step + 1,
             .gradient_scale = outcome->clip_scale,
             .gradient_norm = norm2,
         };

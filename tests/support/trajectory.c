@@ -253,7 +253,8 @@ static void trajectory_run(struct trajectory *trajectory)
             struct pd_optimizer_step step = {
                 .hyper = &trajectory->hypers[group],
                 .lr = now->lr[group],
-                .number = trajectory->optimizer->counts_by_group ? s + 1 : flight->step_count,
+                .number = flight->step_count,
+                .group_number = s + 1,
                 .gradient_scale = trajectory->options->gradient_scale,
                 .gradient_norm = norm,
             };

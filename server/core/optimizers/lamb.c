@@ -70,8 +70,8 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     double excess = 1;
 
     if (hyper->bias_correction) {
-        bias1 -= pd_optimizer_power(beta1, step->number);
-        bias2 -= pd_optimizer_power(beta2, step->number);
+        bias1 -= pd_optimizer_power(beta1, step->group_number);
+        bias2 -= pd_optimizer_power(beta2, step->group_number);
     }
     if (step->gradient_norm > hyper->max_grad_norm) {
         excess = step->gradient_norm / hyper->max_grad_norm;
@@ -135,7 +135,6 @@ const struct pd_optimizer pd_optimizer_lamb = {
     .name = "lamb",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
-    .counts_by_group = true,
     .state_count = state_count,
     .update = update,
     .apply = apply,
