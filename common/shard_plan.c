@@ -98,7 +98,8 @@ static enum pd_status deal_blocks(struct pd_shard_plan *plan, uint64_t element_c
     split(plan, &model, plan->lanes, plan->lane_count);
     for (uint32_t lane = 0; lane < plan->lane_count; lane++) {
         if (plan->lanes[lane].element_count > PD_LANE_ELEMENT_COUNT_MAX) {
-            uint64_t enough = element_count / (PD_LANE_ELEMENT_COUNT_MAX / 2) + 1;
+            uint64_t enough =
+                element_count / (PD_LANE_ELEMENT_COUNT_MAX - PD_BLOCK_ELEMENT_COUNT_MAX) + 1;
             return pd_error_set(error, PD_ELIMIT,
                                 "lane %" PRIu32 " of %" PRIu32 " would hold %" PRIu64
                                 " elements, at most %llu; %" PRIu64
