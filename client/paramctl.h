@@ -1,0 +1,15 @@
+/* paramctl: asks the daemon and tells it what to do.
+ * command line -> [paramctl] -> paramd_admin -> text for people. */
+#ifndef PD_CLIENT_PARAMCTL_H
+#define PD_CLIENT_PARAMCTL_H
+
+#include "client/include/paramd.h"
+
+#include <jansson.h>
+#include <stdio.h>
+
+/* Text of an answer for people, on `out`. `group` (NULL is allowed) limits a schedule to one group.
+ * Errors: 0 if the answer does not look as the command's should. */
+int paramctl_render(FILE *out, const char *command, const json_t *answer, const char *group);
+
+#endif

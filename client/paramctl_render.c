@@ -1,0 +1,306 @@
+#include "client/paramctl.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
+#define LABEL_WIDTH 15
+#define CELL_BYTES_MAX 96u
+#define COLUMN_COUNT_MAX 8u
+
+/* ---- Single values ---- */
+
+/* A JSON value as people read it: numbers short, null as "-". */
+static const char *format_value(const json_t *value, char *text, size_t text_bytes)
+{
+    if (json_is_string(value)) {
+        snprintf(text, text_bytes, "%s", json_string_value(value));
+    } else if (json_is_integer(value)) {
+        snprintf(text, text_bytes, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
+    } else if (json_is_real(value)) {
+        snprintf(text, text_bytes, "%.6g", json_real_value(value));
+    } else if (json_is_boolean(value)) {
+        snprintf(text, text_bytes, "%s", json_is_true(value) ? "yes" : "no");
+    } else {
+        snprintf(text, text_bytes, "-");
+    }
+    return text;
+}
+
+static const char *format_key(const json_t *object, const char *key, char *text, size_t text_bytes)
+{
+    return format_value(json_object_get(object, key), text, text_bytes);
+}
+
+static void print_row(FILE *out, const char *label, const char *text)
+{
+    fprintf(out, "%-*s %s\n", LABEL_WIDTH, label, text);
+}
+
+static void print_key(FILE *out, const json_t *object, const char *key, const char *label,
+                      const char *unit)
+{
+    char value[CELL_BYTES_MAX];
+    char text[CELL_BYTES_MAX + 32];
+    const json_t *found = json_object_get(object, key);
+
+    if (found == NULL) {
+        return;
+    }
+    bool bare = json_is_null(found) || unit[0] == '\0';
+    format_value(found, value, sizeof value);
+    snprintf(text, sizeof text, "%s%s%s", value, bare ? "" : " ", bare ? "" : unit);
+    print_row(out, label, text);
+}
+
+/* Seconds as "2 h 03 min", "4 min 05 s" or "12.3 s". */
+static void format_duration(double seconds, char *text, size_t text_bytes)
+{
+    if (seconds >= 3600.0) {
+        snprintf(text, text_bytes, "%.0f h %02.0f min", floor(seconds / 3600.0),
+                 floor(fmod(seconds, 3600.0) / 60.0));
+    } else if (seconds >= 60.0) {
+        snprintf(text, text_bytes, "%.0f min %02.0f s", floor(seconds / 60.0),
+                 floor(fmod(seconds, 60.0)));
+    } else {
+        snprintf(text, text_bytes, "%.1f s", seconds);
+    }
+}
+
+/* ---- Tables ---- */
+
+struct column {
+    const char *key;
+    const char *title;
+    bool right; /* numbers are set to the right */
+};
+
+/* A cell: a value, or an array as "[3, 4]". */
+static const char *format_cell(const json_t *value, char *text, size_t text_bytes)
+{
+    size_t used = 1;
+
+    if (!json_is_array(value)) {
+        return format_value(value, text, text_bytes);
+    }
+    snprintf(text, text_bytes, "[");
+    for (size_t i = 0; i < json_array_size(value) && used + 1 < text_bytes; i++) {
+        char item[CELL_BYTES_MAX];
+        format_value(json_array_get(value, i), item, sizeof item);
+        int length = snprintf(text + used, text_bytes - used, "%s%s", i > 0 ? ", " : "", item);
+        used += (size_t)length;
+    }
+    used = used < text_bytes - 2 ? used : text_bytes - 2;
+    snprintf(text + used, text_bytes - used, "]");
+    return text;
+}
+
+static void print_cell(FILE *out, const struct column *column, size_t width, bool final,
+                       const char *text)
+{
+    if (column->right) {
+        fprintf(out, "%*s", (int)width, text);
+    } else {
+        fprintf(out, "%-*s", final ? 0 : (int)width, text);
+    }
+    fputs(final ? "\n" : "  ", out);
+}
+
+static void print_table(FILE *out, const json_t *rows, const struct column *columns,
+                        size_t column_count)
+{
+    size_t widths[COLUMN_COUNT_MAX];
+    char text[CELL_BYTES_MAX];
+
+    for (size_t c = 0; c < column_count; c++) {
+        widths[c] = strlen(columns[c].title);
+        for (size_t r = 0; r < json_array_size(rows); r++) {
+            const json_t *row = json_array_get(rows, r);
+            size_t width =
+                strlen(format_cell(json_object_get(row, columns[c].key), text, sizeof text));
+            widths[c] = width > widths[c] ? width : widths[c];
+        }
+    }
+    for (size_t c = 0; c < column_count; c++) {
+        print_cell(out, &columns[c], widths[c], c + 1 == column_count, columns[c].title);
+    }
+    for (size_t r = 0; r < json_array_size(rows); r++) {
+        for (size_t c = 0; c < column_count; c++) {
+            const json_t *row = json_array_get(rows, r);
+            format_cell(json_object_get(row, columns[c].key), text, sizeof text);
+            print_cell(out, &columns[c], widths[c], c + 1 == column_count, text);
+        }
+    }
+}
+
+static const struct column group_columns[] = {
+    {"name", "group", false}, {"lr", "lr", true}, {"weight_decay", "weight decay", true}};
+static const struct column worker_columns[] = {{"id", "id", true},
+                                               {"name", "name", false},
+                                               {"state", "state", false},
+                                               {"step", "step", true},
+                                               {"samples", "samples", true}};
+static const struct column tensor_columns[] = {{"name", "tensor", false},
+                                               {"shape", "shape", false},
+                                               {"elements", "elements", true},
+                                               {"group", "group", false},
+                                               {"shards", "shards", false}};
+
+#define PRINT_TABLE(out, rows, columns)                                                            \
+    print_table((out), (rows), (columns), sizeof(columns) / sizeof((columns)[0]))
+
+/* ---- Answers ---- */
+
+static int render_status(FILE *out, const json_t *answer)
+{
+    char step[CELL_BYTES_MAX];
+    char version[CELL_BYTES_MAX];
+    char text[3 * CELL_BYTES_MAX];
+    const json_t *workers = json_object_get(answer, "workers");
+    const json_t *groups = json_object_get(answer, "groups");
+    const json_t *uptime = json_object_get(answer, "uptime_s");
+
+    print_key(out, answer, "state", "state", "");
+    snprintf(text, sizeof text, "%s (version %s)", format_key(answer, "step", step, sizeof step),
+             format_key(answer, "version", version, sizeof version));
+    print_row(out, "step", text);
+    print_key(out, answer, "lr", "learning rate", "");
+    print_key(out, answer, "loss", "loss", "");
+    print_key(out, answer, "grad_norm", "gradient norm", "");
+    print_key(out, answer, "clip_scale", "clip scale", "");
+    print_key(out, answer, "loss_scale", "loss scale", "");
+    print_key(out, answer, "effective_batch", "batch", "samples");
+    print_key(out, answer, "skipped_steps", "skipped steps", "");
+    if (json_is_string(json_object_get(answer, "last_skip_reason"))) {
+        print_key(out, answer, "last_skip_reason", "last skip", "");
+    }
+    print_key(out, answer, "shards", "shards", "");
+    print_key(out, answer, "aggregation", "aggregation", "");
+    print_key(out, answer, "mode", "mode", "");
+    print_key(out, answer, "checkpoint", "checkpoint", "");
+    if (json_is_number(uptime)) {
+        format_duration(json_number_value(uptime), text, sizeof text);
+        print_row(out, "up", text);
+    }
+    if (json_array_size(groups) > 1) {
+        fputc('\n', out);
+        PRINT_TABLE(out, groups, group_columns);
+    }
+    if (json_array_size(workers) > 0) {
+        fputc('\n', out);
+        PRINT_TABLE(out, workers, worker_columns);
+    }
+    return json_object_get(answer, "step") != NULL;
+}
+
+static int render_lr(FILE *out, const json_t *answer)
+{
+    const json_t *groups = json_object_get(answer, "groups");
+
+    print_key(out, answer, "step", "step", "");
+    print_key(out, answer, "lr", "learning rate", "");
+    if (json_array_size(groups) > 1) {
+        fputc('\n', out);
+        print_table(out, groups, group_columns, 2);
+    }
+    return json_object_get(answer, "lr") != NULL;
+}
+
+static int render_step(FILE *out, const json_t *answer)
+{
+    print_key(out, answer, "step", "step", "");
+    print_key(out, answer, "version", "version", "");
+    print_key(out, answer, "skipped_steps", "skipped steps", "");
+    return json_object_get(answer, "step") != NULL;
+}
+
+/* Steps down, groups across. */
+static int render_schedule(FILE *out, const json_t *answer, const char *group)
+{
+    const json_t *groups = json_object_get(answer, "groups");
+    const json_t *lrs = json_object_get(answer, "lrs");
+    json_int_t begin = json_integer_value(json_object_get(answer, "begin"));
+    bool found = group == NULL;
+
+    if (!json_is_array(groups) || !json_is_array(lrs)) {
+        return 0;
+    }
+    fprintf(out, "%10s", "step");
+    for (size_t g = 0; g < json_array_size(groups); g++) {
+        const char *name = json_string_value(json_array_get(groups, g));
+        if (name != NULL && (group == NULL || strcmp(name, group) == 0)) {
+            fprintf(out, "  %12s", name);
+            found = true;
+        }
+    }
+    fputc('\n', out);
+    for (size_t s = 0; s < json_array_size(lrs); s++) {
+        const json_t *row = json_array_get(lrs, s);
+        fprintf(out, "%10" JSON_INTEGER_FORMAT, begin + (json_int_t)s);
+        for (size_t g = 0; g < json_array_size(row); g++) {
+            const char *name = json_string_value(json_array_get(groups, g));
+            if (name != NULL && (group == NULL || strcmp(name, group) == 0)) {
+                fprintf(out, "  %12.6g", json_number_value(json_array_get(row, g)));
+            }
+        }
+        fputc('\n', out);
+    }
+    return found;
+}
+
+static int render_rows(FILE *out, const json_t *answer, const char *key,
+                       const struct column *columns, size_t column_count)
+{
+    const json_t *rows = json_object_get(answer, key);
+
+    if (!json_is_array(rows)) {
+        return 0;
+    }
+    if (json_array_size(rows) == 0) {
+        fprintf(out, "no %s\n", key);
+        return 1;
+    }
+    print_table(out, rows, columns, column_count);
+    return 1;
+}
+
+/* A command that was carried out says so in one sentence. */
+static int render_done(FILE *out, const json_t *answer)
+{
+    const char *text = json_string_value(json_object_get(answer, "text"));
+
+    if (text == NULL) {
+        return 0;
+    }
+    fprintf(out, "%s\n", text);
+    return 1;
+}
+
+int paramctl_render(FILE *out, const char *command, const json_t *answer, const char *group)
+{
+    if (!json_is_object(answer)) {
+        return 0;
+    }
+    if (strcmp(command, "status") == 0) {
+        return render_status(out, answer);
+    }
+    if (strcmp(command, "lr") == 0) {
+        return render_lr(out, answer);
+    }
+    if (strcmp(command, "step") == 0) {
+        return render_step(out, answer);
+    }
+    if (strcmp(command, "schedule") == 0) {
+        return render_schedule(out, answer, group);
+    }
+    if (strcmp(command, "workers") == 0) {
+        return render_rows(out, answer, "workers", worker_columns,
+                           sizeof worker_columns / sizeof worker_columns[0]);
+    }
+    if (strcmp(command, "tensors") == 0) {
+        return render_rows(out, answer, "tensors", tensor_columns,
+                           sizeof tensor_columns / sizeof tensor_columns[0]);
+    }
+    return render_done(out, answer);
+}
