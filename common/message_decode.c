@@ -243,31 +243,27 @@ static void take_registered(struct checker *checker, const Paramd__Registered *f
 
 static void take_push(const Paramd__Push *from, struct pd_push *to)
 {
-    *to = (struct pd_push){
-        .step = from->step,
-        .micro_batch = from->micro_batch,
-        .last = from->last != 0,
-        .samples = from->samples,
-        .has_loss = from->loss_presence_case == PARAMD__PUSH__LOSS_PRESENCE_LOSS,
-        .dtype = from->dtype,
-        .element_begin = from->element_begin,
-        .element_count = from->element_count,
-        .pull = from->pull != 0,
-        .pull_dtype = from->pull_dtype,
-    };
+    to->step = from->step;
+    to->micro_batch = from->micro_batch;
+    to->last = from->last != 0;
+    to->samples = from->samples;
+    to->has_loss = from->loss_presence_case == PARAMD__PUSH__LOSS_PRESENCE_LOSS;
+    to->dtype = from->dtype;
+    to->element_begin = from->element_begin;
+    to->element_count = from->element_count;
+    to->pull = from->pull != 0;
+    to->pull_dtype = from->pull_dtype;
     to->loss = to->has_loss ? from->loss : 0;
 }
 
 static void take_pulled(const Paramd__Pulled *from, struct pd_pulled *to)
 {
-    *to = (struct pd_pulled){
-        .version = from->version,
-        .dtype = from->dtype,
-        .element_begin = from->element_begin,
-        .element_count = from->element_count,
-        .lr = from->lr,
-        .skipped_steps = from->skipped_steps,
-    };
+    to->version = from->version;
+    to->dtype = from->dtype;
+    to->element_begin = from->element_begin;
+    to->element_count = from->element_count;
+    to->lr = from->lr;
+    to->skipped_steps = from->skipped_steps;
 }
 
 static void take_error(struct checker *checker, const Paramd__Error *from,
