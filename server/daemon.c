@@ -6,6 +6,7 @@
 #include "server/io/log.h"
 #include "server/io/loop.h"
 #include "server/io/signals.h"
+#include "server/model_file.h"
 #include "server/mpi/collectives.h"
 #include "server/mpi/world.h"
 
@@ -240,6 +241,9 @@ static enum pd_status start_engine(struct daemon *daemon, struct pd_error *error
         pd_config_lanes(daemon->config, daemon->topology.rank_count, &lane_count, error);
     if (status == PD_OK) {
         status = pd_engine_create(&daemon->engine, daemon->config, &daemon->topology, error);
+    }
+    if (status == PD_OK && daemon->config->model[0] != '\0') {
+        status = pd_model_file_load(daemon->engine, daemon->config->model, error);
     }
     status = pd_world_agree(daemon->world, status, error);
     if (status == PD_OK) {
