@@ -24,6 +24,8 @@ BROKEN_INCLUDES = {
     "client/request.c": '#include "server/core/session.h"',
     "client/socket.c": "#include <uv.h>",
     "client/worker/main.c": '#include "common/text.h"',
+    "client/worker/progress.c": '#include "client/socket.h"',
+    "client/paramctl.c": '#include "client/stream.h"',
 }
 SOUND_INCLUDES = {
     "common/message.c": '#include "common/message.h"\n#include "paramd.pb-c.h"\n#include <string.h>',
@@ -31,7 +33,7 @@ SOUND_INCLUDES = {
     "server/io/loop.c": '#include "server/core/engine.h"\n#include <uv.h>\n#include <unistd.h>',
     "server/daemon.c": '#include "server/io/loop.h"\n#include "server/mpi/world.h"',
     "client/socket.c": '#include "client/socket.h"\n#include "common/frame.h"\n#include <poll.h>',
-    "client/worker/main.c": '#include "paramd.h"\n#include "client/worker/network.h"',
+    "client/worker/main.c": '#include "client/include/paramd.h"\n#include "client/worker/network.h"',
 }
 BROKEN_CALLS = {
     "libuv": "int uv_run(void *, int); int f(void) { return uv_run(0, 0); }",
