@@ -130,4 +130,8 @@ void pd_signals_destroy(struct pd_signals *signals)
     for (uint32_t i = signals->handles_open; i > 0; i--) {
         uv_close((uv_handle_t *)&signals->handles[i - 1], on_closed);
     }
+    /* The job ends by rank 0's word: the same signal may reach a slower rank only now. */
+    for (uint32_t i = 0; i < OPERATOR_SIGNAL_COUNT; i++) {
+        (void)signal(operator_signals[i].number, SIG_IGN);
+    }
 }

@@ -23,7 +23,8 @@ enum pd_status pd_signals_create(struct pd_signals **out, struct pd_loop *loop, 
 /* Time has passed: look whether the launcher is still there, in case its signal was lost. */
 void pd_signals_tick(struct pd_signals *signals);
 
-/* It frees itself in a later turn of the loop. NULL is allowed. */
+/* It frees itself in a later turn of the loop, and the operator's signals are ignored from now on.
+ * NULL is allowed. */
 void pd_signals_destroy(struct pd_signals *signals);
 
 #endif
