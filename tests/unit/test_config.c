@@ -317,8 +317,6 @@ static const struct {
     {"optimizer: {lr: inf}", NULL, "f:1: optimizer.lr: inf: out of range; allowed: a number >= 0"},
     {"optimizer:\n  betas: [0.9, 1]\n", NULL,
      "f:2: optimizer.betas: 1: out of range; allowed: a list of 2 numbers >= 0 and < 1"},
-    {"optimizer: {name: adagrad}", NULL,
-     "f:1: optimizer.name: adagrad: unknown; allowed: sgd, adam, adamw, lamb"},
     {"lr_scaling:\n  rule: sqrt\n", NULL,
      "f:2: lr_scaling.base_batch: missing; allowed: a whole number >= 1"},
     {"lr_scaling: {rule: linear, base_batch: 0}", NULL,
@@ -358,6 +356,21 @@ static const struct {
 START_TEST(a_wrong_configuration_is_refused_with_one_clear_line)
     {
         check_refused(refusals[_i].text, refusals[_i].setting, refusals[_i].message);
+    }
+END_TEST
+
+START_TEST(an_unknown_optimizer_is_told_the_known_ones)
+    {
+        struct pd_config *config = NULL;
+        struct pd_error error = {0};
+
+        ck_assert_int_eq(pd_config_create(&config, "f", "optimizer: {name: sgdd}", NULL, 0, &error),
+                         PD_ECONFIG);
+        ck_assert_ptr_nonnull(
+            strstr(error.message, "f:1: optimizer.name: sgdd: unknown; allowed: "));
+        for (size_t i = 0; pd_optimizer_at(i) != NULL; i++) {
+            ck_assert_ptr_nonnull(strstr(error.message, pd_optimizer_at(i)->name));
+        }
     }
 END_TEST
 
@@ -472,6 +485,7 @@ int main(void)
                         (int)(sizeof bad_addresses / sizeof bad_addresses[0]));
     tcase_add_loop_test(tcase, a_wrong_configuration_is_refused_with_one_clear_line, 0,
                         (int)(sizeof refusals / sizeof refusals[0]));
+    tcase_add_test(tcase, an_unknown_optimizer_is_told_the_known_ones);
     tcase_add_test(tcase, a_key_of_another_optimizer_is_unknown_to_this_one);
     tcase_add_test(tcase, more_groups_and_schedules_than_the_limits_are_refused);
     tcase_add_test(tcase, lanes_follow_the_aggregation_unless_told);
