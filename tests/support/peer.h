@@ -1,6 +1,6 @@
 /* A peer that says exactly what a test wants said, right or wrong, byte by byte.
- * test -> [peer] -> a rank's port. Blocking, with a deadline on every call; failures end the running
- * Check test. */
+ * test -> [peer] -> a rank's port. Blocking, with a deadline on every call; failures end the
+ * running Check test. */
 #ifndef PD_TESTS_SUPPORT_PEER_H
 #define PD_TESTS_SUPPORT_PEER_H
 
@@ -10,6 +10,8 @@ struct peer; /* one connection */
 
 /* Connect to "host:port". Ownership: the caller's, for peer_close. */
 struct peer *peer_connect(const char *address);
+/* The same, with the smallest receive buffer, so that what is not read soon stops the sender. */
+struct peer *peer_connect_narrow(const char *address);
 /* NULL is allowed. */
 void peer_close(struct peer *peer);
 /* Close so that the other end sees a reset. */
@@ -69,8 +71,8 @@ struct peer_worker {
     struct peer *lanes[PD_RANK_COUNT_MAX]; /* may be `leader` itself; NULL where there is nothing */
 };
 
-/* Join at rank 0's address, register `model` and, if asked for, supply `values`; wait until there are
- * parameters. */
+/* Join at rank 0's address, register `model` and, if asked for, supply `values`; wait until there
+ * are parameters. */
 void peer_worker_init(struct peer_worker *worker, const char *address, const char *name,
                       const struct pd_tensor_list *model, const float *values);
 void peer_worker_finish(struct peer_worker *worker);

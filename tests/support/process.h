@@ -15,8 +15,8 @@
 
 struct process; /* a thread of its own collects the output */
 
-/* Start `argv[0]`, found along PATH, with the NULL-terminated words `argv`; standard input is empty.
- * Ownership: the caller's, for process_stop. */
+/* Start `argv[0]`, found along PATH, with the NULL-terminated words `argv`; standard input is
+ * empty. Ownership: the caller's, for process_stop. */
 struct process *process_start(const char *const *argv);
 
 /* Kill the process and its group if it still runs, and free it; NULL is allowed. */

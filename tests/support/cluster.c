@@ -1,0 +1,225 @@
+#include "tests/support/cluster.h"
+
+#include "tests/support/suite.h"
+
+#include <check.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { CONFIG_BYTES = 8192, WORD_COUNT_MAX = 32 };
+
+/* ---- Starting ---- */
+
+/* The configuration as a file; its path is for free. */
+static char *write_config(const char *format, va_list arguments)
+{
+    char text[CONFIG_BYTES];
+    char whole[CONFIG_BYTES + 64];
+
+    int used = vsnprintf(text, sizeof text, format, arguments);
+    ck_assert_int_lt(used, (int)sizeof text);
+    bool listens = strncmp(text, "listen:", 7) == 0 || strstr(text, "\nlisten:") != NULL;
+    snprintf(whole, sizeof whole, "%s%s\n", listens ? "" : "listen: 127.0.0.1:0\n", text);
+    return suite_write_file("config.yaml", whole, strlen(whole));
+}
+
+static void launch(struct cluster *cluster, uint32_t rank_count, const char *format,
+                   va_list arguments)
+{
+    char ranks[16];
+    char *config = write_config(format, arguments);
+    snprintf(ranks, sizeof ranks, "%u", rank_count);
+    /* What MPI shares lies with the program's own files, so that it goes away with them. */
+    const char *const words[] = {"mpirun",
+                                 "--allow-run-as-root",
+                                 "--oversubscribe",
+                                 "--bind-to",
+                                 "none",
+                                 "--mca",
+                                 "btl",
+                                 "self,vader",
+                                 "--mca",
+                                 "btl_vader_backing_directory",
+                                 suite_directory(),
+                                 "-np",
+                                 ranks,
+                                 PARAMD_PROGRAM,
+                                 "--config",
+                                 config,
+                                 NULL};
+    const size_t alone_at = sizeof words / sizeof words[0] - 4;
+
+    memset(cluster, 0, sizeof *cluster);
+    cluster->launched = rank_count != CLUSTER_ALONE;
+    cluster->rank_count = cluster->launched ? rank_count : 1;
+    cluster->process = process_start(cluster->launched ? words : words + alone_at);
+    free(config);
+}
+
+/* "paramd ready: 2 ranks: 0 at HOST:PORT, 1 at HOST:PORT" */
+static void await_ready(struct cluster *cluster)
+{
+    char *line = process_await_output_line(cluster->process, "paramd ready: ");
+    char expected[64];
+    char *rest = NULL;
+
+    snprintf(expected, sizeof expected, "paramd ready: %u rank%s: ", cluster->rank_count,
+             cluster->rank_count == 1 ? "" : "s");
+    ck_assert_msg(strncmp(line, expected, strlen(expected)) == 0, "'%s'", line);
+    char *entry = strtok_r(line + strlen(expected), ",", &rest);
+    for (uint32_t rank = 0; rank < cluster->rank_count; rank++) {
+        unsigned said;
+        ck_assert_ptr_nonnull(entry);
+        ck_assert_int_eq(sscanf(entry, " %u at %300s", &said, cluster->addresses[rank]), 2);
+        ck_assert_uint_eq(said, rank);
+        entry = strtok_r(NULL, ",", &rest);
+    }
+    free(line);
+}
+
+void cluster_launch(struct cluster *cluster, uint32_t rank_count, const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    launch(cluster, rank_count, format, arguments);
+    va_end(arguments);
+}
+
+void cluster_start(struct cluster *cluster, uint32_t rank_count, const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    launch(cluster, rank_count, format, arguments);
+    va_end(arguments);
+    await_ready(cluster);
+}
+
+/* ---- Ranks ---- */
+
+/* Whether the environment of a process has `setting`, "KEY=value". */
+static bool has_setting(pid_t pid, const char *setting)
+{
+    char path[64];
+    char bytes[65536];
+    bool found = false;
+
+    snprintf(path, sizeof path, "/proc/%d/environ", (int)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t count = fd >= 0 ? read(fd, bytes, sizeof bytes - 1) : 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    bytes[count > 0 ? count : 0] = '\0';
+    for (const char *at = bytes; at < bytes + count && !found; at += strlen(at) + 1) {
+        found = strcmp(at, setting) == 0;
+    }
+    return found;
+}
+
+static pid_t parent_of(pid_t pid)
+{
+    char path[64];
+    char text[1024];
+    int parent = 0;
+
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "r");
+    size_t count = file != NULL ? fread(text, 1, sizeof text - 1, file) : 0;
+    if (file != NULL) {
+        (void)fclose(file);
+    }
+    text[count] = '\0';
+    const char *rest = strrchr(text, ')');
+    if (rest == NULL || sscanf(rest, ") %*c %d", &parent) != 1) {
+        return 0;
+    }
+    return parent;
+}
+
+pid_t cluster_rank_pid(const struct cluster *cluster, uint32_t rank)
+{
+    pid_t launcher = process_pid(cluster->process);
+    pid_t found = 0;
+    char setting[64];
+
+    if (!cluster->launched) {
+        return launcher;
+    }
+    snprintf(setting, sizeof setting, "OMPI_COMM_WORLD_RANK=%u", rank);
+    DIR *processes = opendir("/proc");
+    ck_assert_ptr_nonnull(processes);
+    for (const struct dirent *entry = readdir(processes); entry != NULL && found == 0;
+         entry = readdir(processes)) {
+        pid_t pid = (pid_t)atoi(entry->d_name);
+        if (pid > 0 && parent_of(pid) == launcher && has_setting(pid, setting)) {
+            found = pid;
+        }
+    }
+    (void)closedir(processes);
+    ck_assert_msg(found != 0, "no process of rank %u", rank);
+    return found;
+}
+
+/* ---- Ending ---- */
+
+void cluster_drain(struct cluster *cluster)
+{
+    process_signal(cluster->process, SIGUSR1);
+    int code = process_wait(cluster->process);
+    if (code != 0) {
+        ck_abort_msg("exit code %d; errors: %s", code, process_errors(cluster->process));
+    }
+}
+
+/* mpirun is asked first, so that it takes its ranks with it. */
+void cluster_stop(struct cluster *cluster)
+{
+    if (cluster->process == NULL) {
+        return;
+    }
+    if (process_wait_for(cluster->process, 0) < 0) {
+        process_signal(cluster->process, SIGTERM);
+        (void)process_wait_for(cluster->process, PROCESS_DEADLINE_MS);
+    }
+    process_stop(cluster->process);
+    cluster->process = NULL;
+}
+
+/* ---- paramctl ---- */
+
+static struct process_result run_paramctl(const char *address, bool json, const char *const *words)
+{
+    const char *all[WORD_COUNT_MAX] = {PARAMCTL_PROGRAM, "--server", address};
+    size_t count = 3;
+
+    if (json) {
+        all[count++] = "--json";
+    }
+    for (; *words != NULL; words++) {
+        ck_assert_uint_lt(count, WORD_COUNT_MAX - 1);
+        all[count++] = *words;
+    }
+    return process_run(all);
+}
+
+struct process_result cluster_paramctl(const char *address, const char *const *words)
+{
+    return run_paramctl(address, false, words);
+}
+
+char *cluster_ask(const struct cluster *cluster, const char *const *words)
+{
+    struct process_result result = run_paramctl(cluster->addresses[0], true, words);
+
+    ck_assert_msg(result.code == 0, "%s: exit code %d: %s", words[0], result.code, result.errors);
+    free(result.errors);
+    return result.output;
+}

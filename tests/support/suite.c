@@ -1,0 +1,68 @@
+#include "tests/support/suite.h"
+
+#include <ftw.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Far beyond what a busy machine needs, and a little under the limit ctest has. */
+#define TEST_LIMIT_S 280.0
+
+static char directory[64];
+
+static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *walk)
+{
+    (void)status;
+    (void)type;
+    (void)walk;
+    (void)remove(path);
+    return 0;
+}
+
+int suite_run(Suite *suite)
+{
+    SRunner *runner = srunner_create(suite);
+
+    snprintf(directory, sizeof directory, "/tmp/paramd-test-XXXXXX");
+    if (mkdtemp(directory) == NULL || setenv("TMPDIR", directory, 1) != 0) {
+        perror(directory);
+        return EXIT_FAILURE;
+    }
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    (void)nftw(directory, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+const char *suite_directory(void)
+{
+    return directory;
+}
+
+char *suite_write_file(const char *name, const void *bytes, size_t byte_count)
+{
+    char path[256];
+
+    snprintf(path, sizeof path, "%s/%d-%s", directory, (int)getpid(), name);
+    FILE *file = fopen(path, "wb");
+    ck_assert_msg(file != NULL, "%s", path);
+    ck_assert_uint_eq(fwrite(bytes, 1, byte_count, file), byte_count);
+    ck_assert_int_eq(fclose(file), 0);
+    return strdup(path);
+}
+
+void suite_add(Suite *suite, const TTest *test)
+{
+    suite_add_loop(suite, test, 1);
+}
+
+void suite_add_loop(Suite *suite, const TTest *test, int count)
+{
+    TCase *test_case = tcase_create(test->name);
+
+    tcase_set_timeout(test_case, TEST_LIMIT_S);
+    tcase_add_loop_test(test_case, test, 0, count);
+    suite_add_tcase(suite, test_case);
+}

@@ -1,0 +1,22 @@
+/* The frame of an integration program: a directory of its own, the suite, and the exit code.
+ * main -> [suite] -> Check. */
+#ifndef PD_TESTS_SUPPORT_SUITE_H
+#define PD_TESTS_SUPPORT_SUITE_H
+
+#include <check.h>
+
+/* Run the suite, each test forked, and remove the directory; returns what main returns. */
+int suite_run(Suite *suite);
+
+/* A directory for this program's files, which is also $TMPDIR of everything it starts. */
+const char *suite_directory(void);
+
+/* Write a new file there; returns its path, for free. */
+char *suite_write_file(const char *name, const void *bytes, size_t byte_count);
+
+/* Add a test case of one test with a generous time limit. */
+void suite_add(Suite *suite, const TTest *test);
+/* The same, with a loop over [0, count). */
+void suite_add_loop(Suite *suite, const TTest *test, int count);
+
+#endif
