@@ -27,7 +27,7 @@ plot for [i=1:worker_count] worker(i) using 1:3 every ::1 with lines linewidth 1
 unset logscale y
 
 set ylabel "learning rate"
-set format y "%.0e"
+set format y "%.1e"
 plot worker(1) using 1:4 every ::1 with lines linewidth 2 linecolor rgb "#3182bd" notitle
 
 set format x "%g"
