@@ -6,6 +6,7 @@
 #define PD_COMMON_MESSAGE_H
 
 #include "common/tensor.h"
+#include "common/tensor_set.h"
 
 enum pd_message_kind {
     PD_MESSAGE_HELLO = 1,
@@ -128,6 +129,7 @@ struct pd_push {
     uint64_t element_count;
     bool pull;
     uint32_t pull_dtype;
+    struct pd_tensor_set absent;
 };
 
 struct pd_pushed {
@@ -191,6 +193,7 @@ struct pd_order {
     uint64_t optimizer_step;
     bool skip;
     char reason[PD_ERROR_BYTES_MAX];
+    struct pd_tensor_set absent;
 };
 
 struct pd_report {
@@ -205,6 +208,7 @@ struct pd_report {
     double loss;
     bool expired;
     char text[PD_ERROR_BYTES_MAX];
+    struct pd_tensor_set absent;
 };
 
 struct pd_message {

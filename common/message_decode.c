@@ -241,7 +241,19 @@ static void take_registered(struct checker *checker, const Paramd__Registered *f
     to->step = from->step;
 }
 
-static void take_push(const Paramd__Push *from, struct pd_push *to)
+static void take_set(struct checker *checker, const ProtobufCBinaryData *from,
+                     struct pd_tensor_set *to)
+{
+    check_count(checker, "bytes of absent tensors", from->len, PD_TENSOR_SET_BYTES_MAX);
+    if (checker->status == PD_OK) {
+        to->byte_count = (uint32_t)from->len;
+        if (from->len > 0) {
+            memcpy(to->bytes, from->data, from->len);
+        }
+    }
+}
+
+static void take_push(struct checker *checker, const Paramd__Push *from, struct pd_push *to)
 {
     to->step = from->step;
     to->micro_batch = from->micro_batch;
@@ -254,6 +266,7 @@ static void take_push(const Paramd__Push *from, struct pd_push *to)
     to->pull = from->pull != 0;
     to->pull_dtype = from->pull_dtype;
     to->loss = to->has_loss ? from->loss : 0;
+    take_set(checker, &from->absent, &to->absent);
 }
 
 static void take_pulled(const Paramd__Pulled *from, struct pd_pulled *to)
@@ -315,6 +328,7 @@ static void take_order(struct checker *checker, const Paramd__Order *from, struc
     }
     to->optimizer_step = from->optimizer_step;
     to->skip = from->skip != 0;
+    take_set(checker, &from->absent, &to->absent);
     if (from->n_tensors > 0) {
         check_tensors(checker, from->tensors, from->n_tensors, &to->tensors);
     }
@@ -334,6 +348,7 @@ static void take_report(struct checker *checker, const Paramd__Report *from, str
     to->has_loss = from->loss_presence_case == PARAMD__REPORT__LOSS_PRESENCE_LOSS;
     to->loss = to->has_loss ? from->loss : 0;
     to->expired = from->expired != 0;
+    take_set(checker, &from->absent, &to->absent);
 }
 
 static const ProtobufCMessageDescriptor *descriptor_of(enum pd_message_kind kind)
@@ -417,7 +432,7 @@ static void take(struct checker *checker, const void *from, struct pd_message *t
         to->values.element_count = ((const Paramd__Values *)from)->element_count;
         break;
     case PD_MESSAGE_PUSH:
-        take_push(from, &to->push);
+        take_push(checker, from, &to->push);
         break;
     case PD_MESSAGE_PUSHED:
         to->pushed.step = ((const Paramd__Pushed *)from)->step;

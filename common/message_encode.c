@@ -152,6 +152,11 @@ static void pack_values(struct packer *packer, const struct pd_values *from)
     pack(packer, &to.base);
 }
 
+static ProtobufCBinaryData lend_set(const struct pd_tensor_set *set)
+{
+    return (ProtobufCBinaryData){.len = set->byte_count, .data = lend(set->bytes)};
+}
+
 static void pack_push(struct packer *packer, const struct pd_push *from)
 {
     Paramd__Push to;
@@ -169,6 +174,7 @@ static void pack_push(struct packer *packer, const struct pd_push *from)
     to.element_count = from->element_count;
     to.pull = from->pull;
     to.pull_dtype = from->pull_dtype;
+    to.absent = lend_set(&from->absent);
     pack(packer, &to.base);
 }
 
@@ -277,6 +283,7 @@ static void pack_order(struct packer *packer, const struct pd_order *from)
     to.optimizer_step = from->optimizer_step;
     to.skip = from->skip;
     to.reason = lend(from->reason);
+    to.absent = lend_set(&from->absent);
     pack(packer, &to.base);
 
     Paramd__Tensor tensors[TENSORS_AT_A_TIME];
@@ -308,6 +315,7 @@ static void pack_report(struct packer *packer, const struct pd_report *from)
     }
     to.expired = from->expired;
     to.text = lend(from->text);
+    to.absent = lend_set(&from->absent);
     pack(packer, &to.base);
 }
 

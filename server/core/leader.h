@@ -48,6 +48,7 @@ struct pd_member {
     uint64_t unit_samples; /* of the first micro-batch that has any */
     double loss_sum;       /* weighted by samples */
     uint64_t loss_samples;
+    struct pd_tensor_set absent; /* from every micro-batch that has samples */
 
     uint64_t step_next;     /* step after its last complete contribution */
     uint64_t samples_total; /* in closed steps */

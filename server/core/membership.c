@@ -386,6 +386,9 @@ void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, u
     member->samples += report->samples;
     if (member->unit_samples == 0) {
         member->unit_samples = report->samples;
+        pd_tensor_set_copy(&member->absent, &report->absent);
+    } else if (report->samples > 0) {
+        pd_tensor_set_intersect(&member->absent, &report->absent);
     }
     if (report->has_loss) {
         member->loss_sum += report->loss * (double)report->samples;
@@ -444,6 +447,7 @@ void pd_member_reset(struct pd_member *member)
     member->unit_samples = 0;
     member->loss_sum = 0.0;
     member->loss_samples = 0;
+    member->absent.byte_count = 0;
 }
 
 /* ---- Leaving ---- */

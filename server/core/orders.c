@@ -87,6 +87,7 @@ struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kin
     order->optimizer_step = 0;
     order->skip = false;
     order->reason[0] = '\0';
+    order->absent.byte_count = 0;
     return order;
 }
 
@@ -181,7 +182,14 @@ static void fill_contributors(struct pd_engine *engine, struct pd_order *order, 
         loss_sum += member->loss_sum;
         loss_samples += member->loss_samples;
     }
+    bool first = true;
     for (uint32_t i = 0; i < order->contributor_count; i++) {
+        if (chosen[i]->samples > 0 && first) {
+            pd_tensor_set_copy(&order->absent, &chosen[i]->absent);
+            first = false;
+        } else if (chosen[i]->samples > 0) {
+            pd_tensor_set_intersect(&order->absent, &chosen[i]->absent);
+        }
         order->contributors[i] = chosen[i]->id;
         order->weights[i] = *samples > 0 ? (double)chosen[i]->unit_samples / (double)*samples : 0.0;
     }

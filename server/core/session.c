@@ -473,6 +473,7 @@ static void push_arrived(struct pd_engine *engine, pd_connection_id connection, 
         .has_loss = push.has_loss,
         .loss = push.loss,
     };
+    pd_tensor_set_copy(&report.absent, &push.absent);
     answer_push(engine, connection, &push, false);
     pd_engine_report(engine, &report);
 }

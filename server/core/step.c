@@ -25,6 +25,7 @@ struct pd_step_machine {
     uint32_t lane;
     uint32_t replica;
     uint32_t *tensor_groups; /* model.count */
+    uint64_t *tensor_misses; /* model.count: steps applied that the tensor had no gradient in */
 
     const struct pd_order *order;
     uint64_t next_block; /* of the lane in SUM, of the shard in COMBINE, UPDATE and APPLY */
@@ -52,6 +53,7 @@ static bool allocate(struct pd_step_machine *machine)
     const struct pd_param_store *store = machine->store;
 
     machine->tensor_groups = pd_heap_zalloc(machine->model->count, sizeof(uint32_t));
+    machine->tensor_misses = pd_heap_zalloc(machine->model->count, sizeof(uint64_t));
     machine->sources = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->sources);
     machine->lane_sum = pd_heap_zalloc(store->lane.element_count, sizeof(float));
     machine->partials = pd_heap_zalloc(store->shard.block_count, POWER_COUNT * sizeof(double));
@@ -70,9 +72,9 @@ static bool allocate(struct pd_step_machine *machine)
             return false;
         }
     }
-    return machine->tensor_groups != NULL && machine->sources != NULL &&
-           machine->lane_sum != NULL && machine->partials != NULL && machine->tensor_sums != NULL &&
-           machine->gathered != NULL && machine->gradient != NULL;
+    return machine->tensor_groups != NULL && machine->tensor_misses != NULL &&
+           machine->sources != NULL && machine->lane_sum != NULL && machine->partials != NULL &&
+           machine->tensor_sums != NULL && machine->gathered != NULL && machine->gradient != NULL;
 }
 
 enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_config *config,
@@ -126,6 +128,7 @@ void pd_step_destroy(struct pd_step_machine *machine)
     pd_heap_free(machine->partials);
     pd_heap_free(machine->lane_sum);
     pd_heap_free(machine->sources);
+    pd_heap_free(machine->tensor_misses);
     pd_heap_free(machine->tensor_groups);
     pd_heap_free(machine);
 }
@@ -152,6 +155,12 @@ static uint64_t in_lane(const struct pd_step_machine *machine, const struct pd_b
 static uint64_t in_shard(const struct pd_step_machine *machine, const struct pd_block *block)
 {
     return block->element_begin - machine->store->shard.element_begin;
+}
+
+/* Whether nobody has a gradient for the block's tensor in this step. */
+static bool is_absent(const struct pd_step_machine *machine, const struct pd_block *block)
+{
+    return pd_tensor_set_has(&machine->order->absent, block->tensor_index);
 }
 
 /* ---- Sum ---- */
@@ -196,6 +205,10 @@ static void measure_block(struct pd_step_machine *machine, uint64_t index)
     const struct pd_block *block = shard_block(machine, index);
     float *gradient = machine->gradient + in_shard(machine, block);
 
+    if (is_absent(machine, block)) {
+        memset(&machine->partials[POWER_COUNT * index], 0, POWER_COUNT * sizeof(double));
+        return;
+    }
     if (!isnan(machine->config->clip.value)) {
         pd_reduce_clamp(gradient, (float)machine->config->clip.value, block->element_count);
     }
@@ -357,16 +370,36 @@ static struct pd_optimizer_block optimizer_block(struct pd_step_machine *machine
     return view;
 }
 
+/* The numbers of this step for one tensor: it has taken part in fewer than the model. */
+static struct pd_optimizer_step tensor_step(const struct pd_step_machine *machine, uint32_t tensor)
+{
+    struct pd_optimizer_step step = machine->group_steps[machine->tensor_groups[tensor]];
+    step.number -= machine->tensor_misses[tensor];
+    return step;
+}
+
+static void update_block(struct pd_step_machine *machine, const struct pd_block *block,
+                         double *sums)
+{
+    struct pd_optimizer_block view = optimizer_block(machine, block);
+
+    if (is_absent(machine, block)) {
+        memcpy(view.parameters_next, view.parameters, view.count * sizeof(float));
+        memset(sums, 0, PD_OPTIMIZER_SUM_COUNT * sizeof *sums);
+        return;
+    }
+    struct pd_optimizer_step step = tensor_step(machine, block->tensor_index);
+    machine->config->optimizer->update(&step, &view, sums);
+}
+
 static bool turn_update(struct pd_step_machine *machine)
 {
     const struct pd_range *shard = &machine->store->shard;
-    const struct pd_optimizer *optimizer = machine->config->optimizer;
 
     for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
         const struct pd_block *block = shard_block(machine, machine->next_block);
-        struct pd_optimizer_block view = optimizer_block(machine, block);
-        optimizer->update(&machine->group_steps[machine->tensor_groups[block->tensor_index]], &view,
-                          &machine->partials[PD_OPTIMIZER_SUM_COUNT * machine->next_block]);
+        update_block(machine, block,
+                     &machine->partials[PD_OPTIMIZER_SUM_COUNT * machine->next_block]);
         done += block->element_count;
         machine->next_block++;
     }
@@ -391,17 +424,29 @@ static void sum_tensors(struct pd_step_machine *machine)
 static bool turn_apply(struct pd_step_machine *machine)
 {
     const struct pd_range *shard = &machine->store->shard;
-    const struct pd_optimizer *optimizer = machine->config->optimizer;
 
     for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
         const struct pd_block *block = shard_block(machine, machine->next_block);
-        struct pd_optimizer_block view = optimizer_block(machine, block);
-        optimizer->apply(&machine->group_steps[machine->tensor_groups[block->tensor_index]], &view,
-                         &machine->tensor_sums[PD_OPTIMIZER_SUM_COUNT * block->tensor_index]);
+        if (!is_absent(machine, block)) {
+            struct pd_optimizer_block view = optimizer_block(machine, block);
+            struct pd_optimizer_step step = tensor_step(machine, block->tensor_index);
+            machine->config->optimizer->apply(
+                &step, &view, &machine->tensor_sums[PD_OPTIMIZER_SUM_COUNT * block->tensor_index]);
+        }
         done += block->element_count;
         machine->next_block++;
     }
     return machine->next_block == shard->block_count;
+}
+
+/* An applied step that a tensor had no part in does not count for it. */
+static void count_misses(struct pd_step_machine *machine)
+{
+    for (uint32_t tensor = 0; tensor < 8 * machine->order->absent.byte_count; tensor++) {
+        if (tensor < machine->model->count && pd_tensor_set_has(&machine->order->absent, tensor)) {
+            machine->tensor_misses[tensor]++;
+        }
+    }
 }
 
 /* ---- Moves ---- */
@@ -510,6 +555,7 @@ enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
     case PD_STEP_APPLY:
         return turn_apply(machine) ? enter_gather(machine) : PD_STEP_WANTS_WORK;
     case PD_STEP_GATHER:
+        count_misses(machine);
         pd_param_store_publish_spare(machine->store);
         enter(machine, PD_STEP_DONE);
         return PD_STEP_WANTS_NOTHING;
