@@ -38,6 +38,10 @@ bool pd_payload_direct(const struct pd_payload *payload)
     return payload->model == NULL || payload->dtype == PD_DTYPE_FLOAT32;
 }
 
+/* What a tensor without a gradient sends. */
+#define ZERO_COUNT 65536u
+static const float zeros[ZERO_COUNT];
+
 /* The tensor that holds element `element` of the flat model. */
 static uint32_t tensor_of(const struct pd_tensor_list *model, uint64_t element)
 {
@@ -69,6 +73,10 @@ static float *run_at(const struct pd_payload *payload, uint64_t index, uint64_t 
     *count = in_tensor < in_payload ? in_tensor : in_payload;
     if (payload->targets != NULL) {
         return payload->targets[tensor_index] + within;
+    }
+    if (payload->sources[tensor_index] == NULL) {
+        *count = *count < ZERO_COUNT ? *count : ZERO_COUNT;
+        return (float *)(uintptr_t)zeros;
     }
     return (float *)(uintptr_t)(payload->sources[tensor_index] + within);
 }

@@ -14,7 +14,7 @@ struct pd_payload {
     uint8_t *bytes; /* receiving: byte_count of them */
 
     const struct pd_tensor_list *model;
-    const float *const *sources; /* sending: one array per tensor */
+    const float *const *sources; /* sending: one array per tensor, NULL for zeros */
     float *const *targets;       /* receiving: one array per tensor */
     enum pd_dtype dtype;         /* on the wire */
     uint64_t element_begin;

@@ -215,6 +215,17 @@ static enum pd_status check_registered(const struct paramd_client *client, const
     return PD_OK;
 }
 
+static void note_absent(const struct paramd_client *client, const struct pd_request_arrays *arrays,
+                        struct pd_push *push)
+{
+    push->absent.byte_count = 0;
+    for (uint32_t i = 0; i < client->model.count; i++) {
+        if (arrays->sources[i] == NULL) {
+            pd_tensor_set_add(&push->absent, i);
+        }
+    }
+}
+
 /* Push one micro-batch; with its last one of a step, pull into `values` unless it is NULL. */
 static enum pd_status push_lanes(struct paramd_client *client, const struct pd_call *call,
                                  const struct pd_request_arrays *arrays, struct pd_push *push,
@@ -226,6 +237,7 @@ static enum pd_status push_lanes(struct paramd_client *client, const struct pd_c
     push->dtype = client->push_dtype;
     push->pull = push->last && arrays->targets != NULL;
     push->pull_dtype = client->pull_dtype;
+    note_absent(client, arrays, push);
     for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
         if (!lane_is_empty(client, i)) {
             pd_request_init_push(&client->requests[i], &client->lanes.lanes[i], arrays, push,

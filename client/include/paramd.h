@@ -123,14 +123,16 @@ PARAMD_API enum paramd_status paramd_register(struct paramd_client *client,
                                               float *const *values, struct paramd_error *error);
 
 /* Flags of paramd_push and paramd_step. */
-#define PARAMD_LAST 1u /* close the contribution with this micro-batch, though more were expected  \
-                        */
+#define PARAMD_LAST                                                                                \
+    1u /* close the contribution with this micro-batch, though more were expected                  \
+        */
 
-/* Give the gradient of one micro-batch: the mean over its samples. The library counts them; the
- * paramd_accumulation_steps-th of a step closes the contribution. The next push belongs to the next
- * step, whose parameters must have been pulled first.
- * Units: `samples` is the weight in the average; `loss` the mean over the samples, or NULL.
- * Errors: PARAMD_ESTEP, PARAMD_EIDENTITY, PARAMD_EDRAINING, PARAMD_EINVALID (not registered). */
+/* Give the gradient of one micro-batch: the mean over its samples. A NULL array says that its
+ * tensor has no gradient; a tensor that no worker has one for is left alone by the step. The
+ * library counts them; the paramd_accumulation_steps-th of a step closes the contribution. The next
+ * push belongs to the next step, whose parameters must have been pulled first. Units: `samples` is
+ * the weight in the average; `loss` the mean over the samples, or NULL. Errors: PARAMD_ESTEP,
+ * PARAMD_EIDENTITY, PARAMD_EDRAINING, PARAMD_EINVALID (not registered). */
 PARAMD_API enum paramd_status paramd_push(struct paramd_client *client,
                                           const float *const *gradients, uint64_t samples,
                                           const double *loss, unsigned flags,
