@@ -40,28 +40,35 @@ static struct pd_shard_plan *make_plan(const struct pd_tensor_list *model, uint3
     return plan;
 }
 
+/* Like ck_assert, whose bookkeeping would take minutes over millions of blocks. */
+#define REQUIRE(condition)                                                                         \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            ck_abort_msg("%s", #condition);                                                        \
+        }                                                                                          \
+    } while (0)
+
 /* Blocks follow each other, stay within their tensor, and only a tensor's last one is short. */
 static void check_blocks(const struct pd_shard_plan *plan, const struct pd_tensor_list *model,
                          uint32_t block_elements)
 {
     uint64_t element = 0;
     for (uint32_t i = 0; i < model->count; i++) {
-        ck_assert_uint_eq(plan->tensor_blocks[i] < plan->tensor_blocks[i + 1], 1);
+        REQUIRE(plan->tensor_blocks[i] < plan->tensor_blocks[i + 1]);
         for (uint64_t b = plan->tensor_blocks[i]; b < plan->tensor_blocks[i + 1]; b++) {
             bool last = b + 1 == plan->tensor_blocks[i + 1];
-            ck_assert_uint_eq(plan->blocks[b].tensor_index, i);
-            ck_assert_uint_eq(plan->blocks[b].element_begin, element);
-            ck_assert_uint_ge(plan->blocks[b].element_count, 1);
-            ck_assert_uint_le(plan->blocks[b].element_count, block_elements);
+            REQUIRE(plan->blocks[b].tensor_index == i);
+            REQUIRE(plan->blocks[b].element_begin == element);
+            REQUIRE(plan->blocks[b].element_count >= 1);
+            REQUIRE(plan->blocks[b].element_count <= block_elements);
             if (!last) {
-                ck_assert_uint_eq(plan->blocks[b].element_count, block_elements);
+                REQUIRE(plan->blocks[b].element_count == block_elements);
             }
             element += plan->blocks[b].element_count;
         }
-        ck_assert_uint_eq(element,
-                          model->tensors[i].element_begin + model->tensors[i].element_count);
+        REQUIRE(element == model->tensors[i].element_begin + model->tensors[i].element_count);
     }
-    ck_assert_uint_eq(plan->tensor_blocks[model->count], plan->block_count);
+    REQUIRE(plan->tensor_blocks[model->count] == plan->block_count);
 }
 
 /* Parts follow each other through the whole, in blocks as in elements, and each is within one
@@ -78,18 +85,18 @@ static void check_parts(const struct pd_shard_plan *plan, const struct pd_range 
         for (uint64_t b = 0; b < part->block_count; b++) {
             elements += plan->blocks[part->block_begin + b].element_count;
         }
-        ck_assert_uint_eq(part->block_begin, block);
-        ck_assert_uint_eq(part->element_begin, element);
-        ck_assert_uint_eq(part->element_count, elements);
+        REQUIRE(part->block_begin == block);
+        REQUIRE(part->element_begin == element);
+        REQUIRE(part->element_count == elements);
         block += part->block_count;
         element += part->element_count;
 
         double even = (double)whole->element_count / part_count;
-        ck_assert_double_le((double)elements, even + block_elements);
-        ck_assert_double_ge((double)elements, even - block_elements);
+        REQUIRE((double)elements <= even + block_elements);
+        REQUIRE((double)elements >= even - block_elements);
     }
-    ck_assert_uint_eq(block, whole->block_begin + whole->block_count);
-    ck_assert_uint_eq(element, whole->element_begin + whole->element_count);
+    REQUIRE(block == whole->block_begin + whole->block_count);
+    REQUIRE(element == whole->element_begin + whole->element_count);
 }
 
 START_TEST(every_grid_covers_the_model_in_even_contiguous_parts)
