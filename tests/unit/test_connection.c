@@ -1,0 +1,574 @@
+/* Connections through a running loop, with a scripted engine on one side and a peer on the other.
+ */
+#include "common/heap.h"
+#include "tests/support/peer.h"
+#include "tests/support/scripted_engine.h"
+
+#include <arpa/inet.h>
+#include <check.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAYLOAD_BYTES = 5 * 1000 * 1000 + 3, ECHO_COUNT = 50, ANSWER_BYTES = 32 << 20 };
+
+static uint8_t *received;
+static uint8_t *answer;
+static uint32_t asked_count;
+static size_t allocations_before;
+static size_t allocations_after;
+static uint64_t closing_since_ms;
+static uint64_t closed_after_ms;
+
+static const struct pd_message push_message = {
+    .kind = PD_MESSAGE_PUSH, .push = {.samples = 1, .element_count = 1, .last = true}};
+
+static struct pd_message text_message(const char *text)
+{
+    struct pd_message message = {.kind = PD_MESSAGE_ERROR, .error = {.status = PD_EPROTOCOL}};
+    (void)snprintf(message.error.text, sizeof message.error.text, "%s", text);
+    return message;
+}
+
+static void sleep_ms(long ms)
+{
+    const struct timespec pause = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
+    (void)nanosleep(&pause, NULL);
+}
+
+/* A connected socket that has no reader behind it. */
+static int connect_raw(const struct scripted_rank *rank)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    address.sin_port = htons((uint16_t)atoi(strrchr(rank->address, ':') + 1));
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    return fd;
+}
+
+static void exit_when_closed(const struct pd_event *event, struct pd_actions *actions)
+{
+    if (event->kind == PD_EVENT_CLOSED) {
+        pd_actions_exit(actions, 7);
+    }
+}
+
+/* ---- Echo ---- */
+
+static void react_echo(struct pd_engine *engine, const struct pd_event *event,
+                       struct pd_actions *actions)
+{
+    struct pd_message reply = {.kind = PD_MESSAGE_ADMIN_REPLY};
+    if (event->kind == PD_EVENT_MESSAGE) {
+        ck_assert_int_eq(event->message->kind, PD_MESSAGE_PUSH);
+        pd_actions_place(actions, event->connection, received);
+    } else if (event->kind == PD_EVENT_PAYLOAD) {
+        ck_assert(event->checksum_ok);
+        pd_actions_send(actions, event->connection, &reply, received, PAYLOAD_BYTES, true);
+    } else if (event->kind == PD_EVENT_SENT && engine->counts[PD_EVENT_SENT] == 5) {
+        allocations_before = pd_heap_allocations();
+    } else if (event->kind == PD_EVENT_SENT && engine->counts[PD_EVENT_SENT] == ECHO_COUNT) {
+        allocations_after = pd_heap_allocations();
+    }
+    exit_when_closed(event, actions);
+}
+
+static void converse_echo(struct scripted_rank *rank)
+{
+    struct peer *peer = peer_connect(rank->address);
+    uint8_t *payload = malloc(PAYLOAD_BYTES);
+    for (size_t i = 0; i < PAYLOAD_BYTES; i++) {
+        payload[i] = (uint8_t)(i * 31 + i / 257);
+    }
+    for (int i = 0; i < ECHO_COUNT; i++) {
+        payload[0] = (uint8_t)i;
+        peer_send_summed(peer, &push_message, payload, PAYLOAD_BYTES, 0);
+        (void)peer_expect(peer, PD_MESSAGE_ADMIN_REPLY);
+        ck_assert_uint_eq(peer_payload_bytes(peer), PAYLOAD_BYTES);
+        ck_assert_mem_eq(peer_payload(peer), payload, PAYLOAD_BYTES);
+    }
+    peer_close(peer);
+    free(payload);
+}
+
+START_TEST(a_payload_arrives_and_leaves_whole_and_is_sent_once)
+    {
+        struct scripted_rank rank;
+        received = calloc(1, PAYLOAD_BYTES);
+        scripted_rank_init(&rank, react_echo);
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_echo), 7);
+
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_OPENED], 1);
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_MESSAGE], ECHO_COUNT);
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_PAYLOAD], ECHO_COUNT);
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_SENT], ECHO_COUNT);
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_CLOSED], 1);
+        ck_assert_str_eq(rank.engine.closed_error.message, "connection closed by the peer");
+        free(received);
+    }
+END_TEST
+
+/* The peer of this test allocates too, so it counts the rank's own in a process of its own. */
+static void converse_echo_without_heap(struct scripted_rank *rank)
+{
+    uint8_t *frame = malloc(PD_PREFIX_BYTES + 64 + PAYLOAD_BYTES);
+    uint8_t *reply = malloc(1 << 20);
+    struct pd_error error = {0};
+    int fd = connect_raw(rank);
+    size_t header_bytes = pd_message_header_bytes(&push_message);
+    const struct pd_prefix prefix = {.kind = PD_MESSAGE_PUSH,
+                                     .header_bytes = (uint32_t)header_bytes,
+                                     .payload_bytes = PAYLOAD_BYTES};
+    pd_prefix_encode(&prefix, frame);
+    ck_assert_int_eq(
+        pd_message_encode(&push_message, frame + PD_PREFIX_BYTES, header_bytes, &error), PD_OK);
+    const size_t frame_bytes = PD_PREFIX_BYTES + header_bytes + PAYLOAD_BYTES;
+    const size_t reply_bytes = PD_PREFIX_BYTES + PAYLOAD_BYTES + PD_CHECKSUM_BYTES;
+    for (int i = 0; i < ECHO_COUNT; i++) {
+        for (size_t sent = 0; sent < frame_bytes;) {
+            ssize_t result = send(fd, frame + sent, frame_bytes - sent, 0);
+            ck_assert_int_gt(result, 0);
+            sent += (size_t)result;
+        }
+        for (size_t got = 0; got < reply_bytes;) {
+            ssize_t result = recv(fd, reply, 1 << 20, 0);
+            ck_assert_int_gt(result, 0);
+            got += (size_t)result;
+        }
+    }
+    (void)close(fd);
+    free(reply);
+    free(frame);
+}
+
+START_TEST(frames_come_and_go_without_an_allocation)
+    {
+        struct scripted_rank rank;
+        received = calloc(1, PAYLOAD_BYTES);
+        scripted_rank_init(&rank, react_echo);
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_echo_without_heap), 7);
+
+        ck_assert_uint_gt(allocations_before, 0);
+        ck_assert_uint_eq(allocations_after, allocations_before);
+        free(received);
+    }
+END_TEST
+
+/* ---- Ends ---- */
+
+static void react_place(struct pd_engine *engine, const struct pd_event *event,
+                        struct pd_actions *actions)
+{
+    (void)engine;
+    if (event->kind == PD_EVENT_MESSAGE && event->payload_bytes > 0) {
+        pd_actions_place(actions, event->connection, NULL);
+    }
+    exit_when_closed(event, actions);
+}
+
+static void converse_half_a_frame(struct scripted_rank *rank)
+{
+    struct peer *peer = peer_connect(rank->address);
+    peer_send_head(peer, &push_message, 1000);
+    peer_send_bytes(peer, "some of it", 10);
+    peer_close(peer);
+}
+
+START_TEST(an_end_in_the_middle_of_a_frame_is_told)
+    {
+        struct scripted_rank rank;
+        scripted_rank_init(&rank, react_place);
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_half_a_frame), 7);
+
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_CLOSED], 1);
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_PAYLOAD], 0);
+        ck_assert_int_eq(rank.engine.closed_error.status, PD_ECONNECTION);
+        ck_assert_str_eq(rank.engine.closed_error.message,
+                         "connection closed in the middle of a frame");
+    }
+END_TEST
+
+static void converse_reset(struct scripted_rank *rank)
+{
+    struct peer *peer = peer_connect(rank->address);
+    peer_send_head(peer, &push_message, 1000);
+    sleep_ms(50);
+    peer_reset(peer);
+}
+
+START_TEST(a_reset_closes_with_the_systems_reason)
+    {
+        struct scripted_rank rank;
+        scripted_rank_init(&rank, react_place);
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_reset), 7);
+
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_CLOSED], 1);
+        ck_assert_str_eq(rank.engine.closed_error.message, "connection reset by peer");
+    }
+END_TEST
+
+/* ---- Bad streams, and closing in good order ---- */
+
+static void react_refuse(struct pd_engine *engine, const struct pd_event *event,
+                         struct pd_actions *actions)
+{
+    (void)engine;
+    if (event->kind == PD_EVENT_FAILED) {
+        struct pd_message message = text_message(event->error->message);
+        pd_actions_send(actions, event->connection, &message, NULL, 0, false);
+        pd_actions_close(actions, event->connection, true);
+    }
+    exit_when_closed(event, actions);
+}
+
+/* The peer goes on and on; what it is told must not get lost with what nobody reads. */
+static void converse_garbage(struct scripted_rank *rank)
+{
+    static const uint8_t garbage[1 << 20];
+    struct peer *peer = peer_connect(rank->address);
+    for (int i = 0; i < 8; i++) {
+        if (send(peer_fd(peer), garbage, sizeof garbage, MSG_NOSIGNAL) < 0) {
+            break;
+        }
+    }
+    peer_expect_error(peer, PD_EPROTOCOL, false, "starts with 00 00 00 00");
+    peer_expect_closed(peer);
+    peer_close(peer);
+}
+
+START_TEST(garbage_is_answered_though_more_of_it_follows)
+    {
+        struct scripted_rank rank;
+        scripted_rank_init(&rank, react_refuse);
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_garbage), 7);
+
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_FAILED], 1);
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_CLOSED], 1);
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_MESSAGE], 0);
+        ck_assert_str_eq(rank.engine.closed_error.message,
+                         "frame: starts with 00 00 00 00, not with 50 52 4d 44 (PRMD)");
+    }
+END_TEST
+
+static void react_answer_and_close(struct pd_engine *engine, const struct pd_event *event,
+                                   struct pd_actions *actions)
+{
+    struct pd_message reply = {.kind = PD_MESSAGE_ADMIN_REPLY};
+    (void)engine;
+    if (event->kind == PD_EVENT_MESSAGE) {
+        pd_actions_send(actions, event->connection, &reply, answer, ANSWER_BYTES, true);
+        pd_actions_close(actions, event->connection, true);
+        closing_since_ms = event->now_ms;
+    }
+    if (event->kind == PD_EVENT_CLOSED) {
+        closed_after_ms = event->now_ms - closing_since_ms;
+    }
+    exit_when_closed(event, actions);
+}
+
+static void converse_read_late(struct scripted_rank *rank)
+{
+    const struct pd_message ping = {.kind = PD_MESSAGE_PING};
+    struct peer *peer = peer_connect(rank->address);
+    peer_send(peer, &ping, NULL, 0);
+    sleep_ms(200);
+    (void)peer_expect(peer, PD_MESSAGE_ADMIN_REPLY);
+    ck_assert_uint_eq(peer_payload_bytes(peer), ANSWER_BYTES);
+    ck_assert_mem_eq(peer_payload(peer), answer, ANSWER_BYTES);
+    peer_expect_closed(peer);
+    peer_close(peer);
+}
+
+START_TEST(what_is_queued_is_sent_before_the_close)
+    {
+        struct scripted_rank rank;
+        answer = calloc(1, ANSWER_BYTES);
+        memset(answer + 1000, 'x', ANSWER_BYTES / 2);
+        scripted_rank_init(&rank, react_answer_and_close);
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_read_late), 7);
+
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_CLOSED], 1);
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_SENT], 0);
+        free(answer);
+    }
+END_TEST
+
+static void converse_never_read(struct scripted_rank *rank)
+{
+    const struct pd_message ping = {.kind = PD_MESSAGE_PING};
+    struct peer *peer = peer_connect(rank->address);
+    char byte;
+    peer_send(peer, &ping, NULL, 0);
+    sleep_ms(6500);
+    ck_assert_int_ne(recv(peer_fd(peer), &byte, 1, MSG_PEEK), 0);
+    peer_close(peer);
+}
+
+START_TEST(a_close_waits_five_seconds_for_a_peer_that_reads_nothing)
+    {
+        struct scripted_rank rank;
+        answer = calloc(1, ANSWER_BYTES);
+        scripted_rank_init(&rank, react_answer_and_close);
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_never_read), 7);
+
+        ck_assert_uint_ge(closed_after_ms, 5000);
+        ck_assert_uint_lt(closed_after_ms, 6000);
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_CLOSED], 1);
+        free(answer);
+    }
+END_TEST
+
+/* ---- Back-pressure ---- */
+
+static void react_place_late(struct pd_engine *engine, const struct pd_event *event,
+                             struct pd_actions *actions)
+{
+    static pd_connection_id waiting;
+    if (event->kind == PD_EVENT_MESSAGE) {
+        waiting = event->connection;
+    }
+    if (event->kind == PD_EVENT_TICK && engine->counts[PD_EVENT_TICK] == 4) {
+        ck_assert_uint_eq(engine->counts[PD_EVENT_MESSAGE], 1);
+        asked_count = engine->counts[PD_EVENT_PROGRESS];
+        pd_actions_place(actions, waiting, answer);
+    }
+    exit_when_closed(event, actions);
+}
+
+static void converse_large_push(struct scripted_rank *rank)
+{
+    uint8_t *payload = malloc(ANSWER_BYTES);
+    struct peer *peer = peer_connect(rank->address);
+    memset(payload, 'y', ANSWER_BYTES);
+    peer_send(peer, &push_message, payload, ANSWER_BYTES);
+    peer_close(peer);
+    free(payload);
+}
+
+START_TEST(a_payload_without_a_place_stays_in_the_socket)
+    {
+        struct scripted_rank rank;
+        answer = calloc(1, ANSWER_BYTES);
+        scripted_rank_init(&rank, react_place_late);
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_large_push), 7);
+
+        ck_assert_uint_le(asked_count, 2);
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_PAYLOAD], 1);
+        ck_assert_int_eq(answer[0], 'y');
+        ck_assert_int_eq(answer[ANSWER_BYTES - 1], 'y');
+        free(answer);
+    }
+END_TEST
+
+static void react_talk(struct pd_engine *engine, const struct pd_event *event,
+                       struct pd_actions *actions)
+{
+    static char text[501];
+    if (event->kind == PD_EVENT_MESSAGE) {
+        memset(text, 'z', sizeof text - 1);
+        struct pd_message message = text_message(text);
+        pd_actions_send(actions, event->connection, &message, NULL, 0, false);
+    }
+    if (event->kind == PD_EVENT_TICK && engine->counts[PD_EVENT_TICK] == 8) {
+        asked_count = engine->counts[PD_EVENT_MESSAGE];
+    }
+    exit_when_closed(event, actions);
+}
+
+enum { PING_COUNT = 200000 };
+
+/* Asks as long as the socket takes it, reads nothing for three seconds, then everything. */
+static void converse_ask_only(struct scripted_rank *rank)
+{
+    uint8_t prefix[PD_PREFIX_BYTES];
+    const struct pd_prefix ping = {.kind = PD_MESSAGE_PING};
+    int fd = connect_raw(rank);
+    uint8_t *buffer = malloc(1 << 20);
+    uint64_t sent = 0;
+    uint64_t got = 0;
+    struct pollfd entry = {.fd = fd, .events = POLLOUT};
+    pd_prefix_encode(&ping, prefix);
+
+    while (sent < PING_COUNT && poll(&entry, 1, 1000) == 1) {
+        ck_assert_int_eq(send(fd, prefix, sizeof prefix, 0), sizeof prefix);
+        sent++;
+    }
+    sleep_ms(2500);
+    ck_assert_int_eq(shutdown(fd, SHUT_WR), 0);
+    struct pd_message message = text_message("");
+    memset(message.error.text, 'z', 500);
+    const uint64_t answer_bytes = PD_PREFIX_BYTES + pd_message_header_bytes(&message);
+    while (got < sent * answer_bytes) {
+        ssize_t result = recv(fd, buffer, 1 << 20, 0);
+        if (result <= 0) {
+            break;
+        }
+        got += (uint64_t)result;
+    }
+    /* The end of the stream may overtake the last answers; those before it are all there. */
+    ck_assert_uint_gt(got, 0);
+    ck_assert_uint_eq(got % answer_bytes == 0 || got < sent * answer_bytes, 1);
+    (void)close(fd);
+    free(buffer);
+}
+
+/* The socket's buffers take some megabytes by themselves; beyond them and the pause nothing grows.
+ */
+START_TEST(a_peer_that_only_asks_is_not_read_any_more)
+    {
+        struct scripted_rank rank;
+        scripted_rank_init(&rank, react_talk);
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_ask_only), 7);
+
+        ck_assert_uint_gt(asked_count, 0);
+        ck_assert_uint_lt(asked_count, 30000);
+        ck_assert_uint_gt(rank.engine.counts[PD_EVENT_MESSAGE], asked_count);
+    }
+END_TEST
+
+/* ---- Many ---- */
+
+enum { IDLE_COUNT = 1000 };
+
+static long resident_kb(void)
+{
+    long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    ck_assert_ptr_nonnull(file);
+    ck_assert_int_eq(fscanf(file, "%*d %ld", &pages), 1);
+    (void)fclose(file);
+    return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+static double processor_s(void)
+{
+    struct rusage usage;
+    (void)getrusage(RUSAGE_SELF, &usage);
+    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
+}
+
+static void react_idle(struct pd_engine *engine, const struct pd_event *event,
+                       struct pd_actions *actions)
+{
+    static double processor_before_s;
+    static uint32_t tick_when_full;
+    if (event->kind == PD_EVENT_TICK && engine->counts[PD_EVENT_OPENED] == IDLE_COUNT) {
+        if (tick_when_full == 0) {
+            tick_when_full = engine->counts[PD_EVENT_TICK];
+            processor_before_s = processor_s();
+        } else if (engine->counts[PD_EVENT_TICK] == tick_when_full + 8) {
+            ck_assert_double_lt(processor_s() - processor_before_s, 0.02);
+            pd_actions_exit(actions, 7);
+        }
+    }
+}
+
+static int idle_fds[IDLE_COUNT];
+
+static void converse_idle(struct scripted_rank *rank)
+{
+    for (int i = 0; i < IDLE_COUNT; i++) {
+        idle_fds[i] = connect_raw(rank);
+    }
+    char byte;
+    for (int i = 0; i < IDLE_COUNT; i++) {
+        ck_assert_int_eq(recv(idle_fds[i], &byte, 1, 0), 0);
+        (void)close(idle_fds[i]);
+    }
+}
+
+START_TEST(a_thousand_idle_connections_cost_little_memory_and_no_time)
+    {
+        struct scripted_rank rank;
+        const struct rlimit limit = {.rlim_cur = 3000, .rlim_max = 3000};
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+        scripted_rank_init(&rank, react_idle);
+        long before_kb = resident_kb();
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_idle), 7);
+
+        struct rusage usage;
+        (void)getrusage(RUSAGE_SELF, &usage);
+        ck_assert_int_lt(usage.ru_maxrss - before_kb, 64l * IDLE_COUNT);
+    }
+END_TEST
+
+static void react_full(struct pd_engine *engine, const struct pd_event *event,
+                       struct pd_actions *actions)
+{
+    ck_assert_uint_le(engine->counts[PD_EVENT_OPENED] - engine->counts[PD_EVENT_CLOSED], 2);
+    if (event->kind == PD_EVENT_MESSAGE) {
+        pd_actions_exit(actions, 7);
+    }
+}
+
+static void converse_three(struct scripted_rank *rank)
+{
+    const struct pd_message ping = {.kind = PD_MESSAGE_PING};
+    struct peer *first = peer_connect(rank->address);
+    struct peer *second = peer_connect(rank->address);
+    struct peer *third = peer_connect(rank->address);
+    peer_expect_closed(third);
+    peer_close(first);
+    sleep_ms(100);
+    struct peer *fourth = peer_connect(rank->address);
+    peer_send(fourth, &ping, NULL, 0);
+    peer_expect_closed(fourth);
+    peer_close(fourth);
+    peer_close(third);
+    peer_close(second);
+}
+
+START_TEST(a_connection_over_the_limit_is_closed_and_room_is_given_back)
+    {
+        struct scripted_rank rank;
+        scripted_rank_init(&rank, react_full);
+        rank.options.connection_count_max = 2;
+
+        ck_assert_int_eq(scripted_rank_run(&rank, converse_three), 7);
+
+        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_OPENED], 3);
+    }
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("connection");
+    TCase *tcase = tcase_create("connection");
+    tcase_set_timeout(tcase, 60);
+    tcase_add_test(tcase, a_payload_arrives_and_leaves_whole_and_is_sent_once);
+    tcase_add_test(tcase, frames_come_and_go_without_an_allocation);
+    tcase_add_test(tcase, an_end_in_the_middle_of_a_frame_is_told);
+    tcase_add_test(tcase, a_reset_closes_with_the_systems_reason);
+    tcase_add_test(tcase, garbage_is_answered_though_more_of_it_follows);
+    tcase_add_test(tcase, what_is_queued_is_sent_before_the_close);
+    tcase_add_test(tcase, a_close_waits_five_seconds_for_a_peer_that_reads_nothing);
+    tcase_add_test(tcase, a_payload_without_a_place_stays_in_the_socket);
+    tcase_add_test(tcase, a_peer_that_only_asks_is_not_read_any_more);
+    tcase_add_test(tcase, a_thousand_idle_connections_cost_little_memory_and_no_time);
+    tcase_add_test(tcase, a_connection_over_the_limit_is_closed_and_room_is_given_back);
+    suite_add_tcase(suite, tcase);
+
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
