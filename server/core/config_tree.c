@@ -16,17 +16,12 @@ struct reader {
     struct pd_error *error;
 };
 
-static enum pd_status fault_at(const struct pd_config_source *source, size_t line, const char *path,
-                               struct pd_error *error, const char *format, va_list arguments)
-    PD_PRINTF(5, 0);
-
-static enum pd_status fault_at(const struct pd_config_source *source, size_t line, const char *path,
-                               struct pd_error *error, const char *format, va_list arguments)
+/* Put the place and, if there is one, the key before `what`. */
+static void set_fault(const struct pd_config_source *source, size_t line, const char *path,
+                      const char *what, struct pd_error *error)
 {
-    char what[PD_ERROR_BYTES_MAX];
     const char *colon = path[0] == '\0' ? "" : ": ";
 
-    vsnprintf(what, sizeof what, format, arguments);
     if (source->setting != NULL) {
         pd_error_set(error, PD_ECONFIG, "--set %.150s: %.100s%s%s", source->setting, path, colon,
                      what);
@@ -34,17 +29,18 @@ static enum pd_status fault_at(const struct pd_config_source *source, size_t lin
         pd_error_set(error, PD_ECONFIG, "%.150s:%zu: %.100s%s%s", source->file, line, path, colon,
                      what);
     }
-    return PD_ECONFIG;
 }
 
 enum pd_status pd_node_fault(const struct pd_node *node, const char *path, struct pd_error *error,
                              const char *format, ...)
 {
+    char what[PD_ERROR_BYTES_MAX];
     va_list arguments;
 
     va_start(arguments, format);
-    fault_at(&node->source, node->line, path, error, format, arguments);
+    vsnprintf(what, sizeof what, format, arguments);
     va_end(arguments);
+    set_fault(&node->source, node->line, path, what, error);
     return PD_ECONFIG;
 }
 
@@ -53,18 +49,21 @@ static enum pd_status reader_fault(struct reader *reader, size_t line, const cha
 
 static enum pd_status reader_fault(struct reader *reader, size_t line, const char *format, ...)
 {
+    char what[PD_ERROR_BYTES_MAX];
     va_list arguments;
 
     va_start(arguments, format);
-    fault_at(&reader->source, line, "", reader->error, format, arguments);
+    vsnprintf(what, sizeof what, format, arguments);
     va_end(arguments);
+    set_fault(&reader->source, line, "", what, reader->error);
     return PD_ECONFIG;
 }
 
 static enum pd_status out_of_memory(const struct pd_config_source *source, struct pd_error *error)
 {
-    return pd_error_set(error, PD_ENOMEM, "configuration: %.200s",
-                        source->setting != NULL ? source->setting : source->file);
+    pd_error_set(error, PD_ENOMEM, "configuration: %.200s",
+                 source->setting != NULL ? source->setting : source->file);
+    return PD_ENOMEM;
 }
 
 void pd_node_destroy(struct pd_node *node)
@@ -546,6 +545,7 @@ enum pd_status pd_node_set(struct pd_node *root, const struct pd_config_source *
     if (status != PD_OK) {
         return status;
     }
+    PD_ASSERT(value != NULL);
     node_replace(node, value);
     return PD_OK;
 }

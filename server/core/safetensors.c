@@ -236,7 +236,8 @@ static enum pd_status read_tensors(struct pd_safetensors *out, json_t *root, uin
     out->places = pd_heap_zalloc(count, sizeof *out->places);
     enum pd_status status = PD_OK;
     if (entries == NULL || out->places == NULL) {
-        status = pd_error_set(error, PD_ENOMEM, "safetensors: %zu tensors", count);
+        pd_error_set(error, PD_ENOMEM, "safetensors: %zu tensors", count);
+        status = PD_ENOMEM;
     }
     if (status == PD_OK) {
         status = pd_tensor_list_init(&out->tensors, (uint32_t)count, error);

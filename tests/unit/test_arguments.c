@@ -3,6 +3,7 @@
 #include "server/arguments.h"
 
 #include <check.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +18,7 @@ static enum pd_status parse(const char *line, struct pd_arguments *arguments,
     int count = 0;
 
     ck_assert_uint_lt(strlen(line), sizeof copy);
-    strcpy(copy, line);
+    snprintf(copy, sizeof copy, "%s", line);
     words[count++] = strtok(copy, " ");
     while (words[count - 1] != NULL) {
         words[count] = strtok(NULL, " ");
@@ -115,11 +116,11 @@ START_TEST(as_many_settings_as_the_limit_are_taken_and_no_more)
         struct pd_error error = {0};
 
         for (unsigned i = 0; i < PD_CONFIG_SETTING_COUNT_MAX; i++) {
-            strcat(line, " --set a=1");
+            bytes += (size_t)snprintf(line + bytes, sizeof line - bytes, " --set a=1");
         }
         ck_assert_int_eq(parse(line, &arguments, &error), PD_OK);
         ck_assert_uint_eq(arguments.setting_count, PD_CONFIG_SETTING_COUNT_MAX);
-        strcat(line, " --set b=1");
+        snprintf(line + bytes, sizeof line - bytes, " --set b=1");
         ck_assert_int_eq(parse(line, &arguments, &error), PD_EINVALID);
         ck_assert_str_eq(error.message, "--set b=1: too many; allowed: 256");
     }
