@@ -8,11 +8,15 @@
  */
 #define LANE_COUNT 8u
 
+/* Least share of agreeing elements that a cautious step makes up for. */
+#define CAUTION_MEAN_MIN 1e-3
+
 static const struct pd_optimizer *const rules[] = {
-    &pd_optimizer_sgd,
-    &pd_optimizer_adam,
-    &pd_optimizer_adamw,
-    &pd_optimizer_lamb,
+    &pd_optimizer_sgd,        &pd_optimizer_adam,     &pd_optimizer_adamw,   &pd_optimizer_lamb,
+    &pd_optimizer_lars,       &pd_optimizer_lion,     &pd_optimizer_adagrad, &pd_optimizer_rmsprop,
+    &pd_optimizer_rmsprop_tf, &pd_optimizer_adadelta, &pd_optimizer_adamax,  &pd_optimizer_nadam,
+    &pd_optimizer_nadamw,     &pd_optimizer_radam,    &pd_optimizer_adan,    &pd_optimizer_yogi,
+    &pd_optimizer_sgdw,
 };
 #define RULE_COUNT (sizeof rules / sizeof rules[0])
 
@@ -70,4 +74,38 @@ void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, do
         sums[0] += a_lanes[lane];
         sums[1] += b_lanes[lane];
     }
+}
+
+double pd_optimizer_decay_share(const struct pd_optimizer_step *step)
+{
+    const struct pd_hyper *hyper = step->hyper;
+    double share = step->lr * hyper->weight_decay;
+
+    if (hyper->corrected_weight_decay && hyper->lr > 0) {
+        share *= step->lr / hyper->lr;
+    }
+    return share;
+}
+
+PD_KERNEL
+static void subtract_scaled(float *restrict p_next, const float *restrict masked_step,
+                            uint32_t count, float factor)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        p_next[i] -= factor * masked_step[i];
+    }
+}
+
+void pd_optimizer_apply_cautious(const struct pd_optimizer_step *step,
+                                 struct pd_optimizer_block *block, const double *sums)
+{
+    if (step->hyper->caution) {
+        double mean = fmax(sums[0] / sums[1], CAUTION_MEAN_MIN);
+        subtract_scaled(block->parameters_next, block->gradient, block->count, (float)(1 / mean));
+    }
+}
+
+bool pd_optimizer_is_cautious(const struct pd_hyper *hyper)
+{
+    return hyper->caution;
 }

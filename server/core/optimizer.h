@@ -45,6 +45,7 @@ struct pd_hyper {
     bool decoupled_weight_decay;
     bool corrected_weight_decay;
     bool decay_after_step;
+    bool zero_norm_decay;
     bool no_prox;
     bool caution;
     bool eps_inside_root;
@@ -55,7 +56,7 @@ struct pd_hyper {
 /* One group's numbers for one step. */
 struct pd_optimizer_step {
     const struct pd_hyper *hyper;
-    double lr;             /* scheduled, scaled */
+    double lr; /* scheduled, scaled */
     /* This optimizer step, counted from 1 (t of the papers): among those in which the tensor had a
      * gradient, and among those of its group. Which one a rule counts by, its reference decides. */
     uint64_t number;

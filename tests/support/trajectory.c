@@ -74,29 +74,24 @@ static void read_hyper(const struct trajectory *trajectory, uint32_t group, stru
 {
     const struct vectors_case *reference = trajectory->reference;
     const struct pd_optimizer *optimizer = trajectory->optimizer;
-    json_t *keys = json_object_get(reference->document, "hyperparameters");
-    const struct pd_option *variant = find_option(optimizer, "variant");
+    json_t *values = vectors_case_options(reference, group);
     struct pd_error error = {0};
     const char *key = NULL;
-    json_t *unused = NULL;
+    json_t *value = NULL;
 
     if (pd_option_defaults(optimizer->options, optimizer->option_count, hyper, &error) != PD_OK) {
         fail(reference->name, "defaults:", error.message);
     }
-    if (variant != NULL) {
-        set_option(reference->name, variant, json_object_get(reference->document, "variant"),
-                   hyper);
-    }
-    json_object_foreach(keys, key, unused)
+    json_object_foreach(values, key, value)
     {
         const struct pd_option *option = find_option(optimizer, key);
-        const json_t *value = vectors_case_hyper(reference, group, key);
         if (option != NULL) {
             set_option(reference->name, option, value, hyper);
         } else if (!json_is_false(value) && !json_is_null(value)) {
             fail(reference->name, "the rule does not offer", key);
         }
     }
+    json_decref(values);
 }
 
 static void trajectory_init(struct trajectory *trajectory)

@@ -7,6 +7,34 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What a variant of an optimizer calls otherwise, or, with a NULL key, does without being told. */
+struct translation {
+    const char *optimizer;
+    const char *variant;
+    const char *key;
+    const char *option;
+    const char *value; /* JSON of a built-in value; NULL: the key's */
+};
+
+static const struct translation translations[] = {
+    {"adamw", "hf", "correct_bias", "bias_correction", NULL},
+    {"adamw", "hf", NULL, "eps_before_correction", "true"},
+    {"adamw", "hf", NULL, "decay_after_step", "true"},
+    {"lamb", "apex", "use_nvlamb", "always_adapt", NULL},
+    {"lamb", "cybertronai", NULL, "bias_correction", "false"},
+    {"lamb", "cybertronai", NULL, "max_grad_norm", "null"},
+    {"lamb", "cybertronai", NULL, "max_weight_norm", "10"},
+    {"lamb", "cybertronai", NULL, "always_adapt", "true"},
+    {"lars", "apex-larc", "trust_coefficient", "trust_coeff", NULL},
+    {"lars", "apex-larc", "clip", "trust_clip", NULL},
+    {"lars", "apex-larc", "larc_eps", "eps", NULL},
+    {"lars", "apex-larc", NULL, "always_adapt", "true"},
+    {"lars", "apex-larc", NULL, "zero_norm_decay", "false"},
+    {"lion", "lucidrains", "decoupled_wd", "decoupled_weight_decay", NULL},
+    {"nadam", "timm", "schedule_decay", "momentum_decay", NULL},
+};
+#define TRANSLATION_COUNT (sizeof translations / sizeof translations[0])
+
 static _Noreturn void fail(const char *what, const char *name)
 {
     fprintf(stderr, "vectors: %s: %s\n", name, what);
@@ -194,4 +222,48 @@ const json_t *vectors_case_hyper(const struct vectors_case *reference, uint32_t 
         return value;
     }
     return json_object_get(json_object_get(reference->document, "hyperparameters"), key);
+}
+
+static bool is_for(const struct translation *translation, const struct vectors_case *reference)
+{
+    return reference->variant != NULL &&
+           strcmp(translation->optimizer, reference->optimizer) == 0 &&
+           strcmp(translation->variant, reference->variant) == 0;
+}
+
+static const char *option_of(const struct vectors_case *reference, const char *key)
+{
+    for (size_t i = 0; i < TRANSLATION_COUNT; i++) {
+        const struct translation *translation = &translations[i];
+        if (is_for(translation, reference) && translation->key != NULL &&
+            strcmp(translation->key, key) == 0) {
+            return translation->option;
+        }
+    }
+    return key;
+}
+
+json_t *vectors_case_options(const struct vectors_case *reference, uint32_t group)
+{
+    json_t *keys = json_object_get(reference->document, "hyperparameters");
+    json_t *options = json_object();
+    const char *key = NULL;
+    json_t *unused = NULL;
+
+    json_object_foreach(keys, key, unused)
+    {
+        const json_t *value = vectors_case_hyper(reference, group, key);
+        bool truth = strcmp(key, "adam_w_mode") == 0 && json_is_integer(value);
+        json_object_set_new(options, option_of(reference, key),
+                            truth ? json_boolean(json_integer_value(value) != 0)
+                                  : json_deep_copy(value));
+    }
+    for (size_t i = 0; i < TRANSLATION_COUNT; i++) {
+        const struct translation *translation = &translations[i];
+        if (is_for(translation, reference) && translation->key == NULL) {
+            json_object_set_new(options, translation->option,
+                                json_loads(translation->value, JSON_DECODE_ANY, NULL));
+        }
+    }
+    return options;
 }

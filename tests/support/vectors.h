@@ -50,6 +50,10 @@ void vectors_case_finish(struct vectors_case *reference);
 const json_t *vectors_case_hyper(const struct vectors_case *reference, uint32_t group,
                                  const char *key);
 
+/* A group's hyperparameters under the product's keys: those of variants that spell them otherwise,
+ * or have them built in, are translated. New, for json_decref. */
+json_t *vectors_case_options(const struct vectors_case *reference, uint32_t group);
+
 /* A number, or one of "Infinity", "-Infinity", "NaN"; null is NaN. */
 double vectors_number(const json_t *value);
 

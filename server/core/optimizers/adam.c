@@ -6,7 +6,10 @@
  *   m <- beta1 * m + (1 - beta1) * g
  *   v <- beta2 * v + (1 - beta2) * g^2
  *   s =  v; amsgrad: v_max <- max(v_max, v), s = v_max
- *   p <- p - lr / (1 - beta1^t) * m / (sqrt(s) / sqrt(1 - beta2^t) + eps) */
+ *   p <- p - lr / (1 - beta1^t) * m / (sqrt(s) / sqrt(1 - beta2^t) + eps)
+ *        eps_before_correction, the epsilon hat of the paper:
+ *            ... / ((sqrt(s) + eps) / sqrt(1 - beta2^t))
+ *   Without bias_correction the two 1 - beta^t are 1. */
 #include "server/core/optimizers/rules.h"
 
 struct scalars {
@@ -53,6 +56,14 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     const struct pd_hyper *hyper = step->hyper;
     double beta1 = hyper->betas[0];
     double beta2 = hyper->betas[1];
+    double bias1 = 1;
+    double bias2 = 1;
+
+    if (hyper->bias_correction) {
+        bias1 -= pd_optimizer_power(beta1, step->number);
+        bias2 -= pd_optimizer_power(beta2, step->number);
+    }
+    double eps_scale = hyper->eps_before_correction ? 1 / sqrt(bias2) : 1;
     struct scalars c = {
         .scale = (float)step->gradient_scale,
         .weight_decay = (float)hyper->weight_decay,
@@ -60,9 +71,9 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .beta2 = (float)beta2,
         .one_minus_beta1 = (float)(1 - beta1),
         .one_minus_beta2 = (float)(1 - beta2),
-        .step_size = (float)(step->lr / (1 - pd_optimizer_power(beta1, step->number))),
-        .root_unbiasing = (float)(1 / sqrt(1 - pd_optimizer_power(beta2, step->number))),
-        .eps = (float)hyper->eps,
+        .step_size = (float)(step->lr / bias1),
+        .root_unbiasing = (float)(1 / sqrt(bias2)),
+        .eps = (float)(hyper->eps * eps_scale),
     };
 
     (void)sums;
@@ -81,6 +92,8 @@ static const struct pd_option options[] = {
     PD_HYPER_EPS("1e-8"),
     PD_HYPER_WEIGHT_DECAY("0", "added to the gradient, times the parameter"),
     PD_HYPER_FLAG(amsgrad, "false", "divide by the largest average of squares so far"),
+    PD_HYPER_FLAG(bias_correction, "true", "make up for averages that start from zero"),
+    PD_HYPER_FLAG(eps_before_correction, "false", "add eps to the root before it is corrected"),
 };
 
 const struct pd_optimizer pd_optimizer_adam = {

@@ -1,17 +1,21 @@
 /* AdamW: Adam with the weight decay taken off the parameter instead of added to the gradient.
  * Source: Loshchilov and Hutter 2019, algorithm 2 (https://arxiv.org/abs/1711.05101), as in
- * torch.optim.AdamW.
+ * torch.optim.AdamW; decay_after_step with eps_before_correction is transformers.AdamW.
  *
  *   p <- p * (1 - lr * weight_decay)
  *   m <- beta1 * m + (1 - beta1) * g
  *   v <- beta2 * v + (1 - beta2) * g^2
  *   s =  v; amsgrad: v_max <- max(v_max, v), s = v_max
- *   p <- p - lr / (1 - beta1^t) * m / (sqrt(s) / sqrt(1 - beta2^t) + eps) */
+ *   p <- p - lr / (1 - beta1^t) * m / (sqrt(s) / sqrt(1 - beta2^t) + eps)
+ *        eps_before_correction: ... / ((sqrt(s) + eps) / sqrt(1 - beta2^t))
+ *   Without bias_correction the two 1 - beta^t are 1. With decay_after_step the first line comes
+ *   last. */
 #include "server/core/optimizers/rules.h"
 
 struct scalars {
     float scale, beta1, beta2, one_minus_beta1, one_minus_beta2;
-    float kept;           /* 1 - lr * weight_decay */
+    float kept;           /* before the step: 1 - lr * weight_decay, or 1 */
+    float decay_after;    /* lr * weight_decay, or 0 */
     float step_size;      /* lr / (1 - beta1^t) */
     float root_unbiasing; /* 1 / sqrt(1 - beta2^t) */
     float eps;
@@ -30,7 +34,9 @@ static void adamw_step(float *restrict p_next, const float *restrict p, const fl
         float g = grad[i] * c.scale;
         m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
         v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
-        p_next[i] = c.kept * p[i] - c.step_size * (m[i] / (sqrtf(v[i]) * c.root_unbiasing + c.eps));
+        float d = m[i] / (sqrtf(v[i]) * c.root_unbiasing + c.eps);
+        float next = c.kept * p[i] - c.step_size * d;
+        p_next[i] = next - c.decay_after * next;
     }
 }
 
@@ -44,8 +50,9 @@ static void amsgrad_step(float *restrict p_next, const float *restrict p,
         m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
         v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
         v_max[i] = v[i] > v_max[i] ? v[i] : v_max[i];
-        p_next[i] =
-            c.kept * p[i] - c.step_size * (m[i] / (sqrtf(v_max[i]) * c.root_unbiasing + c.eps));
+        float d = m[i] / (sqrtf(v_max[i]) * c.root_unbiasing + c.eps);
+        float next = c.kept * p[i] - c.step_size * d;
+        p_next[i] = next - c.decay_after * next;
     }
 }
 
@@ -55,16 +62,26 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     const struct pd_hyper *hyper = step->hyper;
     double beta1 = hyper->betas[0];
     double beta2 = hyper->betas[1];
+    double bias1 = 1;
+    double bias2 = 1;
+
+    if (hyper->bias_correction) {
+        bias1 -= pd_optimizer_power(beta1, step->number);
+        bias2 -= pd_optimizer_power(beta2, step->number);
+    }
+    double decay = step->lr * hyper->weight_decay;
+    double eps_scale = hyper->eps_before_correction ? 1 / sqrt(bias2) : 1;
     struct scalars c = {
         .scale = (float)step->gradient_scale,
-        .kept = (float)(1 - step->lr * hyper->weight_decay),
+        .kept = hyper->decay_after_step ? 1 : (float)(1 - decay),
+        .decay_after = hyper->decay_after_step ? (float)decay : 0,
         .beta1 = (float)beta1,
         .beta2 = (float)beta2,
         .one_minus_beta1 = (float)(1 - beta1),
         .one_minus_beta2 = (float)(1 - beta2),
-        .step_size = (float)(step->lr / (1 - pd_optimizer_power(beta1, step->number))),
-        .root_unbiasing = (float)(1 / sqrt(1 - pd_optimizer_power(beta2, step->number))),
-        .eps = (float)hyper->eps,
+        .step_size = (float)(step->lr / bias1),
+        .root_unbiasing = (float)(1 / sqrt(bias2)),
+        .eps = (float)(hyper->eps * eps_scale),
     };
 
     (void)sums;
@@ -83,6 +100,9 @@ static const struct pd_option options[] = {
     PD_HYPER_EPS("1e-8"),
     PD_HYPER_WEIGHT_DECAY("0.01", "takes this share, times lr, off the parameter"),
     PD_HYPER_FLAG(amsgrad, "false", "divide by the largest average of squares so far"),
+    PD_HYPER_FLAG(bias_correction, "true", "make up for averages that start from zero"),
+    PD_HYPER_FLAG(eps_before_correction, "false", "add eps to the root before it is corrected"),
+    PD_HYPER_FLAG(decay_after_step, "false", "decay the parameter after its step"),
 };
 
 const struct pd_optimizer pd_optimizer_adamw = {

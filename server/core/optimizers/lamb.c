@@ -3,12 +3,14 @@
  * timm.optim.Lamb.
  *
  *   g <- g / max(1, |all g| / max_grad_norm)
+ *   g <- g + weight_decay * p, only without adam_w_mode, as apex has it
  *   m <- beta1 * m + beta3 * g, where beta3 = 1 - beta1, or 1 without grad_averaging
  *   v <- beta2 * v + (1 - beta2) * g^2
  *   u =  (m / (1 - beta1^t)) / (sqrt(v) / sqrt(1 - beta2^t) + eps)
- *   u <- u + weight_decay * p; decoupled_decay: p <- p - lr * weight_decay * p
- *   r =  |p| / |u| over the tensor; 1 if either is 0, or if there is no decay and no always_adapt;
- *        trust_clip: at most 1
+ *   u <- u + weight_decay * p, in adam_w_mode
+ *        decoupled_decay: p <- p - lr * weight_decay * p, and none of the other two decays
+ *   r =  min(|p|, max_weight_norm) / |u| over the tensor; 1 if either norm is 0, or if there is
+ *        neither weight_decay nor always_adapt; trust_clip: at most 1
  *   p <- p - lr * r * u
  *
  * The first pass leaves u in the place of the gradient and sums p^2 and u^2. */
@@ -19,8 +21,9 @@ struct scalars {
     float unbiasing;      /* 1 / (1 - beta1^t) */
     float root_unbiasing; /* 1 / sqrt(1 - beta2^t) */
     float eps;
-    float weight_decay; /* of the update; 0 if decoupled */
-    float kept;         /* of the parameter: 1 - lr * weight_decay if decoupled, else 1 */
+    float gradient_decay; /* one of these three takes the weight decay */
+    float update_decay;
+    float decoupled_decay; /* times lr */
 };
 
 static uint32_t state_count(const struct pd_hyper *hyper)
@@ -35,28 +38,28 @@ static void raw_update(float *restrict p_next, const float *restrict p, float *r
                        float *restrict m, float *restrict v, uint32_t count, struct scalars c)
 {
     for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale;
+        float g = grad[i] * c.scale + c.gradient_decay * p[i];
         m[i] = c.beta1 * m[i] + c.beta3 * g;
         v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
         float u = m[i] * c.unbiasing / (sqrtf(v[i]) * c.root_unbiasing + c.eps);
-        grad[i] = u + c.weight_decay * p[i];
-        p_next[i] = c.kept * p[i];
+        grad[i] = u + c.update_decay * p[i];
+        p_next[i] = p[i] - c.decoupled_decay * p[i];
     }
 }
 
 PD_KERNEL
 static void add_update(float *restrict p_next, const float *restrict p, const float *restrict u,
-                       uint32_t count, float kept, float step_size)
+                       uint32_t count, float decoupled_decay, float step_size)
 {
     for (uint32_t i = 0; i < count; i++) {
-        p_next[i] = kept * p[i] - step_size * u[i];
+        p_next[i] = p[i] - decoupled_decay * p[i] - step_size * u[i];
     }
 }
 
-static float kept_share(const struct pd_optimizer_step *step)
+static float decoupled_decay(const struct pd_optimizer_step *step)
 {
     const struct pd_hyper *hyper = step->hyper;
-    return hyper->decoupled_decay ? (float)(1 - step->lr * hyper->weight_decay) : 1;
+    return hyper->decoupled_decay ? (float)pd_optimizer_decay_share(step) : 0;
 }
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
@@ -76,6 +79,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     if (step->gradient_norm > hyper->max_grad_norm) {
         excess = step->gradient_norm / hyper->max_grad_norm;
     }
+    float decay = hyper->decoupled_decay ? 0 : (float)hyper->weight_decay;
     struct scalars c = {
         .scale = (float)(step->gradient_scale / excess),
         .beta1 = (float)beta1,
@@ -85,8 +89,9 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .unbiasing = (float)(1 / bias1),
         .root_unbiasing = (float)(1 / sqrt(bias2)),
         .eps = (float)hyper->eps,
-        .weight_decay = hyper->decoupled_decay ? 0 : (float)hyper->weight_decay,
-        .kept = kept_share(step),
+        .gradient_decay = hyper->adam_w_mode ? 0 : decay,
+        .update_decay = hyper->adam_w_mode ? decay : 0,
+        .decoupled_decay = decoupled_decay(step),
     };
     raw_update(block->parameters_next, block->parameters, block->gradient, block->state[0],
                block->state[1], block->count, c);
@@ -100,13 +105,14 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
     double ratio = 1;
 
     if ((hyper->weight_decay != 0 || hyper->always_adapt) && sums[0] > 0 && sums[1] > 0) {
-        ratio = sqrt(sums[0]) / sqrt(sums[1]);
+        /* fmin passes over a max_weight_norm that is NaN: none. */
+        ratio = fmin(sqrt(sums[0]), hyper->max_weight_norm) / sqrt(sums[1]);
     }
     if (hyper->trust_clip && ratio > 1) {
         ratio = 1;
     }
     add_update(block->parameters_next, block->parameters, block->gradient, block->count,
-               kept_share(step), (float)(step->lr * ratio));
+               decoupled_decay(step), (float)(step->lr * ratio));
 }
 
 static const struct pd_option options[] = {
@@ -116,19 +122,13 @@ static const struct pd_option options[] = {
     PD_HYPER_WEIGHT_DECAY("0.01", "added to the update, times the parameter"),
     PD_HYPER_FLAG(bias_correction, "true", "make up for averages that start from zero"),
     PD_HYPER_FLAG(grad_averaging, "true", "weight a gradient by 1 - beta1 in its average"),
-    {.key = "max_grad_norm",
-     .type = PD_OPTION_REAL,
-     .offset = offsetof(struct pd_hyper, max_grad_norm),
-     .default_text = "1.0",
-     .high = INFINITY,
-     .low_open = 1,
-     .high_open = 1,
-     .nullable = 1,
-     .unit = "",
-     .help = "clip the global gradient norm to this before anything else; null: no clipping"},
+    PD_HYPER_LIMIT(max_grad_norm, "1.0", "clip the global gradient norm to this first; null: none"),
+    PD_HYPER_LIMIT(max_weight_norm, "null", "the largest norm in a trust ratio; null: none"),
     PD_HYPER_FLAG(trust_clip, "false", "let no trust ratio exceed 1"),
     PD_HYPER_FLAG(always_adapt, "false", "use the trust ratio also without weight decay"),
+    PD_HYPER_FLAG(adam_w_mode, "true", "false: add weight decay to the clipped gradient"),
     PD_HYPER_FLAG(decoupled_decay, "false", "decay the parameter, as AdamW, not the update"),
+    PD_HYPER_CORRECTED_DECAY,
 };
 
 const struct pd_optimizer pd_optimizer_lamb = {

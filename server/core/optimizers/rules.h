@@ -12,12 +12,44 @@ extern const struct pd_optimizer pd_optimizer_sgd;
 extern const struct pd_optimizer pd_optimizer_adam;
 extern const struct pd_optimizer pd_optimizer_adamw;
 extern const struct pd_optimizer pd_optimizer_lamb;
+extern const struct pd_optimizer pd_optimizer_lars;
+extern const struct pd_optimizer pd_optimizer_lion;
+extern const struct pd_optimizer pd_optimizer_adagrad;
+extern const struct pd_optimizer pd_optimizer_rmsprop;
+extern const struct pd_optimizer pd_optimizer_rmsprop_tf;
+extern const struct pd_optimizer pd_optimizer_adadelta;
+extern const struct pd_optimizer pd_optimizer_adamax;
+extern const struct pd_optimizer pd_optimizer_nadam;
+extern const struct pd_optimizer pd_optimizer_nadamw;
+extern const struct pd_optimizer pd_optimizer_radam;
+extern const struct pd_optimizer pd_optimizer_adan;
+extern const struct pd_optimizer pd_optimizer_yogi;
+extern const struct pd_optimizer pd_optimizer_sgdw;
 
 /* base^exponent by squaring: the same bits on every machine, which pow() does not promise. */
 double pd_optimizer_power(double base, uint64_t exponent);
 
 /* sums[0] = sum a^2, sums[1] = sum b^2, in double and in one order on every instruction set. */
 void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, double sums[2]);
+
+/* The share that decoupled weight decay takes off a parameter: lr * weight_decay, or with
+ * corrected_weight_decay lr^2 / (lr before any schedule) * weight_decay.
+ * Source: timm; Defazio 2025 (https://arxiv.org/abs/2506.02285). */
+double pd_optimizer_decay_share(const struct pd_optimizer_step *step);
+
+/* Caution: parts of a step that point against the gradient are left out, and the rest grows to make
+ * up for them. Source: Liang et al. 2024, algorithm 1 (https://arxiv.org/abs/2411.16085), as in
+ * timm.
+ *
+ *   mask = 1 where step * g > 0, else 0
+ *   p   <- p - step * mask / max(mean of mask over the tensor, 1e-3)
+ *
+ * A rule that offers it leaves step * mask in the place of the gradient and what p is without the
+ * step in parameters_next; its two sums are those of the mask and of the elements. This is then its
+ * second pass, which changes nothing without caution. */
+void pd_optimizer_apply_cautious(const struct pd_optimizer_step *step,
+                                 struct pd_optimizer_block *block, const double *sums);
+bool pd_optimizer_is_cautious(const struct pd_hyper *hyper);
 
 /* Rows of a rule's table of options: a field of struct pd_hyper, its default as written in YAML,
  * its bounds and what it does. */
@@ -35,6 +67,14 @@ void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, do
         .help = about                                                                              \
     }
 
+/* A positive number or null, which is NaN: no limit. */
+#define PD_HYPER_LIMIT(field, as_default, about)                                                   \
+    {                                                                                              \
+        .key = #field, .type = PD_OPTION_REAL, .offset = offsetof(struct pd_hyper, field),         \
+        .default_text = as_default, .high = INFINITY, .low_open = 1, .high_open = 1,               \
+        .nullable = 1, .unit = "", .help = about                                                   \
+    }
+
 #define PD_HYPER_LR(as_default)                                                                    \
     PD_HYPER_NUMBER(REAL, lr, as_default, 0, INFINITY, "learning rate, before any schedule")
 #define PD_HYPER_BETAS(as_default)                                                                 \
@@ -44,6 +84,12 @@ void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, do
     PD_HYPER_NUMBER(REAL, eps, as_default, 0, INFINITY, "keeps the divisor away from zero")
 #define PD_HYPER_WEIGHT_DECAY(as_default, about)                                                   \
     PD_HYPER_NUMBER(REAL, weight_decay, as_default, 0, INFINITY, about)
+
+#define PD_HYPER_CAUTION                                                                           \
+    PD_HYPER_FLAG(caution, "false", "leave out the parts of a step that go against the gradient")
+#define PD_HYPER_CORRECTED_DECAY                                                                   \
+    PD_HYPER_FLAG(corrected_weight_decay, "false",                                                 \
+                  "scale weight decay by the schedule once more: lr^2 / initial lr")
 
 #define PD_OPTION_COUNT(table) (sizeof(table) / sizeof((table)[0]))
 

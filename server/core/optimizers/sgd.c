@@ -4,8 +4,15 @@
  *   g   <- g + weight_decay * p
  *   buf <- momentum * buf + (1 - dampening) * g, where the first step takes buf <- g
  *   d   =  buf; nesterov: g + momentum * buf; without momentum: g
- *   p   <- p - lr * d */
+ *   p   <- p - lr * d
+ *   lr_in_momentum, as in Sutskever et al. 2013, equations 1 to 4: lr multiplies g, not d. */
 #include "server/core/optimizers/rules.h"
+
+struct scalars {
+    float scale, weight_decay, momentum, undamped;
+    float buf_lr; /* on the way into the buffer */
+    float lr;     /* on the way out of it */
+};
 
 static uint32_t state_count(const struct pd_hyper *hyper)
 {
@@ -14,35 +21,35 @@ static uint32_t state_count(const struct pd_hyper *hyper)
 
 PD_KERNEL
 static void plain_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                       uint32_t count, float scale, float weight_decay, float lr)
+                       uint32_t count, struct scalars c)
 {
     for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * scale + weight_decay * p[i];
-        p_next[i] = p[i] - lr * g;
+        float g = c.buf_lr * (grad[i] * c.scale + c.weight_decay * p[i]);
+        p_next[i] = p[i] - c.lr * g;
     }
 }
 
 PD_KERNEL
 static void momentum_step(float *restrict p_next, const float *restrict p,
                           const float *restrict grad, float *restrict buf, uint32_t count,
-                          float scale, float weight_decay, float momentum, float undamped, float lr)
+                          struct scalars c)
 {
     for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * scale + weight_decay * p[i];
-        buf[i] = momentum * buf[i] + undamped * g;
-        p_next[i] = p[i] - lr * buf[i];
+        float g = c.buf_lr * (grad[i] * c.scale + c.weight_decay * p[i]);
+        buf[i] = c.momentum * buf[i] + c.undamped * g;
+        p_next[i] = p[i] - c.lr * buf[i];
     }
 }
 
 PD_KERNEL
 static void nesterov_step(float *restrict p_next, const float *restrict p,
                           const float *restrict grad, float *restrict buf, uint32_t count,
-                          float scale, float weight_decay, float momentum, float undamped, float lr)
+                          struct scalars c)
 {
     for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * scale + weight_decay * p[i];
-        buf[i] = momentum * buf[i] + undamped * g;
-        p_next[i] = p[i] - lr * (g + momentum * buf[i]);
+        float g = c.buf_lr * (grad[i] * c.scale + c.weight_decay * p[i]);
+        buf[i] = c.momentum * buf[i] + c.undamped * g;
+        p_next[i] = p[i] - c.lr * (g + c.momentum * buf[i]);
     }
 }
 
@@ -50,22 +57,24 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
                    double *sums)
 {
     const struct pd_hyper *hyper = step->hyper;
-    float scale = (float)step->gradient_scale;
-    float weight_decay = (float)hyper->weight_decay;
-    float momentum = (float)hyper->momentum;
-    float undamped = step->number == 1 ? 1 : (float)(1 - hyper->dampening);
-    float lr = (float)step->lr;
+    struct scalars c = {
+        .scale = (float)step->gradient_scale,
+        .weight_decay = (float)hyper->weight_decay,
+        .momentum = (float)hyper->momentum,
+        .undamped = step->number == 1 ? 1 : (float)(1 - hyper->dampening),
+        .buf_lr = hyper->lr_in_momentum ? (float)step->lr : 1,
+        .lr = hyper->lr_in_momentum ? 1 : (float)step->lr,
+    };
 
     (void)sums;
     if (hyper->momentum == 0) {
-        plain_step(block->parameters_next, block->parameters, block->gradient, block->count, scale,
-                   weight_decay, lr);
+        plain_step(block->parameters_next, block->parameters, block->gradient, block->count, c);
     } else if (hyper->nesterov) {
         nesterov_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                      block->count, scale, weight_decay, momentum, undamped, lr);
+                      block->count, c);
     } else {
         momentum_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                      block->count, scale, weight_decay, momentum, undamped, lr);
+                      block->count, c);
     }
 }
 
@@ -76,6 +85,7 @@ static const struct pd_option options[] = {
                     "takes this share off a gradient added to the momentum buffer"),
     PD_HYPER_WEIGHT_DECAY("0", "added to the gradient, times the parameter"),
     PD_HYPER_FLAG(nesterov, "false", "step along the gradient plus momentum times the buffer"),
+    PD_HYPER_FLAG(lr_in_momentum, "false", "multiply lr into the momentum buffer, not its result"),
 };
 
 const struct pd_optimizer pd_optimizer_sgd = {

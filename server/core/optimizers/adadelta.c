@@ -1,0 +1,66 @@
+/* Adadelta: steps in the ratio of the running sizes of past steps and of gradients.
+ * Source: Zeiler 2012, algorithm 1 (https://arxiv.org/abs/1212.5701), as in torch.optim.Adadelta.
+ *
+ *   g <- g + weight_decay * p
+ *   s <- rho * s + (1 - rho) * g^2
+ *   d =  sqrt(a + eps) / sqrt(s + eps) * g
+ *   a <- rho * a + (1 - rho) * d^2
+ *   p <- p - lr * d */
+#include "server/core/optimizers/rules.h"
+
+struct scalars {
+    float scale, weight_decay, rho, one_minus_rho, eps, lr;
+};
+
+static uint32_t state_count(const struct pd_hyper *hyper)
+{
+    (void)hyper;
+    return 2;
+}
+
+PD_KERNEL
+static void adadelta_step(float *restrict p_next, const float *restrict p,
+                          const float *restrict grad, float *restrict s, float *restrict a,
+                          uint32_t count, struct scalars c)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale + c.weight_decay * p[i];
+        s[i] = c.rho * s[i] + c.one_minus_rho * g * g;
+        float d = sqrtf(a[i] + c.eps) / sqrtf(s[i] + c.eps) * g;
+        a[i] = c.rho * a[i] + c.one_minus_rho * d * d;
+        p_next[i] = p[i] - c.lr * d;
+    }
+}
+
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
+                   double *sums)
+{
+    const struct pd_hyper *hyper = step->hyper;
+    struct scalars c = {
+        .scale = (float)step->gradient_scale,
+        .weight_decay = (float)hyper->weight_decay,
+        .rho = (float)hyper->rho,
+        .one_minus_rho = (float)(1 - hyper->rho),
+        .eps = (float)hyper->eps,
+        .lr = (float)step->lr,
+    };
+
+    (void)sums;
+    adadelta_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
+                  block->state[1], block->count, c);
+}
+
+static const struct pd_option options[] = {
+    PD_HYPER_LR("1.0"),
+    PD_HYPER_NUMBER(REAL, rho, "0.9", 0, 1, "decay rate of the two averages of squares"),
+    PD_HYPER_EPS("1e-6"),
+    PD_HYPER_WEIGHT_DECAY("0", "added to the gradient, times the parameter"),
+};
+
+const struct pd_optimizer pd_optimizer_adadelta = {
+    .name = "adadelta",
+    .options = options,
+    .option_count = PD_OPTION_COUNT(options),
+    .state_count = state_count,
+    .update = update,
+};

@@ -1,0 +1,131 @@
+/* Adan: averages of the gradient, of its change, and of the square of the gradient looked ahead to.
+ * Source: Xie et al. 2022, algorithm 1 (https://arxiv.org/abs/2208.06677), as in timm.optim.Adan,
+ * whose betas are 1 minus those of the paper. h is the gradient of the step before.
+ *
+ *   m <- beta1 * m + (1 - beta1) * g
+ *   w <- beta2 * w + (1 - beta2) * (g - h), where the first step has h = g
+ *   v <- beta3 * v + (1 - beta3) * (g + beta2 * (g - h))^2
+ *   d =  sqrt(v) / sqrt(1 - beta3^t) + eps
+ *   p <- (p - lr / (1 - beta1^t) * m / d - lr * beta2 / (1 - beta2^t) * w / d)
+ *        / (1 + lr * weight_decay)
+ *   no_prox: p <- p * (1 - lr * weight_decay) - the same
+ *   With caution the step along m, but not that along w, is cautious. */
+#include "server/core/optimizers/rules.h"
+
+struct scalars {
+    float scale, beta1, beta2, beta3, one_minus_beta1, one_minus_beta2, one_minus_beta3, eps;
+    float has_before;     /* 0 in a tensor's first step, else 1 */
+    float root_unbiasing; /* 1 / sqrt(1 - beta3^t) */
+    float average_lr;     /* lr / (1 - beta1^t) */
+    float change_lr;      /* lr * beta2 / (1 - beta2^t) */
+    float kept;           /* with no_prox 1 - lr * weight_decay, else 1 */
+    float divisor;        /* with no_prox 1, else 1 + lr * weight_decay */
+};
+
+static uint32_t state_count(const struct pd_hyper *hyper)
+{
+    (void)hyper;
+    return 4;
+}
+
+PD_KERNEL
+static void adan_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
+                      float *restrict m, float *restrict v, float *restrict w, float *restrict h,
+                      uint32_t count, struct scalars c)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale;
+        float change = (g - h[i]) * c.has_before;
+        float ahead = g + c.beta2 * change;
+        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
+        w[i] = c.beta2 * w[i] + c.one_minus_beta2 * change;
+        v[i] = c.beta3 * v[i] + c.one_minus_beta3 * ahead * ahead;
+        h[i] = g;
+        float d = sqrtf(v[i]) * c.root_unbiasing + c.eps;
+        float next = c.kept * p[i] - c.average_lr * (m[i] / d) - c.change_lr * (w[i] / d);
+        p_next[i] = next / c.divisor;
+    }
+}
+
+/* Leaves the masked step in `grad`; returns the sum of the mask. */
+PD_KERNEL
+static uint32_t cautious_step(float *restrict p_next, const float *restrict p, float *restrict grad,
+                              float *restrict m, float *restrict v, float *restrict w,
+                              float *restrict h, uint32_t count, struct scalars c)
+{
+    uint32_t agreeing = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale;
+        float change = (g - h[i]) * c.has_before;
+        float ahead = g + c.beta2 * change;
+        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
+        w[i] = c.beta2 * w[i] + c.one_minus_beta2 * change;
+        v[i] = c.beta3 * v[i] + c.one_minus_beta3 * ahead * ahead;
+        h[i] = g;
+        float d = sqrtf(v[i]) * c.root_unbiasing + c.eps;
+        agreeing += m[i] * g > 0;
+        grad[i] = m[i] * g > 0 ? c.average_lr * (m[i] / d) / c.divisor : 0.0f;
+        p_next[i] = (c.kept * p[i] - c.change_lr * (w[i] / d)) / c.divisor;
+    }
+    return agreeing;
+}
+
+static struct scalars scalars_of(const struct pd_optimizer_step *step)
+{
+    const struct pd_hyper *hyper = step->hyper;
+    const double *betas = hyper->betas;
+    uint64_t t = step->group_number;
+    double decay = step->lr * hyper->weight_decay;
+
+    return (struct scalars){
+        .scale = (float)step->gradient_scale,
+        .beta1 = (float)betas[0],
+        .beta2 = (float)betas[1],
+        .beta3 = (float)betas[2],
+        .one_minus_beta1 = (float)(1 - betas[0]),
+        .one_minus_beta2 = (float)(1 - betas[1]),
+        .one_minus_beta3 = (float)(1 - betas[2]),
+        .eps = (float)hyper->eps,
+        .has_before = step->number == 1 ? 0 : 1,
+        .root_unbiasing = (float)(1 / sqrt(1 - pd_optimizer_power(betas[2], t))),
+        .average_lr = (float)(step->lr / (1 - pd_optimizer_power(betas[0], t))),
+        .change_lr = (float)(step->lr * betas[1] / (1 - pd_optimizer_power(betas[1], t))),
+        .kept = hyper->no_prox ? (float)(1 - decay) : 1,
+        .divisor = hyper->no_prox ? 1 : (float)(1 + decay),
+    };
+}
+
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
+                   double *sums)
+{
+    if (step->hyper->caution) {
+        sums[0] = cautious_step(block->parameters_next, block->parameters, block->gradient,
+                                block->state[0], block->state[1], block->state[2], block->state[3],
+                                block->count, scalars_of(step));
+        sums[1] = block->count;
+    } else {
+        adan_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
+                  block->state[1], block->state[2], block->state[3], block->count,
+                  scalars_of(step));
+    }
+}
+
+static const struct pd_option options[] = {
+    PD_HYPER_LR("1e-3"),
+    PD_HYPER_NUMBER(REALS3, betas, "[0.98, 0.92, 0.99]", 0, 1,
+                    "decay rates of the averages of the gradient, its change and its square"),
+    PD_HYPER_EPS("1e-8"),
+    PD_HYPER_WEIGHT_DECAY("0", "takes this share, times lr, off the parameter"),
+    PD_HYPER_FLAG(no_prox, "false", "decay before the step, as AdamW, not by dividing after it"),
+    PD_HYPER_CAUTION,
+};
+
+const struct pd_optimizer pd_optimizer_adan = {
+    .name = "adan",
+    .options = options,
+    .option_count = PD_OPTION_COUNT(options),
+    .state_count = state_count,
+    .update = update,
+    .needs_apply = pd_optimizer_is_cautious,
+    .apply = pd_optimizer_apply_cautious,
+};

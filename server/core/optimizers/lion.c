@@ -1,0 +1,104 @@
+/* Lion: steps of one size, in the sign of an average of gradients.
+ * Source: Chen et al. 2023, algorithm 2 (https://arxiv.org/abs/2302.06675), as in timm.optim.Lion.
+ *
+ *   p <- p * (1 - lr * weight_decay); decoupled_weight_decay, as in lucidrains/lion-pytorch:
+ *        p * (1 - lr / (lr before any schedule) * weight_decay)
+ *   u =  sign(beta1 * m + (1 - beta1) * g)
+ *   m <- beta2 * m + (1 - beta2) * g
+ *   p <- p - lr * u, or cautiously */
+#include "server/core/optimizers/rules.h"
+
+struct scalars {
+    float scale, kept, beta1, beta2, one_minus_beta1, one_minus_beta2, lr;
+};
+
+static uint32_t state_count(const struct pd_hyper *hyper)
+{
+    (void)hyper;
+    return 1;
+}
+
+static inline float sign(float x)
+{
+    return x > 0 ? 1.0f : (x < 0 ? -1.0f : 0.0f);
+}
+
+PD_KERNEL
+static void lion_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
+                      float *restrict m, uint32_t count, struct scalars c)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale;
+        float u = sign(c.beta1 * m[i] + c.one_minus_beta1 * g);
+        m[i] = c.beta2 * m[i] + c.one_minus_beta2 * g;
+        p_next[i] = c.kept * p[i] - c.lr * u;
+    }
+}
+
+/* Leaves the masked step in `grad`; returns the sum of the mask. */
+PD_KERNEL
+static uint32_t cautious_step(float *restrict p_next, const float *restrict p, float *restrict grad,
+                              float *restrict m, uint32_t count, struct scalars c)
+{
+    uint32_t agreeing = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale;
+        float u = sign(c.beta1 * m[i] + c.one_minus_beta1 * g);
+        m[i] = c.beta2 * m[i] + c.one_minus_beta2 * g;
+        agreeing += u * g > 0;
+        grad[i] = u * g > 0 ? c.lr * u : 0.0f;
+        p_next[i] = c.kept * p[i];
+    }
+    return agreeing;
+}
+
+static double decay_share(const struct pd_optimizer_step *step)
+{
+    double share = pd_optimizer_decay_share(step);
+    bool relative = step->hyper->decoupled_weight_decay && step->hyper->lr > 0;
+    return relative ? share / step->hyper->lr : share;
+}
+
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
+                   double *sums)
+{
+    const struct pd_hyper *hyper = step->hyper;
+    struct scalars c = {
+        .scale = (float)step->gradient_scale,
+        .kept = (float)(1 - decay_share(step)),
+        .beta1 = (float)hyper->betas[0],
+        .beta2 = (float)hyper->betas[1],
+        .one_minus_beta1 = (float)(1 - hyper->betas[0]),
+        .one_minus_beta2 = (float)(1 - hyper->betas[1]),
+        .lr = (float)step->lr,
+    };
+
+    if (hyper->caution) {
+        sums[0] = cautious_step(block->parameters_next, block->parameters, block->gradient,
+                                block->state[0], block->count, c);
+        sums[1] = block->count;
+    } else {
+        lion_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
+                  block->count, c);
+    }
+}
+
+static const struct pd_option options[] = {
+    PD_HYPER_LR("1e-4"),
+    PD_HYPER_NUMBER(REALS2, betas, "[0.9, 0.99]", 0, 1,
+                    "decay rates of the average in the step and of the one that is kept"),
+    PD_HYPER_WEIGHT_DECAY("0", "takes this share, times lr, off the parameter"),
+    PD_HYPER_FLAG(decoupled_weight_decay, "false", "divide weight_decay by the initial lr"),
+    PD_HYPER_CORRECTED_DECAY,
+    PD_HYPER_CAUTION,
+};
+
+const struct pd_optimizer pd_optimizer_lion = {
+    .name = "lion",
+    .options = options,
+    .option_count = PD_OPTION_COUNT(options),
+    .state_count = state_count,
+    .update = update,
+    .needs_apply = pd_optimizer_is_cautious,
+    .apply = pd_optimizer_apply_cautious,
+};

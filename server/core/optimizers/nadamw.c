@@ -1,0 +1,101 @@
+/* NAdamW: AdamW that looks one gradient ahead in its first average.
+ * Source: Dozat 2016 without the momentum schedule, as in timm.optim.NAdamW.
+ *
+ *   p <- p * (1 - lr * weight_decay)
+ *   m <- beta1 * m + (1 - beta1) * g
+ *   v <- beta2 * v + (1 - beta2) * g^2
+ *   n =  beta1 * m + (1 - beta1) * g
+ *   p <- p - lr / (1 - beta1^t) * n / (sqrt(v) / sqrt(1 - beta2^t) + eps), or cautiously */
+#include "server/core/optimizers/rules.h"
+
+struct scalars {
+    float scale, kept, beta1, beta2, one_minus_beta1, one_minus_beta2, eps;
+    float step_size;      /* lr / (1 - beta1^t) */
+    float root_unbiasing; /* 1 / sqrt(1 - beta2^t) */
+};
+
+static uint32_t state_count(const struct pd_hyper *hyper)
+{
+    (void)hyper;
+    return 2;
+}
+
+PD_KERNEL
+static void nadamw_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
+                        float *restrict m, float *restrict v, uint32_t count, struct scalars c)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale;
+        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
+        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
+        float n = c.beta1 * m[i] + c.one_minus_beta1 * g;
+        p_next[i] = c.kept * p[i] - c.step_size * (n / (sqrtf(v[i]) * c.root_unbiasing + c.eps));
+    }
+}
+
+/* Leaves the masked step in `grad`; returns the sum of the mask. */
+PD_KERNEL
+static uint32_t cautious_step(float *restrict p_next, const float *restrict p, float *restrict grad,
+                              float *restrict m, float *restrict v, uint32_t count,
+                              struct scalars c)
+{
+    uint32_t agreeing = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale;
+        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
+        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
+        float n = c.beta1 * m[i] + c.one_minus_beta1 * g;
+        float d = c.step_size * (n / (sqrtf(v[i]) * c.root_unbiasing + c.eps));
+        agreeing += n * g > 0;
+        grad[i] = n * g > 0 ? d : 0.0f;
+        p_next[i] = c.kept * p[i];
+    }
+    return agreeing;
+}
+
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
+                   double *sums)
+{
+    const struct pd_hyper *hyper = step->hyper;
+    double beta1 = hyper->betas[0];
+    double beta2 = hyper->betas[1];
+    struct scalars c = {
+        .scale = (float)step->gradient_scale,
+        .kept = (float)(1 - pd_optimizer_decay_share(step)),
+        .beta1 = (float)beta1,
+        .beta2 = (float)beta2,
+        .one_minus_beta1 = (float)(1 - beta1),
+        .one_minus_beta2 = (float)(1 - beta2),
+        .eps = (float)hyper->eps,
+        .step_size = (float)(step->lr / (1 - pd_optimizer_power(beta1, step->number))),
+        .root_unbiasing = (float)(1 / sqrt(1 - pd_optimizer_power(beta2, step->number))),
+    };
+
+    if (hyper->caution) {
+        sums[0] = cautious_step(block->parameters_next, block->parameters, block->gradient,
+                                block->state[0], block->state[1], block->count, c);
+        sums[1] = block->count;
+    } else {
+        nadamw_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
+                    block->state[1], block->count, c);
+    }
+}
+
+static const struct pd_option options[] = {
+    PD_HYPER_LR("1e-3"),
+    PD_HYPER_BETAS("[0.9, 0.999]"),
+    PD_HYPER_EPS("1e-8"),
+    PD_HYPER_WEIGHT_DECAY("0.01", "takes this share, times lr, off the parameter"),
+    PD_HYPER_CORRECTED_DECAY,
+    PD_HYPER_CAUTION,
+};
+
+const struct pd_optimizer pd_optimizer_nadamw = {
+    .name = "nadamw",
+    .options = options,
+    .option_count = PD_OPTION_COUNT(options),
+    .state_count = state_count,
+    .update = update,
+    .needs_apply = pd_optimizer_is_cautious,
+    .apply = pd_optimizer_apply_cautious,
+};

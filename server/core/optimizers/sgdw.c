@@ -1,0 +1,118 @@
+/* SGDW: momentum SGD with the weight decay taken off the parameter, not added to the gradient.
+ * Source: Loshchilov and Hutter 2019, algorithm 1 (https://arxiv.org/abs/1711.05101), as in
+ * timm.optim.SGDW.
+ *
+ *   p   <- p * (1 - lr * weight_decay)
+ *   buf <- momentum * buf + (1 - dampening) * g, where the first step takes buf <- g
+ *   d   =  buf; nesterov: g + momentum * buf; without momentum: g
+ *   p   <- p - lr * d, or, with momentum, cautiously */
+#include "server/core/optimizers/rules.h"
+
+struct scalars {
+    float scale, kept, momentum, undamped, lr;
+    float from_buf;  /* of d: momentum for nesterov, else 1 */
+    float from_grad; /* of d: 1 for nesterov, else 0 */
+};
+
+static uint32_t state_count(const struct pd_hyper *hyper)
+{
+    return hyper->momentum != 0 ? 1 : 0;
+}
+
+PD_KERNEL
+static void plain_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
+                       uint32_t count, struct scalars c)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        p_next[i] = c.kept * p[i] - c.lr * (grad[i] * c.scale);
+    }
+}
+
+PD_KERNEL
+static void momentum_step(float *restrict p_next, const float *restrict p,
+                          const float *restrict grad, float *restrict buf, uint32_t count,
+                          struct scalars c)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale;
+        buf[i] = c.momentum * buf[i] + c.undamped * g;
+        p_next[i] = c.kept * p[i] - c.lr * (c.from_grad * g + c.from_buf * buf[i]);
+    }
+}
+
+/* Leaves the masked step in `grad`; returns the sum of the mask. */
+PD_KERNEL
+static uint32_t cautious_step(float *restrict p_next, const float *restrict p, float *restrict grad,
+                              float *restrict buf, uint32_t count, struct scalars c)
+{
+    uint32_t agreeing = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale;
+        buf[i] = c.momentum * buf[i] + c.undamped * g;
+        float d = c.from_grad * g + c.from_buf * buf[i];
+        agreeing += d * g > 0;
+        grad[i] = d * g > 0 ? c.lr * d : 0.0f;
+        p_next[i] = c.kept * p[i];
+    }
+    return agreeing;
+}
+
+static bool needs_apply(const struct pd_hyper *hyper)
+{
+    return hyper->caution && hyper->momentum != 0;
+}
+
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
+                   double *sums)
+{
+    const struct pd_hyper *hyper = step->hyper;
+    struct scalars c = {
+        .scale = (float)step->gradient_scale,
+        .kept = (float)(1 - pd_optimizer_decay_share(step)),
+        .momentum = (float)hyper->momentum,
+        .undamped = step->number == 1 ? 1 : (float)(1 - hyper->dampening),
+        .lr = (float)step->lr,
+        .from_buf = hyper->nesterov ? (float)hyper->momentum : 1,
+        .from_grad = hyper->nesterov ? 1 : 0,
+    };
+
+    if (hyper->momentum == 0) {
+        plain_step(block->parameters_next, block->parameters, block->gradient, block->count, c);
+    } else if (hyper->caution) {
+        sums[0] = cautious_step(block->parameters_next, block->parameters, block->gradient,
+                                block->state[0], block->count, c);
+        sums[1] = block->count;
+    } else {
+        momentum_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
+                      block->count, c);
+    }
+}
+
+static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
+                  const double *sums)
+{
+    if (needs_apply(step->hyper)) {
+        pd_optimizer_apply_cautious(step, block, sums);
+    }
+}
+
+static const struct pd_option options[] = {
+    PD_HYPER_LR("1e-3"),
+    PD_HYPER_NUMBER(REAL, momentum, "0", 0, INFINITY, "decay rate of the momentum buffer; 0: none"),
+    PD_HYPER_NUMBER(REAL, dampening, "0", 0, INFINITY,
+                    "takes this share off a gradient added to the momentum buffer"),
+    PD_HYPER_WEIGHT_DECAY("0", "takes this share, times lr, off the parameter"),
+    PD_HYPER_FLAG(nesterov, "false", "step along the gradient plus momentum times the buffer"),
+    PD_HYPER_CORRECTED_DECAY,
+    PD_HYPER_CAUTION,
+};
+
+const struct pd_optimizer pd_optimizer_sgdw = {
+    .name = "sgdw",
+    .options = options,
+    .option_count = PD_OPTION_COUNT(options),
+    .state_count = state_count,
+    .update = update,
+    .needs_apply = needs_apply,
+    .apply = apply,
+};
