@@ -76,8 +76,9 @@ PD_MUST_CHECK
 enum pd_status pd_config_lanes(const struct pd_config *config, uint32_t rank_count, uint32_t *lanes,
                                struct pd_error *error);
 
-/* The commented example file, which parses to the defaults; the key list of --help; and the few lines
- * of --check-config on what a configuration says. New text, for pd_heap_free; NULL: out of memory. */
+/* The commented example file, which parses to the defaults; the key list of --help; and the few
+ * lines of --check-config on what a configuration says. New text, for pd_heap_free; NULL: out of
+ * memory. */
 char *pd_config_example(void);
 char *pd_config_help(void);
 char *pd_config_summary(const struct pd_config *config);

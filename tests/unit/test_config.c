@@ -34,51 +34,50 @@ static void check_refused(const char *text, const char *setting, const char *mes
 }
 
 START_TEST(an_empty_file_is_all_defaults)
-    {
-        struct pd_config *config = parse(NULL, NULL);
+{
+    struct pd_config *config = parse(NULL, NULL);
 
-        ck_assert_str_eq(config->listen_host, "127.0.0.1");
-        ck_assert_uint_eq(config->listen_port, 7070);
-        ck_assert_str_eq(config->advertise, "");
-        ck_assert(!config->insecure);
-        ck_assert_int_eq(config->aggregation, PD_AGGREGATION_ALLREDUCE);
-        ck_assert_uint_eq(config->lanes, 0);
-        ck_assert_uint_eq(config->workers.expected, 1);
-        ck_assert_int_eq(config->workers.mode, 0);
-        ck_assert_double_eq(config->workers.lease_s, 60);
-        ck_assert_double_eq(config->workers.resume_s, 15);
-        ck_assert_uint_eq(config->accumulation_steps, 1);
-        ck_assert_int_eq(config->lr_scaling.rule, PD_LR_SCALING_NONE);
-        ck_assert(isnan(config->clip.norm));
-        ck_assert_double_eq(config->clip.norm_type, 2);
-        ck_assert(isnan(config->clip.value));
-        ck_assert_str_eq(config->model, "");
-        ck_assert_uint_eq(config->block_size, 65536);
-        ck_assert_double_eq(config->handshake_s, 10);
-        ck_assert_double_eq(config->send_timeout_s, 30);
-        ck_assert_double_eq(config->rank_timeout_s, 10);
-        ck_assert_double_eq(config->drain_timeout_s, 10);
-        ck_assert_str_eq(config->optimizer->name, "adamw");
-        ck_assert_uint_eq(config->group_count, 1);
-        ck_assert_str_eq(config->groups[0].name, "default");
-        ck_assert_uint_eq(config->schedule_count, 0);
-        pd_config_destroy(config);
-    }
+    ck_assert_str_eq(config->listen_host, "127.0.0.1");
+    ck_assert_uint_eq(config->listen_port, 7070);
+    ck_assert_str_eq(config->advertise, "");
+    ck_assert(!config->insecure);
+    ck_assert_int_eq(config->aggregation, PD_AGGREGATION_ALLREDUCE);
+    ck_assert_uint_eq(config->lanes, 0);
+    ck_assert_uint_eq(config->workers.expected, 1);
+    ck_assert_int_eq(config->workers.mode, 0);
+    ck_assert_double_eq(config->workers.lease_s, 60);
+    ck_assert_double_eq(config->workers.resume_s, 15);
+    ck_assert_uint_eq(config->accumulation_steps, 1);
+    ck_assert_int_eq(config->lr_scaling.rule, PD_LR_SCALING_NONE);
+    ck_assert(isnan(config->clip.norm));
+    ck_assert_double_eq(config->clip.norm_type, 2);
+    ck_assert(isnan(config->clip.value));
+    ck_assert_str_eq(config->model, "");
+    ck_assert_uint_eq(config->block_size, 65536);
+    ck_assert_double_eq(config->handshake_s, 10);
+    ck_assert_double_eq(config->send_timeout_s, 30);
+    ck_assert_double_eq(config->rank_timeout_s, 10);
+    ck_assert_double_eq(config->drain_timeout_s, 10);
+    ck_assert_str_eq(config->optimizer->name, "adamw");
+    ck_assert_uint_eq(config->group_count, 1);
+    ck_assert_str_eq(config->groups[0].name, "default");
+    ck_assert_uint_eq(config->schedule_count, 0);
+    pd_config_destroy(config);
+}
 END_TEST
 
 START_TEST(sections_without_a_value_are_defaults)
-    {
-        struct pd_config *config =
-            parse("workers:\nclip: ~\noptimizer: null\ngroups:\nschedule: []\n"
-                  "checkpoint: null\nlr_scaling: {}\n",
-                  NULL);
+{
+    struct pd_config *config = parse("workers:\nclip: ~\noptimizer: null\ngroups:\nschedule: []\n"
+                                     "checkpoint: null\nlr_scaling: {}\n",
+                                     NULL);
 
-        ck_assert_uint_eq(config->workers.expected, 1);
-        ck_assert_str_eq(config->optimizer->name, "adamw");
-        ck_assert_uint_eq(config->group_count, 1);
-        ck_assert_uint_eq(config->schedule_count, 0);
-        pd_config_destroy(config);
-    }
+    ck_assert_uint_eq(config->workers.expected, 1);
+    ck_assert_str_eq(config->optimizer->name, "adamw");
+    ck_assert_uint_eq(config->group_count, 1);
+    ck_assert_uint_eq(config->schedule_count, 0);
+    pd_config_destroy(config);
+}
 END_TEST
 
 /* The example of the design, without its checkpoints. */
@@ -100,125 +99,124 @@ static const char full[] = "listen: 127.0.0.1:7071        # a comment\n"
                            "  - {name: cosine, t_max: 10000, eta_min: 1e-6}\n";
 
 START_TEST(every_section_of_a_full_file_is_read)
-    {
-        struct pd_config *config = parse(full, NULL);
+{
+    struct pd_config *config = parse(full, NULL);
 
-        ck_assert_uint_eq(config->listen_port, 7071);
-        ck_assert_str_eq(config->advertise, "node7.example");
-        ck_assert_int_eq(config->aggregation, PD_AGGREGATION_DIRECT);
-        ck_assert_uint_eq(config->workers.expected, 2);
-        ck_assert_double_eq(config->workers.lease_s, 0.5);
-        ck_assert_uint_eq(config->accumulation_steps, 4);
-        ck_assert_int_eq(config->lr_scaling.rule, PD_LR_SCALING_LINEAR);
-        ck_assert_uint_eq(config->lr_scaling.base_batch, 256);
-        ck_assert_double_eq(config->clip.norm, 1);
-        ck_assert(isinf(config->clip.norm_type));
-        ck_assert(isnan(config->clip.value));
-        ck_assert_double_eq(config->groups[0].hyper.lr, 1e-3);
-        ck_assert_double_eq(config->groups[0].hyper.betas[0], 0.8);
-        ck_assert_double_eq(config->groups[0].hyper.betas[1], 0.99);
-        ck_assert_double_eq(config->groups[0].hyper.eps, 1e-8);
-        ck_assert_double_eq(config->groups[0].hyper.weight_decay, 0.1);
-        ck_assert_uint_eq(config->schedule_count, 2);
-        ck_assert_int_eq(config->schedules[0].kind, PD_SCHEDULE_LINEAR);
-        ck_assert_uint_eq(config->schedules[0].steps, 500);
-        ck_assert_double_eq(config->schedules[0].start_factor, 0.01);
-        ck_assert_int_eq(config->schedules[1].kind, PD_SCHEDULE_COSINE);
-        ck_assert_uint_eq(config->schedules[1].t_max, 10000);
-        ck_assert_double_eq(config->schedules[1].eta_min, 1e-6);
-        pd_config_destroy(config);
-    }
+    ck_assert_uint_eq(config->listen_port, 7071);
+    ck_assert_str_eq(config->advertise, "node7.example");
+    ck_assert_int_eq(config->aggregation, PD_AGGREGATION_DIRECT);
+    ck_assert_uint_eq(config->workers.expected, 2);
+    ck_assert_double_eq(config->workers.lease_s, 0.5);
+    ck_assert_uint_eq(config->accumulation_steps, 4);
+    ck_assert_int_eq(config->lr_scaling.rule, PD_LR_SCALING_LINEAR);
+    ck_assert_uint_eq(config->lr_scaling.base_batch, 256);
+    ck_assert_double_eq(config->clip.norm, 1);
+    ck_assert(isinf(config->clip.norm_type));
+    ck_assert(isnan(config->clip.value));
+    ck_assert_double_eq(config->groups[0].hyper.lr, 1e-3);
+    ck_assert_double_eq(config->groups[0].hyper.betas[0], 0.8);
+    ck_assert_double_eq(config->groups[0].hyper.betas[1], 0.99);
+    ck_assert_double_eq(config->groups[0].hyper.eps, 1e-8);
+    ck_assert_double_eq(config->groups[0].hyper.weight_decay, 0.1);
+    ck_assert_uint_eq(config->schedule_count, 2);
+    ck_assert_int_eq(config->schedules[0].kind, PD_SCHEDULE_LINEAR);
+    ck_assert_uint_eq(config->schedules[0].steps, 500);
+    ck_assert_double_eq(config->schedules[0].start_factor, 0.01);
+    ck_assert_int_eq(config->schedules[1].kind, PD_SCHEDULE_COSINE);
+    ck_assert_uint_eq(config->schedules[1].t_max, 10000);
+    ck_assert_double_eq(config->schedules[1].eta_min, 1e-6);
+    pd_config_destroy(config);
+}
 END_TEST
 
 START_TEST(a_group_has_the_optimizers_values_but_its_own)
-    {
-        struct pd_config *config = parse(full, NULL);
-        const struct pd_group *groups = config->groups;
+{
+    struct pd_config *config = parse(full, NULL);
+    const struct pd_group *groups = config->groups;
 
-        ck_assert_uint_eq(config->group_count, 4);
-        ck_assert_str_eq(groups[1].name, "group1");
-        ck_assert_double_eq(groups[1].hyper.weight_decay, 0);
-        ck_assert_double_eq(groups[1].hyper.lr, 1e-3);
-        ck_assert_double_eq(groups[1].hyper.betas[1], 0.99);
-        ck_assert_str_eq(groups[2].name, "trunk");
-        ck_assert_double_eq(groups[2].hyper.lr, 1e-5);
-        ck_assert_double_eq(groups[2].hyper.weight_decay, 0.1);
-        ck_assert_double_eq(groups[3].hyper.lr, 0.5e-3);
-        pd_config_destroy(config);
-    }
+    ck_assert_uint_eq(config->group_count, 4);
+    ck_assert_str_eq(groups[1].name, "group1");
+    ck_assert_double_eq(groups[1].hyper.weight_decay, 0);
+    ck_assert_double_eq(groups[1].hyper.lr, 1e-3);
+    ck_assert_double_eq(groups[1].hyper.betas[1], 0.99);
+    ck_assert_str_eq(groups[2].name, "trunk");
+    ck_assert_double_eq(groups[2].hyper.lr, 1e-5);
+    ck_assert_double_eq(groups[2].hyper.weight_decay, 0.1);
+    ck_assert_double_eq(groups[3].hyper.lr, 0.5e-3);
+    pd_config_destroy(config);
+}
 END_TEST
 
 START_TEST(a_tensor_is_in_the_first_group_that_matches)
-    {
-        struct pd_config *config = parse(full, NULL);
+{
+    struct pd_config *config = parse(full, NULL);
 
-        ck_assert_uint_eq(pd_config_group_of(config, "backbone.fc.bias", 1), 1);
-        ck_assert_uint_eq(pd_config_group_of(config, "layernorm.weight", 2), 1);
-        ck_assert_uint_eq(pd_config_group_of(config, "backbone.fc.weight", 2), 2);
-        ck_assert_uint_eq(pd_config_group_of(config, "backbone", 2), 0);
-        ck_assert_uint_eq(pd_config_group_of(config, "scale", 1), 3);
-        ck_assert_uint_eq(pd_config_group_of(config, "temperature", 0), 3);
-        ck_assert_uint_eq(pd_config_group_of(config, "fc.weight", 2), 0);
-        pd_config_destroy(config);
-    }
+    ck_assert_uint_eq(pd_config_group_of(config, "backbone.fc.bias", 1), 1);
+    ck_assert_uint_eq(pd_config_group_of(config, "layernorm.weight", 2), 1);
+    ck_assert_uint_eq(pd_config_group_of(config, "backbone.fc.weight", 2), 2);
+    ck_assert_uint_eq(pd_config_group_of(config, "backbone", 2), 0);
+    ck_assert_uint_eq(pd_config_group_of(config, "scale", 1), 3);
+    ck_assert_uint_eq(pd_config_group_of(config, "temperature", 0), 3);
+    ck_assert_uint_eq(pd_config_group_of(config, "fc.weight", 2), 0);
+    pd_config_destroy(config);
+}
 END_TEST
 
 START_TEST(min_dims_and_max_dims_include_their_bounds)
-    {
-        struct pd_config *config = parse("groups: [{min_dims: 2, max_dims: 3}]", NULL);
+{
+    struct pd_config *config = parse("groups: [{min_dims: 2, max_dims: 3}]", NULL);
 
-        for (uint32_t dimensions = 0; dimensions <= PD_TENSOR_DIMENSION_COUNT_MAX; dimensions++) {
-            ck_assert_uint_eq(pd_config_group_of(config, "w", dimensions),
-                              dimensions == 2 || dimensions == 3);
-        }
-        pd_config_destroy(config);
+    for (uint32_t dimensions = 0; dimensions <= PD_TENSOR_DIMENSION_COUNT_MAX; dimensions++) {
+        ck_assert_uint_eq(pd_config_group_of(config, "w", dimensions),
+                          dimensions == 2 || dimensions == 3);
     }
+    pd_config_destroy(config);
+}
 END_TEST
 
 START_TEST(every_optimizer_can_be_named)
-    {
-        for (size_t i = 0; pd_optimizer_at(i) != NULL; i++) {
-            char setting[64];
-            snprintf(setting, sizeof setting, "optimizer.name=%s", pd_optimizer_at(i)->name);
-            struct pd_config *config = parse(NULL, setting);
-            ck_assert_ptr_eq(config->optimizer, pd_optimizer_at(i));
-            pd_config_destroy(config);
-        }
+{
+    for (size_t i = 0; pd_optimizer_at(i) != NULL; i++) {
+        char setting[64];
+        snprintf(setting, sizeof setting, "optimizer.name=%s", pd_optimizer_at(i)->name);
+        struct pd_config *config = parse(NULL, setting);
+        ck_assert_ptr_eq(config->optimizer, pd_optimizer_at(i));
+        pd_config_destroy(config);
     }
+}
 END_TEST
 
 START_TEST(every_schedule_can_be_named_without_a_list)
-    {
-        for (size_t i = 0; pd_schedule_at(i) != NULL; i++) {
-            char setting[64];
-            snprintf(setting, sizeof setting, "schedule.name=%s", pd_schedule_at(i)->name);
-            struct pd_config *config = parse(NULL, setting);
-            ck_assert_uint_eq(config->schedule_count, 1);
-            ck_assert_int_eq(config->schedules[0].kind, pd_schedule_at(i)->kind);
-            pd_config_destroy(config);
-        }
+{
+    for (size_t i = 0; pd_schedule_at(i) != NULL; i++) {
+        char setting[64];
+        snprintf(setting, sizeof setting, "schedule.name=%s", pd_schedule_at(i)->name);
+        struct pd_config *config = parse(NULL, setting);
+        ck_assert_uint_eq(config->schedule_count, 1);
+        ck_assert_int_eq(config->schedules[0].kind, pd_schedule_at(i)->kind);
+        pd_config_destroy(config);
     }
+}
 END_TEST
 
 START_TEST(settings_lie_over_the_file_in_their_order)
-    {
-        const char *settings[] = {"workers.expected=3", "workers.expected=4",
-                                  "schedule.0.steps=7", "schedule.1.eta_min=0",
-                                  "clip={value: 5}",    "groups="};
-        struct pd_config *config = NULL;
-        struct pd_error error = {0};
+{
+    const char *settings[] = {"workers.expected=3",   "workers.expected=4", "schedule.0.steps=7",
+                              "schedule.1.eta_min=0", "clip={value: 5}",    "groups="};
+    struct pd_config *config = NULL;
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(pd_config_create(&config, "f", full, settings, 6, &error), PD_OK);
-        ck_assert_uint_eq(config->workers.expected, 4);
-        ck_assert_double_eq(config->workers.lease_s, 0.5);
-        ck_assert_uint_eq(config->schedules[0].steps, 7);
-        ck_assert_double_eq(config->schedules[0].start_factor, 0.01);
-        ck_assert_double_eq(config->schedules[1].eta_min, 0);
-        ck_assert(isnan(config->clip.norm));
-        ck_assert_double_eq(config->clip.value, 5);
-        ck_assert_uint_eq(config->group_count, 1);
-        pd_config_destroy(config);
-    }
+    ck_assert_int_eq(pd_config_create(&config, "f", full, settings, 6, &error), PD_OK);
+    ck_assert_uint_eq(config->workers.expected, 4);
+    ck_assert_double_eq(config->workers.lease_s, 0.5);
+    ck_assert_uint_eq(config->schedules[0].steps, 7);
+    ck_assert_double_eq(config->schedules[0].start_factor, 0.01);
+    ck_assert_double_eq(config->schedules[1].eta_min, 0);
+    ck_assert(isnan(config->clip.norm));
+    ck_assert_double_eq(config->clip.value, 5);
+    ck_assert_uint_eq(config->group_count, 1);
+    pd_config_destroy(config);
+}
 END_TEST
 
 static const struct {
@@ -233,13 +231,13 @@ static const struct {
 };
 
 START_TEST(loopback_needs_no_permission)
-    {
-        struct pd_config *config = parse(NULL, addresses[_i].setting);
+{
+    struct pd_config *config = parse(NULL, addresses[_i].setting);
 
-        ck_assert_str_eq(config->listen_host, addresses[_i].host);
-        ck_assert_uint_eq(config->listen_port, addresses[_i].port);
-        pd_config_destroy(config);
-    }
+    ck_assert_str_eq(config->listen_host, addresses[_i].host);
+    ck_assert_uint_eq(config->listen_port, addresses[_i].port);
+    pd_config_destroy(config);
+}
 END_TEST
 
 static const char *const open_addresses[] = {
@@ -249,20 +247,20 @@ static const char *const open_addresses[] = {
 };
 
 START_TEST(listening_beyond_loopback_needs_insecure)
-    {
-        char text[128];
-        char message[300];
+{
+    char text[128];
+    char message[300];
 
-        snprintf(text, sizeof text, "\nlisten: \"%s\"\n", open_addresses[_i]);
-        snprintf(
-            message, sizeof message,
-            "f:2: listen: %s: beyond loopback anyone who connects may train, as there are no keys; "
-            "allowed: 127.0.0.0/8, ::1, localhost, or any with insecure: true",
-            open_addresses[_i]);
-        check_refused(text, NULL, message);
-        struct pd_config *config = parse(text, "insecure=true");
-        pd_config_destroy(config);
-    }
+    snprintf(text, sizeof text, "\nlisten: \"%s\"\n", open_addresses[_i]);
+    snprintf(
+        message, sizeof message,
+        "f:2: listen: %s: beyond loopback anyone who connects may train, as there are no keys; "
+        "allowed: 127.0.0.0/8, ::1, localhost, or any with insecure: true",
+        open_addresses[_i]);
+    check_refused(text, NULL, message);
+    struct pd_config *config = parse(text, "insecure=true");
+    pd_config_destroy(config);
+}
 END_TEST
 
 static const char *const bad_addresses[] = {
@@ -272,17 +270,17 @@ static const char *const bad_addresses[] = {
 };
 
 START_TEST(what_is_no_address_is_refused)
-    {
-        char text[128];
-        char message[300];
+{
+    char text[128];
+    char message[300];
 
-        snprintf(text, sizeof text, "insecure: true\nlisten: \"%s\"\n", bad_addresses[_i]);
-        snprintf(
-            message, sizeof message,
-            "f:2: listen: %s: not an address; allowed: host:port or \"[v6]:port\", port 0 to 65535",
-            bad_addresses[_i]);
-        check_refused(text, NULL, message);
-    }
+    snprintf(text, sizeof text, "insecure: true\nlisten: \"%s\"\n", bad_addresses[_i]);
+    snprintf(
+        message, sizeof message,
+        "f:2: listen: %s: not an address; allowed: host:port or \"[v6]:port\", port 0 to 65535",
+        bad_addresses[_i]);
+    check_refused(text, NULL, message);
+}
 END_TEST
 
 static const struct {
@@ -354,113 +352,111 @@ static const struct {
 };
 
 START_TEST(a_wrong_configuration_is_refused_with_one_clear_line)
-    {
-        check_refused(refusals[_i].text, refusals[_i].setting, refusals[_i].message);
-    }
+{
+    check_refused(refusals[_i].text, refusals[_i].setting, refusals[_i].message);
+}
 END_TEST
 
 START_TEST(an_unknown_optimizer_is_told_the_known_ones)
-    {
-        struct pd_config *config = NULL;
-        struct pd_error error = {0};
+{
+    struct pd_config *config = NULL;
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(pd_config_create(&config, "f", "optimizer: {name: sgdd}", NULL, 0, &error),
-                         PD_ECONFIG);
-        ck_assert_ptr_nonnull(
-            strstr(error.message, "f:1: optimizer.name: sgdd: unknown; allowed: "));
-        for (size_t i = 0; pd_optimizer_at(i) != NULL; i++) {
-            ck_assert_ptr_nonnull(strstr(error.message, pd_optimizer_at(i)->name));
-        }
+    ck_assert_int_eq(pd_config_create(&config, "f", "optimizer: {name: sgdd}", NULL, 0, &error),
+                     PD_ECONFIG);
+    ck_assert_ptr_nonnull(strstr(error.message, "f:1: optimizer.name: sgdd: unknown; allowed: "));
+    for (size_t i = 0; pd_optimizer_at(i) != NULL; i++) {
+        ck_assert_ptr_nonnull(strstr(error.message, pd_optimizer_at(i)->name));
     }
+}
 END_TEST
 
 START_TEST(a_key_of_another_optimizer_is_unknown_to_this_one)
-    {
-        struct pd_config *config = NULL;
-        struct pd_error error = {0};
+{
+    struct pd_config *config = NULL;
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(pd_config_create(&config, "f",
-                                          "optimizer: {name: sgd,\n betas: [0.9, 0.99]}", NULL, 0,
-                                          &error),
-                         PD_ECONFIG);
-        ck_assert_ptr_nonnull(strstr(error.message, "f:2: optimizer.betas: unknown key for sgd"));
-    }
+    ck_assert_int_eq(pd_config_create(&config, "f", "optimizer: {name: sgd,\n betas: [0.9, 0.99]}",
+                                      NULL, 0, &error),
+                     PD_ECONFIG);
+    ck_assert_ptr_nonnull(strstr(error.message, "f:2: optimizer.betas: unknown key for sgd"));
+}
 END_TEST
 
 START_TEST(more_groups_and_schedules_than_the_limits_are_refused)
-    {
-        static char text[8192];
-        char message[100];
-        size_t bytes = (size_t)snprintf(text, sizeof text, "groups:\n");
+{
+    static char text[8192];
+    char message[100];
+    size_t bytes = (size_t)snprintf(text, sizeof text, "groups:\n");
 
-        for (unsigned i = 0; i < PD_GROUP_COUNT_MAX; i++) {
-            bytes += (size_t)snprintf(text + bytes, sizeof text - bytes, "  - {match: w%u}\n", i);
-        }
-        struct pd_config *config = parse(text, NULL);
-        ck_assert_uint_eq(config->group_count, PD_GROUP_COUNT_MAX + 1);
-        pd_config_destroy(config);
-        snprintf(text + bytes, sizeof text - bytes, "  - {}\n");
-        snprintf(message, sizeof message, "f:1: groups: %u groups; allowed: at most %u",
-                 PD_GROUP_COUNT_MAX + 1, PD_GROUP_COUNT_MAX);
-        check_refused(text, NULL, message);
-
-        bytes = (size_t)snprintf(text, sizeof text, "schedule:\n");
-        for (unsigned i = 0; i < PD_SCHEDULE_COUNT_MAX; i++) {
-            bytes += (size_t)snprintf(text + bytes, sizeof text - bytes, "  - {name: linear}\n");
-        }
-        config = parse(text, NULL);
-        ck_assert_uint_eq(config->schedule_count, PD_SCHEDULE_COUNT_MAX);
-        pd_config_destroy(config);
-        snprintf(text + bytes, sizeof text - bytes, "  - {name: linear}\n");
-        snprintf(message, sizeof message, "f:1: schedule: %u schedules; allowed: at most %u",
-                 PD_SCHEDULE_COUNT_MAX + 1, PD_SCHEDULE_COUNT_MAX);
-        check_refused(text, NULL, message);
+    for (unsigned i = 0; i < PD_GROUP_COUNT_MAX; i++) {
+        bytes += (size_t)snprintf(text + bytes, sizeof text - bytes, "  - {match: w%u}\n", i);
     }
+    struct pd_config *config = parse(text, NULL);
+    ck_assert_uint_eq(config->group_count, PD_GROUP_COUNT_MAX + 1);
+    pd_config_destroy(config);
+    snprintf(text + bytes, sizeof text - bytes, "  - {}\n");
+    snprintf(message, sizeof message, "f:1: groups: %u groups; allowed: at most %u",
+             PD_GROUP_COUNT_MAX + 1, PD_GROUP_COUNT_MAX);
+    check_refused(text, NULL, message);
+
+    bytes = (size_t)snprintf(text, sizeof text, "schedule:\n");
+    for (unsigned i = 0; i < PD_SCHEDULE_COUNT_MAX; i++) {
+        bytes += (size_t)snprintf(text + bytes, sizeof text - bytes, "  - {name: linear}\n");
+    }
+    config = parse(text, NULL);
+    ck_assert_uint_eq(config->schedule_count, PD_SCHEDULE_COUNT_MAX);
+    pd_config_destroy(config);
+    snprintf(text + bytes, sizeof text - bytes, "  - {name: linear}\n");
+    snprintf(message, sizeof message, "f:1: schedule: %u schedules; allowed: at most %u",
+             PD_SCHEDULE_COUNT_MAX + 1, PD_SCHEDULE_COUNT_MAX);
+    check_refused(text, NULL, message);
+}
 END_TEST
 
 START_TEST(lanes_follow_the_aggregation_unless_told)
-    {
-        struct pd_config *config = parse(NULL, NULL);
-        struct pd_error error = {0};
-        uint32_t lanes = 0;
+{
+    struct pd_config *config = parse(NULL, NULL);
+    struct pd_error error = {0};
+    uint32_t lanes = 0;
 
-        ck_assert_int_eq(pd_config_lanes(config, 4, &lanes, &error), PD_OK);
-        ck_assert_uint_eq(lanes, 1);
-        config->lanes = 2;
-        ck_assert_int_eq(pd_config_lanes(config, 4, &lanes, &error), PD_OK);
-        ck_assert_uint_eq(lanes, 2);
-        ck_assert_int_eq(pd_config_lanes(config, 3, &lanes, &error), PD_ECONFIG);
-        ck_assert_str_eq(error.message, "lanes: 2 on 3 ranks; allowed: a divisor of 3");
-        config->aggregation = PD_AGGREGATION_DIRECT;
-        ck_assert_int_eq(pd_config_lanes(config, 4, &lanes, &error), PD_ECONFIG);
-        ck_assert_str_eq(error.message,
-                         "lanes: 2 with aggregation direct on 4 ranks; allowed: 4 or null");
-        config->lanes = 0;
-        ck_assert_int_eq(pd_config_lanes(config, 64, &lanes, &error), PD_OK);
-        ck_assert_uint_eq(lanes, 64);
-        pd_config_destroy(config);
-    }
+    ck_assert_int_eq(pd_config_lanes(config, 4, &lanes, &error), PD_OK);
+    ck_assert_uint_eq(lanes, 1);
+    config->lanes = 2;
+    ck_assert_int_eq(pd_config_lanes(config, 4, &lanes, &error), PD_OK);
+    ck_assert_uint_eq(lanes, 2);
+    ck_assert_int_eq(pd_config_lanes(config, 3, &lanes, &error), PD_ECONFIG);
+    ck_assert_str_eq(error.message, "lanes: 2 on 3 ranks; allowed: a divisor of 3");
+    config->aggregation = PD_AGGREGATION_DIRECT;
+    ck_assert_int_eq(pd_config_lanes(config, 4, &lanes, &error), PD_ECONFIG);
+    ck_assert_str_eq(error.message,
+                     "lanes: 2 with aggregation direct on 4 ranks; allowed: 4 or null");
+    config->lanes = 0;
+    ck_assert_int_eq(pd_config_lanes(config, 64, &lanes, &error), PD_OK);
+    ck_assert_uint_eq(lanes, 64);
+    pd_config_destroy(config);
+}
 END_TEST
 
 START_TEST(create_survives_each_failed_allocation)
-    {
-        const char *settings[] = {"workers.expected=3", "schedule.2.name=constant",
-                                  "groups.0.name=small"};
-        struct pd_config *config = NULL;
-        size_t begin = pd_heap_allocations();
+{
+    const char *settings[] = {"workers.expected=3", "schedule.2.name=constant",
+                              "groups.0.name=small"};
+    struct pd_config *config = NULL;
+    size_t begin = pd_heap_allocations();
 
-        ck_assert_int_eq(pd_config_create(&config, "f", full, settings, 3, NULL), PD_OK);
-        size_t allocations = pd_heap_allocations() - begin;
-        pd_config_destroy(config);
-        for (size_t i = 0; i < allocations; i++) {
-            struct pd_error error = {0};
-            pd_heap_fail_at((long)i);
-            ck_assert_int_eq(pd_config_create(&config, "f", full, settings, 3, &error), PD_ENOMEM);
-            ck_assert_ptr_null(config);
-            ck_assert_msg(strncmp(error.message, "configuration: ", 15) == 0, "%s", error.message);
-            ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-        }
+    ck_assert_int_eq(pd_config_create(&config, "f", full, settings, 3, NULL), PD_OK);
+    size_t allocations = pd_heap_allocations() - begin;
+    pd_config_destroy(config);
+    for (size_t i = 0; i < allocations; i++) {
+        struct pd_error error = {0};
+        pd_heap_fail_at((long)i);
+        ck_assert_int_eq(pd_config_create(&config, "f", full, settings, 3, &error), PD_ENOMEM);
+        ck_assert_ptr_null(config);
+        ck_assert_msg(strncmp(error.message, "configuration: ", 15) == 0, "%s", error.message);
+        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
     }
+}
 END_TEST
 
 int main(void)

@@ -55,42 +55,40 @@ static void check_tree(const struct pd_node *root, const char *expected)
 }
 
 START_TEST(mappings_lists_and_scalars_keep_order_and_line)
-    {
-        struct pd_node *root =
-            parse("# comment\na: 1\nb:\n  - x\n  - {c: 'y', d: }\n\ne: >\n  two\n");
+{
+    struct pd_node *root = parse("# comment\na: 1\nb:\n  - x\n  - {c: 'y', d: }\n\ne: >\n  two\n");
 
-        check_tree(root, "{a:1,b:[x,{c:y,d:}],e:two\n}");
-        ck_assert_uint_eq(root->children[0]->line, 2);
-        ck_assert_uint_eq(root->children[1]->line, 3);
-        ck_assert_uint_eq(root->children[1]->children[1]->line, 5);
-        ck_assert_uint_eq(root->children[2]->line, 7);
-        ck_assert_ptr_eq(pd_node_find(root, "b"), root->children[1]);
-        ck_assert_ptr_null(pd_node_find(root, "c"));
-        pd_node_destroy(root);
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-    }
+    check_tree(root, "{a:1,b:[x,{c:y,d:}],e:two\n}");
+    ck_assert_uint_eq(root->children[0]->line, 2);
+    ck_assert_uint_eq(root->children[1]->line, 3);
+    ck_assert_uint_eq(root->children[1]->children[1]->line, 5);
+    ck_assert_uint_eq(root->children[2]->line, 7);
+    ck_assert_ptr_eq(pd_node_find(root, "b"), root->children[1]);
+    ck_assert_ptr_null(pd_node_find(root, "c"));
+    pd_node_destroy(root);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 START_TEST(a_file_without_content_is_an_empty_mapping)
-    {
-        static const char *const texts[] = {"", "\n\n", "# only a comment", "\xef\xbb\xbf",
-                                            "---\n"};
-        struct pd_node *root = parse(texts[_i]);
+{
+    static const char *const texts[] = {"", "\n\n", "# only a comment", "\xef\xbb\xbf", "---\n"};
+    struct pd_node *root = parse(texts[_i]);
 
-        ck_assert(root->kind == PD_NODE_MAP || pd_node_is_null(root));
-        pd_node_destroy(root);
-    }
+    ck_assert(root->kind == PD_NODE_MAP || pd_node_is_null(root));
+    pd_node_destroy(root);
+}
 END_TEST
 
 START_TEST(only_an_unquoted_nothing_is_null)
-    {
-        struct pd_node *root = parse("[~, null, NULL, Null, '', \"null\", nil, 0]");
+{
+    struct pd_node *root = parse("[~, null, NULL, Null, '', \"null\", nil, 0]");
 
-        for (size_t i = 0; i < root->count; i++) {
-            ck_assert_int_eq(pd_node_is_null(root->children[i]), i < root->count - 4);
-        }
-        pd_node_destroy(root);
+    for (size_t i = 0; i < root->count; i++) {
+        ck_assert_int_eq(pd_node_is_null(root->children[i]), i < root->count - 4);
     }
+    pd_node_destroy(root);
+}
 END_TEST
 
 static const struct {
@@ -120,64 +118,64 @@ static const struct {
 };
 
 START_TEST(what_a_configuration_does_not_need_is_refused_with_its_line)
-    {
-        struct pd_node *root = NULL;
-        struct pd_error error = {0};
+{
+    struct pd_node *root = NULL;
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(pd_node_parse(&root, &file, refusals[_i].text, &error), PD_ECONFIG);
-        ck_assert_str_eq(error.message, refusals[_i].message);
-        ck_assert_ptr_null(root);
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-    }
+    ck_assert_int_eq(pd_node_parse(&root, &file, refusals[_i].text, &error), PD_ECONFIG);
+    ck_assert_str_eq(error.message, refusals[_i].message);
+    ck_assert_ptr_null(root);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 START_TEST(bytes_that_are_not_utf8_are_refused)
-    {
-        static const char *const texts[] = {"a: \xff\n", "a: \xc0\x80\n",     "\xfe\xff",
-                                            "\xff\xfe",  "a: \xed\xa0\x80\n", "a: \x01\n"};
-        struct pd_node *root = NULL;
-        struct pd_error error = {0};
+{
+    static const char *const texts[] = {"a: \xff\n", "a: \xc0\x80\n",     "\xfe\xff",
+                                        "\xff\xfe",  "a: \xed\xa0\x80\n", "a: \x01\n"};
+    struct pd_node *root = NULL;
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(pd_node_parse(&root, &file, texts[_i], &error), PD_ECONFIG);
-        ck_assert_msg(strncmp(error.message, "f:1: not YAML: ", 15) == 0, "%s", error.message);
-    }
+    ck_assert_int_eq(pd_node_parse(&root, &file, texts[_i], &error), PD_ECONFIG);
+    ck_assert_msg(strncmp(error.message, "f:1: not YAML: ", 15) == 0, "%s", error.message);
+}
 END_TEST
 
 START_TEST(a_file_over_the_limit_is_refused_unread)
-    {
-        char *text = malloc((size_t)PD_CONFIG_BYTES_MAX + 2);
-        struct pd_node *root = NULL;
-        struct pd_error error = {0};
+{
+    char *text = malloc((size_t)PD_CONFIG_BYTES_MAX + 2);
+    struct pd_node *root = NULL;
+    struct pd_error error = {0};
 
-        memset(text, '#', (size_t)PD_CONFIG_BYTES_MAX + 1);
-        text[PD_CONFIG_BYTES_MAX] = '\0';
-        root = parse(text);
-        pd_node_destroy(root);
-        text[PD_CONFIG_BYTES_MAX] = '#';
-        text[PD_CONFIG_BYTES_MAX + 1] = '\0';
-        ck_assert_int_eq(pd_node_parse(&root, &file, text, &error), PD_ECONFIG);
-        ck_assert_str_eq(error.message, "f:1: longer than 1048576 bytes");
-        free(text);
-    }
+    memset(text, '#', (size_t)PD_CONFIG_BYTES_MAX + 1);
+    text[PD_CONFIG_BYTES_MAX] = '\0';
+    root = parse(text);
+    pd_node_destroy(root);
+    text[PD_CONFIG_BYTES_MAX] = '#';
+    text[PD_CONFIG_BYTES_MAX + 1] = '\0';
+    ck_assert_int_eq(pd_node_parse(&root, &file, text, &error), PD_ECONFIG);
+    ck_assert_str_eq(error.message, "f:1: longer than 1048576 bytes");
+    free(text);
+}
 END_TEST
 
 START_TEST(more_values_than_the_limit_are_refused)
-    {
-        size_t bytes = 2 * (size_t)PD_CONFIG_NODE_COUNT_MAX;
-        char *text = malloc(bytes + 1);
-        struct pd_node *root = NULL;
-        struct pd_error error = {0};
+{
+    size_t bytes = 2 * (size_t)PD_CONFIG_NODE_COUNT_MAX;
+    char *text = malloc(bytes + 1);
+    struct pd_node *root = NULL;
+    struct pd_error error = {0};
 
-        for (size_t i = 0; i < bytes; i += 2) {
-            text[i] = i == 0 ? '[' : ',';
-            text[i + 1] = 'a';
-        }
-        text[bytes] = '\0';
-        ck_assert_int_eq(pd_node_parse(&root, &file, text, &error), PD_ECONFIG);
-        ck_assert_str_eq(error.message, "f:1: too many values; allowed: 8192");
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-        free(text);
+    for (size_t i = 0; i < bytes; i += 2) {
+        text[i] = i == 0 ? '[' : ',';
+        text[i + 1] = 'a';
     }
+    text[bytes] = '\0';
+    ck_assert_int_eq(pd_node_parse(&root, &file, text, &error), PD_ECONFIG);
+    ck_assert_str_eq(error.message, "f:1: too many values; allowed: 8192");
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+    free(text);
+}
 END_TEST
 
 static const struct {
@@ -204,14 +202,14 @@ static const struct {
 };
 
 START_TEST(a_setting_goes_where_its_key_says)
-    {
-        struct pd_node *root = parse(settings[_i].text);
+{
+    struct pd_node *root = parse(settings[_i].text);
 
-        set(root, settings[_i].setting);
-        check_tree(root, settings[_i].tree);
-        pd_node_destroy(root);
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-    }
+    set(root, settings[_i].setting);
+    check_tree(root, settings[_i].tree);
+    pd_node_destroy(root);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 static const struct {
@@ -241,39 +239,39 @@ static const struct {
 };
 
 START_TEST(a_wrong_setting_is_refused_by_its_text)
-    {
-        struct pd_node *root = parse(bad_settings[_i].text);
-        struct pd_config_source source = {.file = "f", .setting = bad_settings[_i].setting};
-        struct pd_error error = {0};
+{
+    struct pd_node *root = parse(bad_settings[_i].text);
+    struct pd_config_source source = {.file = "f", .setting = bad_settings[_i].setting};
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(pd_node_set(root, &source, &error), PD_ECONFIG);
-        ck_assert_str_eq(error.message, bad_settings[_i].message);
-        pd_node_destroy(root);
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-    }
+    ck_assert_int_eq(pd_node_set(root, &source, &error), PD_ECONFIG);
+    ck_assert_str_eq(error.message, bad_settings[_i].message);
+    pd_node_destroy(root);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 START_TEST(parse_and_set_survive_each_failed_allocation)
-    {
-        struct pd_config_source source = {.file = "f", .setting = "b.2.c.d=[1, {e: 2}]"};
-        struct pd_node *root = NULL;
-        bool failed = true;
+{
+    struct pd_config_source source = {.file = "f", .setting = "b.2.c.d=[1, {e: 2}]"};
+    struct pd_node *root = NULL;
+    bool failed = true;
 
-        for (long i = 0; failed; i++) {
-            struct pd_error error = {0};
-            pd_heap_fail_at(i);
-            enum pd_status status = pd_node_parse(&root, &file, "a: x\nb: [1, {c: 2}]\n", &error);
-            if (status == PD_OK) {
-                status = pd_node_set(root, &source, &error);
-                pd_node_destroy(root);
-            }
-            failed = status != PD_OK;
-            pd_heap_fail_at(-1);
-            ck_assert(!failed || status == PD_ENOMEM);
-            ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-            ck_assert_int_lt(i, 200);
+    for (long i = 0; failed; i++) {
+        struct pd_error error = {0};
+        pd_heap_fail_at(i);
+        enum pd_status status = pd_node_parse(&root, &file, "a: x\nb: [1, {c: 2}]\n", &error);
+        if (status == PD_OK) {
+            status = pd_node_set(root, &source, &error);
+            pd_node_destroy(root);
         }
+        failed = status != PD_OK;
+        pd_heap_fail_at(-1);
+        ck_assert(!failed || status == PD_ENOMEM);
+        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+        ck_assert_int_lt(i, 200);
     }
+}
 END_TEST
 
 #define COUNT(table) (int)(sizeof(table) / sizeof((table)[0]))

@@ -108,26 +108,26 @@ static const struct {
 };
 
 START_TEST(numbers_are_read_with_an_exponent_and_without)
-    {
-        struct fields fields = {0};
-        struct pd_error error = {0};
+{
+    struct fields fields = {0};
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(read_value(&real, numbers[_i].value, &fields, &error), PD_OK);
-        ck_assert_double_eq(fields.real, numbers[_i].expected);
-    }
+    ck_assert_int_eq(read_value(&real, numbers[_i].value, &fields, &error), PD_OK);
+    ck_assert_double_eq(fields.real, numbers[_i].expected);
+}
 END_TEST
 
 static const char *const infinities[] = {"inf", ".inf", "+.inf", ".Inf", ".INF", "+inf"};
 
 START_TEST(infinity_is_read_where_it_is_allowed_and_only_there)
-    {
-        struct fields fields = {0};
-        struct pd_error error = {0};
+{
+    struct fields fields = {0};
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(read_value(&real_or_inf, infinities[_i], &fields, &error), PD_OK);
-        ck_assert(isinf(fields.real));
-        ck_assert_int_eq(read_value(&real, infinities[_i], &fields, &error), PD_ECONFIG);
-    }
+    ck_assert_int_eq(read_value(&real_or_inf, infinities[_i], &fields, &error), PD_OK);
+    ck_assert(isinf(fields.real));
+    ck_assert_int_eq(read_value(&real, infinities[_i], &fields, &error), PD_ECONFIG);
+}
 END_TEST
 
 static const struct {
@@ -195,120 +195,120 @@ static const struct {
 };
 
 START_TEST(a_wrong_value_is_refused_with_place_key_value_and_what_is_allowed)
-    {
-        struct fields fields = {0};
-        struct pd_error error = {0};
+{
+    struct fields fields = {0};
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(read_value(refusals[_i].option, refusals[_i].value, &fields, &error),
-                         PD_ECONFIG);
-        ck_assert_str_eq(error.message, refusals[_i].message);
-    }
+    ck_assert_int_eq(read_value(refusals[_i].option, refusals[_i].value, &fields, &error),
+                     PD_ECONFIG);
+    ck_assert_str_eq(error.message, refusals[_i].message);
+}
 END_TEST
 
 START_TEST(truth_values_are_those_of_yaml)
-    {
-        static const char *const yes[] = {"true", "True", "TRUE", "yes", "on"};
-        static const char *const no[] = {"false", "False", "FALSE", "no", "off"};
-        struct fields fields;
-        struct pd_error error = {0};
+{
+    static const char *const yes[] = {"true", "True", "TRUE", "yes", "on"};
+    static const char *const no[] = {"false", "False", "FALSE", "no", "off"};
+    struct fields fields;
+    struct pd_error error = {0};
 
-        for (size_t i = 0; i < 5; i++) {
-            fields.truth = false;
-            ck_assert_int_eq(read_value(&truth, yes[i], &fields, &error), PD_OK);
-            ck_assert(fields.truth);
-            ck_assert_int_eq(read_value(&truth, no[i], &fields, &error), PD_OK);
-            ck_assert(!fields.truth);
-        }
+    for (size_t i = 0; i < 5; i++) {
+        fields.truth = false;
+        ck_assert_int_eq(read_value(&truth, yes[i], &fields, &error), PD_OK);
+        ck_assert(fields.truth);
+        ck_assert_int_eq(read_value(&truth, no[i], &fields, &error), PD_OK);
+        ck_assert(!fields.truth);
     }
+}
 END_TEST
 
 START_TEST(whole_numbers_may_have_an_exponent_and_keep_every_digit)
-    {
-        struct fields fields = {0};
-        struct pd_error error = {0};
+{
+    struct fields fields = {0};
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(read_value(&whole, "1e2", &fields, &error), PD_OK);
-        ck_assert_uint_eq(fields.whole, 100);
-        ck_assert_int_eq(read_value(&whole_or_null, "9007199254740991", &fields, &error), PD_OK);
-        ck_assert_uint_eq(fields.whole, 9007199254740991u);
-    }
+    ck_assert_int_eq(read_value(&whole, "1e2", &fields, &error), PD_OK);
+    ck_assert_uint_eq(fields.whole, 100);
+    ck_assert_int_eq(read_value(&whole_or_null, "9007199254740991", &fields, &error), PD_OK);
+    ck_assert_uint_eq(fields.whole, 9007199254740991u);
+}
 END_TEST
 
 START_TEST(null_clears_what_may_be_null)
-    {
-        static const char *const nulls[] = {"null", "~", "Null", "NULL"};
-        struct fields fields = {.whole = 3, .real = 4, .text = "five", .list = {.count = 2}};
-        struct pd_error error = {0};
+{
+    static const char *const nulls[] = {"null", "~", "Null", "NULL"};
+    struct fields fields = {.whole = 3, .real = 4, .text = "five", .list = {.count = 2}};
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(read_value(&whole_or_null, nulls[_i], &fields, &error), PD_OK);
-        ck_assert_uint_eq(fields.whole, 0);
-        ck_assert_int_eq(read_value(&real_or_inf, nulls[_i], &fields, &error), PD_OK);
-        ck_assert(isnan(fields.real));
-        ck_assert_int_eq(read_value(&text_or_null, nulls[_i], &fields, &error), PD_OK);
-        ck_assert_str_eq(fields.text, "");
-        ck_assert_int_eq(read_value(&list, nulls[_i], &fields, &error), PD_OK);
-        ck_assert_uint_eq(fields.list.count, 0);
-    }
+    ck_assert_int_eq(read_value(&whole_or_null, nulls[_i], &fields, &error), PD_OK);
+    ck_assert_uint_eq(fields.whole, 0);
+    ck_assert_int_eq(read_value(&real_or_inf, nulls[_i], &fields, &error), PD_OK);
+    ck_assert(isnan(fields.real));
+    ck_assert_int_eq(read_value(&text_or_null, nulls[_i], &fields, &error), PD_OK);
+    ck_assert_str_eq(fields.text, "");
+    ck_assert_int_eq(read_value(&list, nulls[_i], &fields, &error), PD_OK);
+    ck_assert_uint_eq(fields.list.count, 0);
+}
 END_TEST
 
 START_TEST(null_in_quotes_is_a_text)
-    {
-        struct fields fields = {0};
-        struct pd_error error = {0};
+{
+    struct fields fields = {0};
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(read_value(&text_or_null, "\"null\"", &fields, &error), PD_OK);
-        ck_assert_str_eq(fields.text, "null");
-    }
+    ck_assert_int_eq(read_value(&text_or_null, "\"null\"", &fields, &error), PD_OK);
+    ck_assert_str_eq(fields.text, "null");
+}
 END_TEST
 
 START_TEST(a_list_of_texts_may_be_one_text)
-    {
-        struct fields fields = {0};
-        struct pd_error error = {0};
+{
+    struct fields fields = {0};
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(read_value(&list, "[\"*.b\", four]", &fields, &error), PD_OK);
-        ck_assert_uint_eq(fields.list.count, 2);
-        ck_assert_str_eq(fields.list.texts[0], "*.b");
-        ck_assert_str_eq(fields.list.texts[1], "four");
-        ck_assert_int_eq(read_value(&list, "one", &fields, &error), PD_OK);
-        ck_assert_uint_eq(fields.list.count, 1);
-        ck_assert_str_eq(fields.list.texts[0], "one");
-    }
+    ck_assert_int_eq(read_value(&list, "[\"*.b\", four]", &fields, &error), PD_OK);
+    ck_assert_uint_eq(fields.list.count, 2);
+    ck_assert_str_eq(fields.list.texts[0], "*.b");
+    ck_assert_str_eq(fields.list.texts[1], "four");
+    ck_assert_int_eq(read_value(&list, "one", &fields, &error), PD_OK);
+    ck_assert_uint_eq(fields.list.count, 1);
+    ck_assert_str_eq(fields.list.texts[0], "one");
+}
 END_TEST
 
 START_TEST(defaults_fill_every_field)
-    {
-        const struct pd_option rows[] = {truth, whole, real, pair, text, choice};
-        struct fields fields = {0};
-        struct pd_error error = {0};
+{
+    const struct pd_option rows[] = {truth, whole, real, pair, text, choice};
+    struct fields fields = {0};
+    struct pd_error error = {0};
 
-        ck_assert_int_eq(pd_option_defaults(rows, 6, &fields, &error), PD_OK);
-        ck_assert(fields.truth);
-        ck_assert_uint_eq(fields.whole, 7);
-        ck_assert_double_eq(fields.real, 1e-3);
-        ck_assert_double_eq(fields.reals[0], 0.9);
-        ck_assert_double_eq(fields.reals[1], 0.999);
-        ck_assert_str_eq(fields.text, "eight");
-        ck_assert_int_eq(fields.choice, 1);
-    }
+    ck_assert_int_eq(pd_option_defaults(rows, 6, &fields, &error), PD_OK);
+    ck_assert(fields.truth);
+    ck_assert_uint_eq(fields.whole, 7);
+    ck_assert_double_eq(fields.real, 1e-3);
+    ck_assert_double_eq(fields.reals[0], 0.9);
+    ck_assert_double_eq(fields.reals[1], 0.999);
+    ck_assert_str_eq(fields.text, "eight");
+    ck_assert_int_eq(fields.choice, 1);
+}
 END_TEST
 
 START_TEST(defaults_say_when_memory_runs_out_and_keep_none)
-    {
-        const struct pd_option rows[] = {truth, triple};
-        struct fields fields = {0};
-        size_t begin = pd_heap_allocations();
+{
+    const struct pd_option rows[] = {truth, triple};
+    struct fields fields = {0};
+    size_t begin = pd_heap_allocations();
 
-        ck_assert_int_eq(pd_option_defaults(rows, 2, &fields, NULL), PD_OK);
-        size_t allocations = pd_heap_allocations() - begin;
-        for (size_t i = 0; i < allocations; i++) {
-            struct pd_error error = {0};
-            pd_heap_fail_at((long)i);
-            ck_assert_int_eq(pd_option_defaults(rows, 2, &fields, &error), PD_ENOMEM);
-            ck_assert_str_eq(error.message, "configuration: default");
-            ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-        }
+    ck_assert_int_eq(pd_option_defaults(rows, 2, &fields, NULL), PD_OK);
+    size_t allocations = pd_heap_allocations() - begin;
+    for (size_t i = 0; i < allocations; i++) {
+        struct pd_error error = {0};
+        pd_heap_fail_at((long)i);
+        ck_assert_int_eq(pd_option_defaults(rows, 2, &fields, &error), PD_ENOMEM);
+        ck_assert_str_eq(error.message, "configuration: default");
+        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
     }
+}
 END_TEST
 
 int main(void)
