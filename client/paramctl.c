@@ -90,7 +90,7 @@ struct invocation {
 
 static int misused(const char *what, const char *text, const char *allowed)
 {
-    fprintf(stderr, "paramctl: %s %s: %s\n", what, text, allowed);
+    fprintf(stderr, "paramctl: %s%s%s: %s\n", what, text[0] != '\0' ? " " : "", text, allowed);
     return EXIT_MISUSED;
 }
 

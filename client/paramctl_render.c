@@ -85,11 +85,10 @@ static const char *format_cell(const json_t *value, char *text, size_t text_byte
         return format_value(value, text, text_bytes);
     }
     snprintf(text, text_bytes, "[");
-    for (size_t i = 0; i < json_array_size(value) && used + 1 < text_bytes; i++) {
+    for (size_t i = 0; i < json_array_size(value) && used < text_bytes - 2; i++) {
         char item[CELL_BYTES_MAX];
         format_value(json_array_get(value, i), item, sizeof item);
-        int length = snprintf(text + used, text_bytes - used, "%s%s", i > 0 ? ", " : "", item);
-        used += (size_t)length;
+        used += (size_t)snprintf(text + used, text_bytes - used, "%s%s", i > 0 ? ", " : "", item);
     }
     used = used < text_bytes - 2 ? used : text_bytes - 2;
     snprintf(text + used, text_bytes - used, "]");

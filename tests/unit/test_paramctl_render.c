@@ -1,0 +1,167 @@
+/* What paramctl shows people of the daemon's answers. */
+#include "client/paramctl.h"
+
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+static char *shown;
+static size_t shown_bytes;
+
+static void teardown(void)
+{
+    free(shown);
+    shown = NULL;
+}
+
+/* Render into `shown`; returns what paramctl_render does. */
+static int render(const char *command, const char *text, const char *group)
+{
+    json_error_t fault;
+    json_t *answer = json_loads(text, 0, &fault);
+    FILE *out = open_memstream(&shown, &shown_bytes);
+
+    ck_assert_ptr_nonnull(answer);
+    int rendered = paramctl_render(out, command, answer, group);
+    fclose(out);
+    json_decref(answer);
+    return rendered;
+}
+
+START_TEST(status_is_aligned_with_units_and_a_dash_for_nothing)
+{
+    ck_assert_int_eq(
+        render("status",
+               "{\"state\":\"running\",\"step\":12,\"version\":12,\"lr\":0.001,"
+               "\"groups\":[{\"name\":\"default\",\"lr\":0.001,\"weight_decay\":0.01}],"
+               "\"shards\":2,\"aggregation\":\"direct\",\"mode\":\"sync\",\"workers\":[{\"id\":0,"
+               "\"name\":\"w0\",\"state\":\"active\",\"step\":12,\"samples\":384}],"
+               "\"effective_batch\":64,\"grad_norm\":null,\"clip_scale\":1.0,\"loss\":0.25,"
+               "\"loss_scale\":null,\"skipped_steps\":0,\"last_skip_reason\":null,"
+               "\"checkpoint\":null,\"uptime_s\":3725.5}",
+               NULL),
+        1);
+    ck_assert_str_eq(shown, "state           running\n"
+                            "step            12 (version 12)\n"
+                            "learning rate   0.001\n"
+                            "loss            0.25\n"
+                            "gradient norm   -\n"
+                            "clip scale      1\n"
+                            "loss scale      -\n"
+                            "batch           64 samples\n"
+                            "skipped steps   0\n"
+                            "shards          2\n"
+                            "aggregation     direct\n"
+                            "mode            sync\n"
+                            "checkpoint      -\n"
+                            "up              1 h 02 min\n"
+                            "\n"
+                            "id  name  state   step  samples\n"
+                            " 0  w0    active    12      384\n");
+}
+END_TEST
+
+START_TEST(several_groups_are_shown_each)
+{
+    ck_assert_int_eq(render("lr",
+                            "{\"step\":3,\"lr\":0.1,\"groups\":[{\"name\":\"head\",\"lr\":0.1},"
+                            "{\"name\":\"backbone\",\"lr\":1e-05}]}",
+                            NULL),
+                     1);
+    ck_assert_str_eq(shown, "step            3\n"
+                            "learning rate   0.1\n"
+                            "\n"
+                            "group        lr\n"
+                            "head        0.1\n"
+                            "backbone  1e-05\n");
+}
+END_TEST
+
+START_TEST(a_schedule_has_a_line_a_step_and_a_column_a_group)
+{
+    const char *answer = "{\"begin\":9,\"groups\":[\"a\",\"b\"],"
+                         "\"lrs\":[[0.5,0.25],[0.125,1e-06]]}";
+    ck_assert_int_eq(render("schedule", answer, NULL), 1);
+    ck_assert_str_eq(shown, "      step             a             b\n"
+                            "         9           0.5          0.25\n"
+                            "        10         0.125         1e-06\n");
+    teardown();
+    ck_assert_int_eq(render("schedule", answer, "b"), 1);
+    ck_assert_str_eq(shown, "      step             b\n"
+                            "         9          0.25\n"
+                            "        10         1e-06\n");
+    teardown();
+    ck_assert_int_eq(render("schedule", answer, "c"), 0);
+}
+END_TEST
+
+START_TEST(tensors_are_shown_with_shape_and_shards)
+{
+    ck_assert_int_eq(render("tensors",
+                            "{\"tensors\":[{\"name\":\"w\",\"shape\":[128,64],\"elements\":8192,"
+                            "\"group\":\"default\",\"shards\":[0,1]},{\"name\":\"s\",\"shape\":[],"
+                            "\"elements\":1,\"group\":\"default\",\"shards\":[1]}]}",
+                            NULL),
+                     1);
+    ck_assert_str_eq(shown, "tensor  shape      elements  group    shards\n"
+                            "w       [128, 64]      8192  default  [0, 1]\n"
+                            "s       []                1  default  [1]\n");
+    teardown();
+    ck_assert_int_eq(render("workers", "{\"workers\":[]}", NULL), 1);
+    ck_assert_str_eq(shown, "no workers\n");
+}
+END_TEST
+
+START_TEST(a_long_shape_is_cut_not_overrun)
+{
+    char answer[2000] = "{\"tensors\":[{\"name\":\"w\",\"shape\":[1";
+    for (int i = 0; i < 100; i++) {
+        strcat(answer, ",123456");
+    }
+    strcat(answer, "]}]}");
+    ck_assert_int_eq(render("tensors", answer, NULL), 1);
+    ck_assert_ptr_nonnull(strstr(shown, "[1, 123456, 123456"));
+    ck_assert_ptr_nonnull(strchr(shown, ']'));
+}
+END_TEST
+
+START_TEST(a_command_carried_out_is_one_sentence)
+{
+    ck_assert_int_eq(
+        render("pause", "{\"command\":\"pause\",\"step\":4,\"text\":\"paused at step 4\"}", NULL),
+        1);
+    ck_assert_str_eq(shown, "paused at step 4\n");
+}
+END_TEST
+
+START_TEST(an_answer_that_lacks_what_was_asked_for_is_told)
+{
+    static const char *const commands[] = {"status",  "lr",      "step", "schedule",
+                                           "workers", "tensors", "drain"};
+    ck_assert_int_eq(render(commands[_i], "{\"other\":1}", NULL), 0);
+    teardown();
+    ck_assert_int_eq(render(commands[_i], "[1]", NULL), 0);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("paramctl_render");
+    TCase *tests = tcase_create("paramctl_render");
+
+    tcase_add_checked_fixture(tests, NULL, teardown);
+    tcase_add_test(tests, status_is_aligned_with_units_and_a_dash_for_nothing);
+    tcase_add_test(tests, several_groups_are_shown_each);
+    tcase_add_test(tests, a_schedule_has_a_line_a_step_and_a_column_a_group);
+    tcase_add_test(tests, tensors_are_shown_with_shape_and_shards);
+    tcase_add_test(tests, a_long_shape_is_cut_not_overrun);
+    tcase_add_test(tests, a_command_carried_out_is_one_sentence);
+    tcase_add_loop_test(tests, an_answer_that_lacks_what_was_asked_for_is_told, 0, 7);
+    suite_add_tcase(suite, tests);
+
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
