@@ -91,31 +91,30 @@ static const struct {
 
 /* Every aggregation at 1, 2, 3 and 4 ranks, with workers that do not divide by ranks. */
 START_TEST(sums_are_those_of_a_plain_computation_whatever_the_ranks)
-    {
-        struct reference_training reference = with_momentum(grids[_i].worker_count);
-        char config[256];
+{
+    struct reference_training reference = with_momentum(grids[_i].worker_count);
+    char config[256];
 
-        snprintf(config, sizeof config, "%s%s", MOMENTUM, grids[_i].config);
-        check(&reference, grids[_i].rank_count, config);
-    }
+    snprintf(config, sizeof config, "%s%s", MOMENTUM, grids[_i].config);
+    check(&reference, grids[_i].rank_count, config);
+}
 END_TEST
 
 START_TEST(ranks_without_a_block_take_part)
-    {
-        struct reference_training reference = with_momentum(2);
+{
+    struct reference_training reference = with_momentum(2);
 
-        /* Six tensors of at most one block each, for eight ranks. */
-        check(&reference, 8,
-              MOMENTUM "aggregation: direct\nblock_size: 65536\nrank_timeout_s: 60\n");
-    }
+    /* Six tensors of at most one block each, for eight ranks. */
+    check(&reference, 8, MOMENTUM "aggregation: direct\nblock_size: 65536\nrank_timeout_s: 60\n");
+}
 END_TEST
 
 START_TEST(replicas_without_a_block_take_part)
-    {
-        struct reference_training reference = with_momentum(3);
+{
+    struct reference_training reference = with_momentum(3);
 
-        check(&reference, 4, MOMENTUM "aggregation: allreduce\nblock_size: 65536\n");
-    }
+    check(&reference, 4, MOMENTUM "aggregation: allreduce\nblock_size: 65536\n");
+}
 END_TEST
 
 /* ---- Rules ---- */
@@ -164,68 +163,68 @@ static const struct {
 };
 
 START_TEST(every_rule_steps_as_its_paper_says)
-    {
-        struct reference_training reference = rules[_i].reference;
-        char config[512];
+{
+    struct reference_training reference = rules[_i].reference;
+    char config[512];
 
-        reference.clip_norm_type = reference.clip_norm_type > 0.0 ? reference.clip_norm_type : 2.0;
-        reference.worker_count = 3;
-        reference.micro_batch_count = 1;
-        reference.step_count = STEP_COUNT;
-        snprintf(config, sizeof config, "%saggregation: %s\nblock_size: 50\n", rules[_i].config,
-                 _i % 2 == 0 ? "direct" : "allreduce");
-        check(&reference, 2, config);
-    }
+    reference.clip_norm_type = reference.clip_norm_type > 0.0 ? reference.clip_norm_type : 2.0;
+    reference.worker_count = 3;
+    reference.micro_batch_count = 1;
+    reference.step_count = STEP_COUNT;
+    snprintf(config, sizeof config, "%saggregation: %s\nblock_size: 50\n", rules[_i].config,
+             _i % 2 == 0 ? "direct" : "allreduce");
+    check(&reference, 2, config);
+}
 END_TEST
 
 /* ---- Wire and accumulation ---- */
 
 START_TEST(gradients_travel_in_every_type)
-    {
-        struct reference_training reference = with_momentum(2);
+{
+    struct reference_training reference = with_momentum(2);
 
-        reference.wire = (enum pd_dtype)_i;
-        check(&reference, 2, MOMENTUM "aggregation: direct\nblock_size: 100\n");
-    }
+    reference.wire = (enum pd_dtype)_i;
+    check(&reference, 2, MOMENTUM "aggregation: direct\nblock_size: 100\n");
+}
 END_TEST
 
 START_TEST(micro_batches_are_averaged_by_their_samples)
-    {
-        struct reference_training reference = with_momentum(3);
+{
+    struct reference_training reference = with_momentum(3);
 
-        reference.micro_batch_count = 3;
-        reference.wire = _i == 0 ? PD_DTYPE_FLOAT32 : PD_DTYPE_BFLOAT16;
-        check(&reference, 2,
-              _i == 0 ? MOMENTUM "aggregation: allreduce\nblock_size: 100\n"
-                      : MOMENTUM "aggregation: direct\nblock_size: 100\n");
-    }
+    reference.micro_batch_count = 3;
+    reference.wire = _i == 0 ? PD_DTYPE_FLOAT32 : PD_DTYPE_BFLOAT16;
+    check(&reference, 2,
+          _i == 0 ? MOMENTUM "aggregation: allreduce\nblock_size: 100\n"
+                  : MOMENTUM "aggregation: direct\nblock_size: 100\n");
+}
 END_TEST
 
 /* Parameters arrive as the float32 ones converted to the type asked for. */
 START_TEST(parameters_travel_in_every_type)
-    {
-        struct cluster cluster;
-        struct training_options options;
-        float exact[REFERENCE_ELEMENT_COUNT];
-        float pulled[REFERENCE_ELEMENT_COUNT];
-        float wire[REFERENCE_ELEMENT_COUNT];
-        enum pd_dtype dtype = (enum pd_dtype)_i;
-        const char *address = cluster.addresses[0];
+{
+    struct cluster cluster;
+    struct training_options options;
+    float exact[REFERENCE_ELEMENT_COUNT];
+    float pulled[REFERENCE_ELEMENT_COUNT];
+    float wire[REFERENCE_ELEMENT_COUNT];
+    enum pd_dtype dtype = (enum pd_dtype)_i;
+    const char *address = cluster.addresses[0];
 
-        train(&plain, 2, false, "optimizer: {name: sgd, lr: 0.1}\nblock_size: 64\n", exact);
-        cluster_start(&cluster, 2,
-                      "workers: {expected: 2}\noptimizer: {name: sgd, lr: 0.1}\nblock_size: 64\n");
-        training_options_init(&options, &address, 2, STEP_COUNT);
-        options.pull_dtype = (int)dtype;
-        options.apart = _i % 2 == 1;
-        training_run(&options, pulled);
-        cluster_drain(&cluster);
-        cluster_stop(&cluster);
+    train(&plain, 2, false, "optimizer: {name: sgd, lr: 0.1}\nblock_size: 64\n", exact);
+    cluster_start(&cluster, 2,
+                  "workers: {expected: 2}\noptimizer: {name: sgd, lr: 0.1}\nblock_size: 64\n");
+    training_options_init(&options, &address, 2, STEP_COUNT);
+    options.pull_dtype = (int)dtype;
+    options.apart = _i % 2 == 1;
+    training_run(&options, pulled);
+    cluster_drain(&cluster);
+    cluster_stop(&cluster);
 
-        pd_convert_from_float32(wire, dtype, exact, REFERENCE_ELEMENT_COUNT);
-        pd_convert_to_float32(exact, wire, dtype, REFERENCE_ELEMENT_COUNT);
-        ck_assert_mem_eq(pulled, exact, sizeof exact);
-    }
+    pd_convert_from_float32(wire, dtype, exact, REFERENCE_ELEMENT_COUNT);
+    pd_convert_to_float32(exact, wire, dtype, REFERENCE_ELEMENT_COUNT);
+    ck_assert_mem_eq(pulled, exact, sizeof exact);
+}
 END_TEST
 
 /* ---- Bitwise ---- */
@@ -237,34 +236,34 @@ static const struct reference_training lamb = {
     .worker_count = 3, .micro_batch_count = 2, .step_count = BITWISE_STEP_COUNT};
 
 START_TEST(direct_is_the_same_to_the_bit_for_any_ranks_and_order_of_arrival)
-    {
-        float alone[REFERENCE_ELEMENT_COUNT];
-        float values[REFERENCE_ELEMENT_COUNT];
+{
+    float alone[REFERENCE_ELEMENT_COUNT];
+    float values[REFERENCE_ELEMENT_COUNT];
 
-        train(&lamb, 1, false, LAMB "aggregation: direct\n", alone);
-        for (uint32_t rank_count = 1; rank_count <= 4; rank_count++) {
-            train(&lamb, rank_count, true, LAMB "aggregation: direct\n", values);
-            ck_assert_mem_eq(values, alone, sizeof values);
-        }
-        for (uint32_t rank_count = 2; rank_count <= 4; rank_count++) {
-            train(&lamb, rank_count, false, LAMB "aggregation: direct\n", values);
-            ck_assert_mem_eq(values, alone, sizeof values);
-        }
+    train(&lamb, 1, false, LAMB "aggregation: direct\n", alone);
+    for (uint32_t rank_count = 1; rank_count <= 4; rank_count++) {
+        train(&lamb, rank_count, true, LAMB "aggregation: direct\n", values);
+        ck_assert_mem_eq(values, alone, sizeof values);
     }
+    for (uint32_t rank_count = 2; rank_count <= 4; rank_count++) {
+        train(&lamb, rank_count, false, LAMB "aggregation: direct\n", values);
+        ck_assert_mem_eq(values, alone, sizeof values);
+    }
+}
 END_TEST
 
 START_TEST(allreduce_is_repeatable_to_the_bit)
-    {
-        float first[REFERENCE_ELEMENT_COUNT];
-        float values[REFERENCE_ELEMENT_COUNT];
-        uint32_t rank_count = 2 + (uint32_t)_i;
+{
+    float first[REFERENCE_ELEMENT_COUNT];
+    float values[REFERENCE_ELEMENT_COUNT];
+    uint32_t rank_count = 2 + (uint32_t)_i;
 
-        train(&lamb, rank_count, false, LAMB "aggregation: allreduce\n", first);
-        for (int i = 0; i < 2; i++) {
-            train(&lamb, rank_count, false, LAMB "aggregation: allreduce\n", values);
-            ck_assert_mem_eq(values, first, sizeof values);
-        }
+    train(&lamb, rank_count, false, LAMB "aggregation: allreduce\n", first);
+    for (int i = 0; i < 2; i++) {
+        train(&lamb, rank_count, false, LAMB "aggregation: allreduce\n", values);
+        ck_assert_mem_eq(values, first, sizeof values);
     }
+}
 END_TEST
 
 int main(void)

@@ -53,6 +53,18 @@ char *suite_write_file(const char *name, const void *bytes, size_t byte_count)
     return strdup(path);
 }
 
+TCase *suite_case(Suite *suite, const char *name, SFun prepare)
+{
+    TCase *test_case = tcase_create(name);
+
+    tcase_set_timeout(test_case, TEST_LIMIT_S);
+    if (prepare != NULL) {
+        tcase_add_unchecked_fixture(test_case, prepare, NULL);
+    }
+    suite_add_tcase(suite, test_case);
+    return test_case;
+}
+
 void suite_add(Suite *suite, const TTest *test)
 {
     suite_add_loop(suite, test, 1);
@@ -60,9 +72,5 @@ void suite_add(Suite *suite, const TTest *test)
 
 void suite_add_loop(Suite *suite, const TTest *test, int count)
 {
-    TCase *test_case = tcase_create(test->name);
-
-    tcase_set_timeout(test_case, TEST_LIMIT_S);
-    tcase_add_loop_test(test_case, test, 0, count);
-    suite_add_tcase(suite, test_case);
+    tcase_add_loop_test(suite_case(suite, test->name, NULL), test, 0, count);
 }

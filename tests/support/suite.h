@@ -14,6 +14,10 @@ const char *suite_directory(void);
 /* Write a new file there; returns its path, for free. */
 char *suite_write_file(const char *name, const void *bytes, size_t byte_count);
 
+/* A test case with a generous time limit, and what runs once before its tests, in the process that
+ * forks them; NULL for nothing. */
+TCase *suite_case(Suite *suite, const char *name, SFun prepare);
+
 /* Add a test case of one test with a generous time limit. */
 void suite_add(Suite *suite, const TTest *test);
 /* The same, with a loop over [0, count). */
