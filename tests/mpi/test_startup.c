@@ -64,15 +64,27 @@ START_TEST(a_daemon_without_mpirun_is_one_rank)
     }
 END_TEST
 
-/* Finds three ports in a row that are free but for the last, which it holds. */
+/* Finds three ports in a row that are free, and holds the last. */
 static int hold_third_port(uint32_t *first)
 {
-    struct pd_error error = {0};
-    int fd = -1;
-    uint32_t port = 0;
-    ck_assert_int_eq(pd_listener_open(&fd, &port, "127.0.0.1", 0, &error), PD_OK);
-    *first = port - 2;
-    return fd;
+    for (;;) {
+        struct pd_error error = {0};
+        int fds[3] = {-1, -1, -1};
+        uint32_t port = 0;
+        ck_assert_int_eq(pd_listener_open(&fds[2], &port, "127.0.0.1", 0, &error), PD_OK);
+        *first = port - 2;
+        bool free_before =
+            pd_listener_open(&fds[0], &port, "127.0.0.1", *first, &error) == PD_OK &&
+            pd_listener_open(&fds[1], &port, "127.0.0.1", *first + 1, &error) == PD_OK;
+        for (int i = 0; i < (free_before ? 2 : 3); i++) {
+            if (fds[i] >= 0) {
+                (void)close(fds[i]);
+            }
+        }
+        if (free_before) {
+            return fds[2];
+        }
+    }
 }
 
 START_TEST(a_port_in_use_on_one_rank_ends_all_with_its_message)
