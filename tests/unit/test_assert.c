@@ -22,29 +22,29 @@ static void return_wrongly(const char *condition, const char *file, int line)
 }
 
 START_TEST(a_true_condition_does_nothing)
-    {
-        PD_ASSERT(2 > 1);
-    }
+{
+    PD_ASSERT(2 > 1);
+}
 END_TEST
 
 START_TEST(a_false_condition_aborts)
-    {
-        PD_ASSERT(1 > 2);
-    }
+{
+    PD_ASSERT(1 > 2);
+}
 END_TEST
 
 START_TEST(the_hook_is_told_what_and_where)
-    {
-        pd_assert_set_hook(exit_if_told_where);
-        PD_ASSERT(1 > 2);
-    }
+{
+    pd_assert_set_hook(exit_if_told_where);
+    PD_ASSERT(1 > 2);
+}
 END_TEST
 
 START_TEST(a_hook_that_returns_does_not_let_the_program_go_on)
-    {
-        pd_assert_set_hook(return_wrongly);
-        PD_ASSERT(1 > 2);
-    }
+{
+    pd_assert_set_hook(return_wrongly);
+    PD_ASSERT(1 > 2);
+}
 END_TEST
 
 int main(void)

@@ -123,14 +123,14 @@ static void lose_acknowledgement(struct fake_rank *fake, void *context)
 }
 
 START_TEST(a_lost_acknowledgement_costs_no_second_payload)
-    {
-        fake_rank_run(&leader, lose_acknowledgement, NULL);
-        start();
-        ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_OK);
-        ck_assert_uint_eq(paramd_next_step(client), 5);
-        end_scripts();
-        ck_assert_uint_eq(leader.payload_bytes_total, sizeof served);
-    }
+{
+    fake_rank_run(&leader, lose_acknowledgement, NULL);
+    start();
+    ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_OK);
+    ck_assert_uint_eq(paramd_next_step(client), 5);
+    end_scripts();
+    ck_assert_uint_eq(leader.payload_bytes_total, sizeof served);
+}
 END_TEST
 
 static void lose_push(struct fake_rank *fake, void *context)
@@ -148,12 +148,12 @@ static void lose_push(struct fake_rank *fake, void *context)
 }
 
 START_TEST(a_push_that_was_not_accepted_is_sent_again)
-    {
-        fake_rank_run(&leader, lose_push, NULL);
-        start();
-        ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_OK);
-        ck_assert_uint_eq(paramd_next_step(client), 5);
-    }
+{
+    fake_rank_run(&leader, lose_push, NULL);
+    start();
+    ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_OK);
+    ck_assert_uint_eq(paramd_next_step(client), 5);
+}
 END_TEST
 
 static void lose_parameters(struct fake_rank *fake, void *context)
@@ -168,19 +168,18 @@ static void lose_parameters(struct fake_rank *fake, void *context)
 }
 
 START_TEST(a_step_whose_push_was_accepted_only_pulls_after_a_reconnect)
-    {
-        struct paramd_step_info info;
-        fake_rank_run(&leader, lose_parameters, NULL);
-        start();
-        memset(weight, 0, sizeof weight);
-        ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, &info, &error),
-                         PARAMD_OK);
-        ck_assert_int_eq(info.pulled, 1);
-        ck_assert_uint_eq(info.version, 5);
-        ck_assert_uint_eq(info.skipped_steps, 3);
-        ck_assert(info.lr == 0.5);
-        ck_assert_mem_eq(weight, served, sizeof weight);
-    }
+{
+    struct paramd_step_info info;
+    fake_rank_run(&leader, lose_parameters, NULL);
+    start();
+    memset(weight, 0, sizeof weight);
+    ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, &info, &error), PARAMD_OK);
+    ck_assert_int_eq(info.pulled, 1);
+    ck_assert_uint_eq(info.version, 5);
+    ck_assert_uint_eq(info.skipped_steps, 3);
+    ck_assert(info.lr == 0.5);
+    ck_assert_mem_eq(weight, served, sizeof weight);
+}
 END_TEST
 
 /* Takes the push and says nothing, until the client gives up; then it resumes. */
@@ -197,24 +196,40 @@ static void keep_silent(struct fake_rank *fake, void *context)
 }
 
 START_TEST(a_step_that_ran_out_of_time_may_be_repeated)
-    {
-        struct paramd_step_info info;
-        char expected[128];
-        fake_rank_run(&leader, keep_silent, NULL);
-        start();
-        paramd_set_timeout(client, 200);
-        ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, &info, &error),
-                         PARAMD_ETIMEOUT);
-        snprintf(expected, sizeof expected, "step: no version 5 after 0.2 s from rank 0 at %s",
-                 leader.address);
-        ck_assert_str_eq(error.message, expected);
-        paramd_set_timeout(client, 10000);
-        ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, &info, &error),
-                         PARAMD_OK);
-        ck_assert_uint_eq(info.version, 5);
-        end_scripts();
-        ck_assert_uint_eq(leader.payload_bytes_total, sizeof served);
-    }
+{
+    struct paramd_step_info info;
+    char expected[128];
+    fake_rank_run(&leader, keep_silent, NULL);
+    start();
+    paramd_set_timeout(client, 200);
+    ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, &info, &error),
+                     PARAMD_ETIMEOUT);
+    snprintf(expected, sizeof expected, "step: no version 5 after 0.2 s from rank 0 at %s",
+             leader.address);
+    ck_assert_str_eq(error.message, expected);
+    paramd_set_timeout(client, 10000);
+    ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, &info, &error), PARAMD_OK);
+    ck_assert_uint_eq(info.version, 5);
+    end_scripts();
+    ck_assert_uint_eq(leader.payload_bytes_total, sizeof served);
+}
+END_TEST
+
+START_TEST(what_a_resumed_session_says_of_a_push_in_doubt_is_remembered)
+{
+    struct paramd_step_info info;
+    leader.lease_ms = 150;
+    fake_rank_run(&leader, keep_silent, NULL);
+    start();
+    paramd_set_timeout(client, 100);
+    ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, &info, &error),
+                     PARAMD_ETIMEOUT);
+    usleep(300000);
+    paramd_set_timeout(client, 10000);
+    ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, &info, &error), PARAMD_OK);
+    end_scripts();
+    ck_assert_uint_eq(leader.payload_bytes_total, sizeof served);
+}
 END_TEST
 
 static void acknowledge_then_serve(struct fake_rank *fake, void *context)
@@ -245,21 +260,21 @@ static void refuse_then_take(struct fake_rank *fake, void *context)
 }
 
 START_TEST(a_repeated_push_goes_only_to_the_lanes_that_have_not_acknowledged_it)
-    {
-        uint64_t version = 0;
-        use_two_lanes();
-        fake_rank_run(&leader, acknowledge_then_serve, NULL);
-        fake_rank_run(&second, refuse_then_take, NULL);
-        start();
-        paramd_set_timeout(client, 300);
-        ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_ETIMEOUT);
-        ck_assert_uint_eq(paramd_next_step(client), 4);
-        paramd_set_timeout(client, 10000);
-        ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_OK);
-        ck_assert_uint_eq(paramd_next_step(client), 5);
-        ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, &version, &error), PARAMD_OK);
-        ck_assert_uint_eq(version, 5);
-    }
+{
+    uint64_t version = 0;
+    use_two_lanes();
+    fake_rank_run(&leader, acknowledge_then_serve, NULL);
+    fake_rank_run(&second, refuse_then_take, NULL);
+    start();
+    paramd_set_timeout(client, 300);
+    ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_ETIMEOUT);
+    ck_assert_uint_eq(paramd_next_step(client), 4);
+    paramd_set_timeout(client, 10000);
+    ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_OK);
+    ck_assert_uint_eq(paramd_next_step(client), 5);
+    ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, &version, &error), PARAMD_OK);
+    ck_assert_uint_eq(version, 5);
+}
 END_TEST
 
 /* ---- Versions ---- */
@@ -289,19 +304,19 @@ static void serve_newer(struct fake_rank *fake, void *context)
 }
 
 START_TEST(lanes_of_different_versions_are_pulled_until_they_agree)
-    {
-        static const float expected_weight[] = {-1, -2, -3, -4};
-        static const float expected_bias[] = {-5, -6};
-        uint64_t version = 0;
-        use_two_lanes();
-        fake_rank_run(&leader, serve_older_first, NULL);
-        fake_rank_run(&second, serve_newer, NULL);
-        start();
-        ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, &version, &error), PARAMD_OK);
-        ck_assert_uint_eq(version, 5);
-        ck_assert_mem_eq(weight, expected_weight, sizeof weight);
-        ck_assert_mem_eq(bias, expected_bias, sizeof bias);
-    }
+{
+    static const float expected_weight[] = {-1, -2, -3, -4};
+    static const float expected_bias[] = {-5, -6};
+    uint64_t version = 0;
+    use_two_lanes();
+    fake_rank_run(&leader, serve_older_first, NULL);
+    fake_rank_run(&second, serve_newer, NULL);
+    start();
+    ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, &version, &error), PARAMD_OK);
+    ck_assert_uint_eq(version, 5);
+    ck_assert_mem_eq(weight, expected_weight, sizeof weight);
+    ck_assert_mem_eq(bias, expected_bias, sizeof bias);
+}
 END_TEST
 
 /* ---- Damage ---- */
@@ -322,24 +337,23 @@ static void damage_pulled(struct fake_rank *fake, void *context)
 }
 
 START_TEST(damaged_parameters_are_pulled_again)
-    {
-        int times = 2;
-        fake_rank_run(&leader, damage_pulled, &times);
-        start();
-        ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, NULL, &error), PARAMD_OK);
-        ck_assert_mem_eq(weight, served, sizeof weight);
-    }
+{
+    int times = 2;
+    fake_rank_run(&leader, damage_pulled, &times);
+    start();
+    ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, NULL, &error), PARAMD_OK);
+    ck_assert_mem_eq(weight, served, sizeof weight);
+}
 END_TEST
 
 START_TEST(parameters_that_are_always_damaged_end_the_call)
-    {
-        int times = 3;
-        fake_rank_run(&leader, damage_pulled, &times);
-        start();
-        ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, NULL, &error),
-                         PARAMD_ECHECKSUM);
-        ck_assert_ptr_nonnull(strstr(error.message, "3 times in a row"));
-    }
+{
+    int times = 3;
+    fake_rank_run(&leader, damage_pulled, &times);
+    start();
+    ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, NULL, &error), PARAMD_ECHECKSUM);
+    ck_assert_ptr_nonnull(strstr(error.message, "3 times in a row"));
+}
 END_TEST
 
 static void complain_of_damage(struct fake_rank *fake, void *context)
@@ -355,11 +369,11 @@ static void complain_of_damage(struct fake_rank *fake, void *context)
 }
 
 START_TEST(a_push_that_arrived_damaged_is_sent_again)
-    {
-        fake_rank_run(&leader, complain_of_damage, NULL);
-        start();
-        ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_OK);
-    }
+{
+    fake_rank_run(&leader, complain_of_damage, NULL);
+    start();
+    ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_OK);
+}
 END_TEST
 
 /* ---- Refusals and ends ---- */
@@ -376,17 +390,17 @@ static void refuse_push(struct fake_rank *fake, void *context)
 }
 
 START_TEST(a_refusal_says_what_and_where_and_leaves_the_connection_usable)
-    {
-        char expected[128];
-        fake_rank_run(&leader, refuse_push, NULL);
-        start();
-        ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_ESTEP);
-        snprintf(expected, sizeof expected, "push: rank 0 at %s: push of step 4 is from the past",
-                 leader.address);
-        ck_assert_str_eq(error.message, expected);
-        ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, NULL, &error), PARAMD_OK);
-        ck_assert_uint_eq(paramd_next_step(client), 6);
-    }
+{
+    char expected[128];
+    fake_rank_run(&leader, refuse_push, NULL);
+    start();
+    ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_ESTEP);
+    snprintf(expected, sizeof expected, "push: rank 0 at %s: push of step 4 is from the past",
+             leader.address);
+    ck_assert_str_eq(error.message, expected);
+    ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, NULL, &error), PARAMD_OK);
+    ck_assert_uint_eq(paramd_next_step(client), 6);
+}
 END_TEST
 
 static void restart(struct fake_rank *fake, void *context)
@@ -400,13 +414,13 @@ static void restart(struct fake_rank *fake, void *context)
 }
 
 START_TEST(a_restarted_daemon_is_recognised)
-    {
-        fake_rank_run(&leader, restart, NULL);
-        start();
-        ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_EIDENTITY);
-        ck_assert_ptr_nonnull(strstr(error.message, "the daemon was restarted"));
-        ck_assert_ptr_nonnull(strstr(error.message, "join again"));
-    }
+{
+    fake_rank_run(&leader, restart, NULL);
+    start();
+    ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_EIDENTITY);
+    ck_assert_ptr_nonnull(strstr(error.message, "the daemon was restarted"));
+    ck_assert_ptr_nonnull(strstr(error.message, "join again"));
+}
 END_TEST
 
 static void drain(struct fake_rank *fake, void *context)
@@ -420,16 +434,16 @@ static void drain(struct fake_rank *fake, void *context)
 }
 
 START_TEST(draining_ends_every_wait_and_every_later_call)
-    {
-        fake_rank_run(&leader, drain, NULL);
-        start();
-        ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, NULL, &error),
-                         PARAMD_EDRAINING);
-        ck_assert_str_eq(error.message, "step: the daemon is draining: the last step closed was 5, "
-                                        "no other will");
-        ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, NULL, &error), PARAMD_EDRAINING);
-        ck_assert_int_eq(paramd_leave(client, &error), PARAMD_EDRAINING);
-    }
+{
+    fake_rank_run(&leader, drain, NULL);
+    start();
+    ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, NULL, &error),
+                     PARAMD_EDRAINING);
+    ck_assert_str_eq(error.message, "step: the daemon is draining: the last step closed was 5, "
+                                    "no other will");
+    ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, NULL, &error), PARAMD_EDRAINING);
+    ck_assert_int_eq(paramd_leave(client, &error), PARAMD_EDRAINING);
+}
 END_TEST
 
 static void only_start(struct fake_rank *fake, void *context)
@@ -447,37 +461,36 @@ static int interrupt_soon(void *context)
 }
 
 START_TEST(a_waiting_call_can_be_interrupted)
-    {
-        int calls = 0;
-        options.interrupted = interrupt_soon;
-        options.interrupted_context = &calls;
-        fake_rank_run(&leader, only_start, NULL);
-        start();
-        calls = 0;
-        uint64_t begin_ms = now_ms();
-        ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, NULL, &error),
-                         PARAMD_EINTERRUPTED);
-        ck_assert_str_eq(error.message, "pull: interrupted");
-        ck_assert_uint_lt(now_ms() - begin_ms, 5000);
-        ck_assert_int_eq(calls, 2);
-    }
+{
+    int calls = 0;
+    options.interrupted = interrupt_soon;
+    options.interrupted_context = &calls;
+    fake_rank_run(&leader, only_start, NULL);
+    start();
+    calls = 0;
+    uint64_t begin_ms = now_ms();
+    ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, NULL, &error), PARAMD_EINTERRUPTED);
+    ck_assert_str_eq(error.message, "pull: interrupted");
+    ck_assert_uint_lt(now_ms() - begin_ms, 5000);
+    ck_assert_int_eq(calls, 2);
+}
 END_TEST
 
 START_TEST(an_address_nobody_answers_at_is_tried_until_the_connect_timeout)
-    {
-        fake_rank_finish(&leader);
-        options.connect_timeout_ms = 300;
-        uint64_t begin_ms = now_ms();
-        ck_assert_int_eq(paramd_connect(&options, &client, &error), PARAMD_ECONNECTION);
-        ck_assert_uint_ge(now_ms() - begin_ms, 300);
-        ck_assert_ptr_nonnull(strstr(error.message, "Connection refused"));
-        ck_assert_ptr_null(client);
-        options.connect_timeout_ms = 0;
-        begin_ms = now_ms();
-        ck_assert_int_eq(paramd_connect(&options, &client, &error), PARAMD_ECONNECTION);
-        ck_assert_uint_lt(now_ms() - begin_ms, 300);
-        fake_rank_init(&leader, 0);
-    }
+{
+    fake_rank_finish(&leader);
+    options.connect_timeout_ms = 300;
+    uint64_t begin_ms = now_ms();
+    ck_assert_int_eq(paramd_connect(&options, &client, &error), PARAMD_ECONNECTION);
+    ck_assert_uint_ge(now_ms() - begin_ms, 300);
+    ck_assert_ptr_nonnull(strstr(error.message, "Connection refused"));
+    ck_assert_ptr_null(client);
+    options.connect_timeout_ms = 0;
+    begin_ms = now_ms();
+    ck_assert_int_eq(paramd_connect(&options, &client, &error), PARAMD_ECONNECTION);
+    ck_assert_uint_lt(now_ms() - begin_ms, 300);
+    fake_rank_init(&leader, 0);
+}
 END_TEST
 
 /* ---- Leases ---- */
@@ -497,19 +510,19 @@ static void count_pings(struct fake_rank *fake, void *context)
 }
 
 START_TEST(the_lease_is_renewed_between_calls_and_inside_them)
-    {
-        uint32_t pings[2] = {0, 0};
-        leader.lease_ms = 150;
-        fake_rank_run(&leader, count_pings, pings);
-        start();
-        usleep(600000);
-        ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, NULL, &error), PARAMD_OK);
-        end_scripts();
-        ck_assert_uint_ge(pings[0], 5);
-        ck_assert_uint_le(pings[0], 11);
-        ck_assert_uint_ge(pings[1], 5);
-        ck_assert_uint_le(pings[1], 11);
-    }
+{
+    uint32_t pings[2] = {0, 0};
+    leader.lease_ms = 150;
+    fake_rank_run(&leader, count_pings, pings);
+    start();
+    usleep(600000);
+    ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, NULL, &error), PARAMD_OK);
+    end_scripts();
+    ck_assert_uint_ge(pings[0], 5);
+    ck_assert_uint_le(pings[0], 11);
+    ck_assert_uint_ge(pings[1], 5);
+    ck_assert_uint_le(pings[1], 11);
+}
 END_TEST
 
 static void hang_up_between_calls(struct fake_rank *fake, void *context)
@@ -525,13 +538,13 @@ static void hang_up_between_calls(struct fake_rank *fake, void *context)
 }
 
 START_TEST(a_session_lost_between_calls_is_taken_up_before_the_next)
-    {
-        leader.lease_ms = 150;
-        fake_rank_run(&leader, hang_up_between_calls, NULL);
-        start();
-        usleep(500000);
-        ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, NULL, &error), PARAMD_OK);
-    }
+{
+    leader.lease_ms = 150;
+    fake_rank_run(&leader, hang_up_between_calls, NULL);
+    start();
+    usleep(500000);
+    ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, NULL, &error), PARAMD_OK);
+}
 END_TEST
 
 int main(void)
@@ -545,6 +558,7 @@ int main(void)
     tcase_add_test(tests, a_push_that_was_not_accepted_is_sent_again);
     tcase_add_test(tests, a_step_whose_push_was_accepted_only_pulls_after_a_reconnect);
     tcase_add_test(tests, a_step_that_ran_out_of_time_may_be_repeated);
+    tcase_add_test(tests, what_a_resumed_session_says_of_a_push_in_doubt_is_remembered);
     tcase_add_test(tests, a_repeated_push_goes_only_to_the_lanes_that_have_not_acknowledged_it);
     tcase_add_test(tests, lanes_of_different_versions_are_pulled_until_they_agree);
     tcase_add_test(tests, damaged_parameters_are_pulled_again);

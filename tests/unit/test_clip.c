@@ -61,104 +61,103 @@ static void check_clipped(const json_t *call, double scale)
 }
 
 START_TEST(the_norm_and_the_clipped_gradients_are_the_references)
-    {
-        static const char *const cases[] = {"clip_norm_l1", "clip_norm_l2", "clip_norm_inf"};
-        json_t *document = vectors_load(PD_VECTORS, cases[_i]);
-        const json_t *hyper = json_object_get(document, "hyperparameters");
-        double norm_type = vectors_number(json_object_get(hyper, "norm_type"));
-        double max_norm = vectors_number(json_object_get(hyper, "max_norm"));
-        size_t index = 0;
-        json_t *call = NULL;
+{
+    static const char *const cases[] = {"clip_norm_l1", "clip_norm_l2", "clip_norm_inf"};
+    json_t *document = vectors_load(PD_VECTORS, cases[_i]);
+    const json_t *hyper = json_object_get(document, "hyperparameters");
+    double norm_type = vectors_number(json_object_get(hyper, "norm_type"));
+    double max_norm = vectors_number(json_object_get(hyper, "max_norm"));
+    size_t index = 0;
+    json_t *call = NULL;
 
-        ck_assert_uint_gt(json_array_size(json_object_get(document, "calls")), 0);
-        json_array_foreach(json_object_get(document, "calls"), index, call)
-        {
-            double expected = vectors_number(json_object_get(call, "total_norm"));
-            double norm = total_norm(json_object_get(call, "grads"), norm_type);
-            ck_assert_double_le(fabs(norm - expected), TOLERANCE * expected);
-            check_clipped(call, pd_clip_scale(norm, max_norm));
-        }
-        json_decref(document);
+    ck_assert_uint_gt(json_array_size(json_object_get(document, "calls")), 0);
+    json_array_foreach(json_object_get(document, "calls"), index, call)
+    {
+        double expected = vectors_number(json_object_get(call, "total_norm"));
+        double norm = total_norm(json_object_get(call, "grads"), norm_type);
+        ck_assert_double_le(fabs(norm - expected), TOLERANCE * expected);
+        check_clipped(call, pd_clip_scale(norm, max_norm));
     }
+    json_decref(document);
+}
 END_TEST
 
 /* The reference lets infinite norms zero the gradients; here the step is skipped, which needs NaN.
  */
 START_TEST(a_nonfinite_gradient_has_norm_nan)
-    {
-        json_t *document = vectors_load(PD_VECTORS, "clip_norm_l2_nonfinite");
-        size_t index = 0;
-        json_t *call = NULL;
+{
+    json_t *document = vectors_load(PD_VECTORS, "clip_norm_l2_nonfinite");
+    size_t index = 0;
+    json_t *call = NULL;
 
-        json_array_foreach(json_object_get(document, "calls"), index, call)
-        {
-            double expected = vectors_number(json_object_get(call, "total_norm"));
-            double norm = total_norm(json_object_get(call, "grads"), 2);
-            ck_assert_int_eq(isnan(norm), !isfinite(expected));
-        }
-        json_decref(document);
+    json_array_foreach(json_object_get(document, "calls"), index, call)
+    {
+        double expected = vectors_number(json_object_get(call, "total_norm"));
+        double norm = total_norm(json_object_get(call, "grads"), 2);
+        ck_assert_int_eq(isnan(norm), !isfinite(expected));
     }
+    json_decref(document);
+}
 END_TEST
 
 START_TEST(clipping_by_value_is_exact)
-    {
-        json_t *document = vectors_load(PD_VECTORS, "clip_value");
-        const json_t *hyper = json_object_get(document, "hyperparameters");
-        float value = (float)vectors_number(json_object_get(hyper, "clip_value"));
-        size_t index = 0;
-        json_t *call = NULL;
+{
+    json_t *document = vectors_load(PD_VECTORS, "clip_value");
+    const json_t *hyper = json_object_get(document, "hyperparameters");
+    float value = (float)vectors_number(json_object_get(hyper, "clip_value"));
+    size_t index = 0;
+    json_t *call = NULL;
 
-        json_array_foreach(json_object_get(document, "calls"), index, call)
+    json_array_foreach(json_object_get(document, "calls"), index, call)
+    {
+        const char *name = NULL;
+        json_t *list = NULL;
+        json_object_foreach(json_object_get(call, "grads"), name, list)
         {
-            const char *name = NULL;
-            json_t *list = NULL;
-            json_object_foreach(json_object_get(call, "grads"), name, list)
-            {
-                uint32_t count = 0;
-                float *gradient = vectors_floats(list, &count);
-                const json_t *clipped = json_object_get(json_object_get(call, "clipped"), name);
-                float *expected = vectors_floats(clipped, &count);
-                pd_reduce_clamp(gradient, value, count);
-                for (uint32_t i = 0; i < count; i++) {
-                    ck_assert(gradient[i] == expected[i] ||
-                              (isnan(gradient[i]) && isnan(expected[i])));
-                }
-                pd_heap_free(gradient);
-                pd_heap_free(expected);
+            uint32_t count = 0;
+            float *gradient = vectors_floats(list, &count);
+            const json_t *clipped = json_object_get(json_object_get(call, "clipped"), name);
+            float *expected = vectors_floats(clipped, &count);
+            pd_reduce_clamp(gradient, value, count);
+            for (uint32_t i = 0; i < count; i++) {
+                ck_assert(gradient[i] == expected[i] || (isnan(gradient[i]) && isnan(expected[i])));
             }
+            pd_heap_free(gradient);
+            pd_heap_free(expected);
         }
-        json_decref(document);
     }
+    json_decref(document);
+}
 END_TEST
 
 START_TEST(partials_of_blocks_combine_to_the_norm_of_any_type)
-    {
-        const double powers[] = {8, 100, 19, 200};
+{
+    const double powers[] = {8, 100, 19, 200};
 
-        ck_assert_double_eq(pd_clip_total_norm(powers, 2, 3), pow(27, 1.0 / 3));
-        ck_assert_double_eq(pd_clip_total_norm(powers, 2, 1), 27);
-        ck_assert_double_eq(pd_clip_total_norm(powers, 2, 2), sqrt(27));
-        ck_assert_double_eq(pd_clip_total_norm(powers, 2, INFINITY), 19);
-        ck_assert_double_eq(pd_clip_total_norm(powers, 0, 2), 0);
-    }
+    ck_assert_double_eq(pd_clip_total_norm(powers, 2, 3), pow(27, 1.0 / 3));
+    ck_assert_double_eq(pd_clip_total_norm(powers, 2, 1), 27);
+    ck_assert_double_eq(pd_clip_total_norm(powers, 2, 2), sqrt(27));
+    ck_assert_double_eq(pd_clip_total_norm(powers, 2, INFINITY), 19);
+    ck_assert_double_eq(pd_clip_total_norm(powers, 0, 2), 0);
+}
 END_TEST
 
 START_TEST(one_nan_partial_makes_the_norm_nan)
-    {
-        const double powers[] = {8, 100, NAN, NAN, 19, 200};
+{
+    const double powers[] = {8, 100, NAN, NAN, 19, 200};
 
-        ck_assert(isnan(pd_clip_total_norm(powers, 3, 2)));
-        ck_assert(isnan(pd_clip_total_norm(powers, 3, INFINITY)));
-    }
+    ck_assert(isnan(pd_clip_total_norm(powers, 3, 2)));
+    ck_assert(isnan(pd_clip_total_norm(powers, 3, INFINITY)));
+}
 END_TEST
 
 START_TEST(the_scale_never_enlarges_and_is_one_without_a_limit)
-    {
-        ck_assert_double_eq(pd_clip_scale(0.5, 1), 1);
-        ck_assert_double_eq(pd_clip_scale(0, 1), 1);
-        ck_assert_double_eq(pd_clip_scale(4, 1), 1 / (4 + 1e-6));
-        ck_assert_double_eq(pd_clip_scale(1e30, NAN), 1);
-    }
+{
+    ck_assert_double_eq(pd_clip_scale(0.5, 1), 1);
+    ck_assert_double_eq(pd_clip_scale(0, 1), 1);
+    ck_assert_double_eq(pd_clip_scale(4, 1), 1 / (4 + 1e-6));
+    ck_assert_double_eq(pd_clip_scale(1e30, NAN), 1);
+}
 END_TEST
 
 int main(void)

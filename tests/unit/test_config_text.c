@@ -13,8 +13,8 @@ static struct pd_config *parse(const char *file, const char *text)
     struct pd_config *config = NULL;
     struct pd_error error = {0};
 
-    ck_assert_msg(pd_config_create(&config, file, text, NULL, 0, &error) == PD_OK, "%s\n%s",
-                  error.message, text);
+    ck_assert_msg(pd_config_create(&config, file, text, NULL, 0, &error) == PD_OK, "%s in:\n%s",
+                  error.message, text != NULL ? text : "(nothing)");
     return config;
 }
 

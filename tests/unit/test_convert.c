@@ -39,126 +39,126 @@ static void go_round(enum pd_dtype dtype)
 }
 
 START_TEST(every_bfloat16_survives_the_way_through_float32)
-    {
-        go_round(PD_DTYPE_BFLOAT16);
-        for (uint32_t i = 0; i < PATTERN_COUNT; i++) {
-            bool is_nan = (i & 0x7fff) > 0x7f80;
-            ck_assert_int_eq(isnan(values[i]) != 0, is_nan);
-            ck_assert_uint_eq(back[i], is_nan ? (i | 0x40) : i);
-        }
+{
+    go_round(PD_DTYPE_BFLOAT16);
+    for (uint32_t i = 0; i < PATTERN_COUNT; i++) {
+        bool is_nan = (i & 0x7fff) > 0x7f80;
+        ck_assert_int_eq(isnan(values[i]) != 0, is_nan);
+        ck_assert_uint_eq(back[i], is_nan ? (i | 0x40) : i);
     }
+}
 END_TEST
 
 START_TEST(every_float16_survives_the_way_through_float32)
-    {
-        go_round(PD_DTYPE_FLOAT16);
-        for (uint32_t i = 0; i < PATTERN_COUNT; i++) {
-            bool is_nan = (i & 0x7fff) > 0x7c00;
-            ck_assert_int_eq(isnan(values[i]) != 0, is_nan);
-            ck_assert_uint_eq(back[i], is_nan ? (i | 0x200) : i);
-        }
+{
+    go_round(PD_DTYPE_FLOAT16);
+    for (uint32_t i = 0; i < PATTERN_COUNT; i++) {
+        bool is_nan = (i & 0x7fff) > 0x7c00;
+        ck_assert_int_eq(isnan(values[i]) != 0, is_nan);
+        ck_assert_uint_eq(back[i], is_nan ? (i | 0x200) : i);
     }
+}
 END_TEST
 
 START_TEST(every_finite_float16_widens_to_its_value)
-    {
-        go_round(PD_DTYPE_FLOAT16);
-        for (uint32_t i = 0; i < PATTERN_COUNT; i++) {
-            int exponent = (int)(i >> 10 & 0x1f);
-            double fraction = (double)(i & 0x3ff);
-            double magnitude =
-                exponent == 0 ? ldexp(fraction, -24) : ldexp(fraction + 1024, exponent - 25);
-            if (exponent < 31) {
-                ck_assert_double_eq(values[i], (i & 0x8000) != 0 ? -magnitude : magnitude);
-            }
+{
+    go_round(PD_DTYPE_FLOAT16);
+    for (uint32_t i = 0; i < PATTERN_COUNT; i++) {
+        int exponent = (int)(i >> 10 & 0x1f);
+        double fraction = (double)(i & 0x3ff);
+        double magnitude =
+            exponent == 0 ? ldexp(fraction, -24) : ldexp(fraction + 1024, exponent - 25);
+        if (exponent < 31) {
+            ck_assert_double_eq(values[i], (i & 0x8000) != 0 ? -magnitude : magnitude);
         }
     }
+}
 END_TEST
 
 /* Between each float16 and the next: below the middle, above it, and at it to the even one. */
 START_TEST(float16_rounds_to_nearest_and_ties_to_even)
-    {
-        go_round(PD_DTYPE_FLOAT16);
-        for (uint32_t i = 0; i < 0x7bff; i++) {
-            float middle = (float)(((double)values[i] + (double)values[i + 1]) / 2);
-            ck_assert_uint_eq(narrow(nextafterf(middle, 0), PD_DTYPE_FLOAT16), i);
-            ck_assert_uint_eq(narrow(nextafterf(middle, INFINITY), PD_DTYPE_FLOAT16), i + 1);
-            ck_assert_uint_eq(narrow(middle, PD_DTYPE_FLOAT16), i + (i & 1));
-            ck_assert_uint_eq(narrow(-middle, PD_DTYPE_FLOAT16), 0x8000 | (i + (i & 1)));
-        }
+{
+    go_round(PD_DTYPE_FLOAT16);
+    for (uint32_t i = 0; i < 0x7bff; i++) {
+        float middle = (float)(((double)values[i] + (double)values[i + 1]) / 2);
+        ck_assert_uint_eq(narrow(nextafterf(middle, 0), PD_DTYPE_FLOAT16), i);
+        ck_assert_uint_eq(narrow(nextafterf(middle, INFINITY), PD_DTYPE_FLOAT16), i + 1);
+        ck_assert_uint_eq(narrow(middle, PD_DTYPE_FLOAT16), i + (i & 1));
+        ck_assert_uint_eq(narrow(-middle, PD_DTYPE_FLOAT16), 0x8000 | (i + (i & 1)));
     }
+}
 END_TEST
 
 START_TEST(float16_overflows_to_infinity)
-    {
-        ck_assert_uint_eq(narrow(nextafterf(65520.0f, 0), PD_DTYPE_FLOAT16), 0x7bff);
-        ck_assert_uint_eq(narrow(65520.0f, PD_DTYPE_FLOAT16), 0x7c00);
-        ck_assert_uint_eq(narrow(-3e38f, PD_DTYPE_FLOAT16), 0xfc00);
-        ck_assert_uint_eq(narrow(3.4e38f, PD_DTYPE_BFLOAT16), 0x7f80);
-    }
+{
+    ck_assert_uint_eq(narrow(nextafterf(65520.0f, 0), PD_DTYPE_FLOAT16), 0x7bff);
+    ck_assert_uint_eq(narrow(65520.0f, PD_DTYPE_FLOAT16), 0x7c00);
+    ck_assert_uint_eq(narrow(-3e38f, PD_DTYPE_FLOAT16), 0xfc00);
+    ck_assert_uint_eq(narrow(3.4e38f, PD_DTYPE_BFLOAT16), 0x7f80);
+}
 END_TEST
 
 START_TEST(a_nan_stays_a_nan_whatever_its_payload)
-    {
-        static const uint32_t nans[] = {0x7f800001, 0x7fc00000, 0xff800001, 0x7fffffff, 0xffffffff};
-        for (size_t i = 0; i < sizeof nans / sizeof nans[0]; i++) {
-            ck_assert_uint_gt(narrow(from_bits(nans[i]), PD_DTYPE_FLOAT16) & 0x7fff, 0x7c00);
-            ck_assert_uint_gt(narrow(from_bits(nans[i]), PD_DTYPE_BFLOAT16) & 0x7fff, 0x7f80);
-        }
+{
+    static const uint32_t nans[] = {0x7f800001, 0x7fc00000, 0xff800001, 0x7fffffff, 0xffffffff};
+    for (size_t i = 0; i < sizeof nans / sizeof nans[0]; i++) {
+        ck_assert_uint_gt(narrow(from_bits(nans[i]), PD_DTYPE_FLOAT16) & 0x7fff, 0x7c00);
+        ck_assert_uint_gt(narrow(from_bits(nans[i]), PD_DTYPE_BFLOAT16) & 0x7fff, 0x7f80);
     }
+}
 END_TEST
 
 START_TEST(casts_are_those_of_pytorch)
-    {
-        FILE *file = fopen(PD_TEST_DATA_DIR "/cast_bf16_fp16.txt", "r");
-        ck_assert_ptr_nonnull(file);
-        char line[128];
-        unsigned case_count = 0;
-        while (fgets(line, sizeof line, file) != NULL) {
-            uint32_t bits = 0;
-            unsigned bfloat16 = 0;
-            unsigned float16 = 0;
-            if (line[0] == '#') {
-                continue;
-            }
-            ck_assert_int_eq(sscanf(line, "%" SCNx32 " %x %x", &bits, &bfloat16, &float16), 3);
-            ck_assert_uint_eq(narrow(from_bits(bits), PD_DTYPE_BFLOAT16), bfloat16);
-            ck_assert_uint_eq(narrow(from_bits(bits), PD_DTYPE_FLOAT16), float16);
-            case_count++;
+{
+    FILE *file = fopen(PD_TEST_DATA_DIR "/cast_bf16_fp16.txt", "r");
+    ck_assert_ptr_nonnull(file);
+    char line[128];
+    unsigned case_count = 0;
+    while (fgets(line, sizeof line, file) != NULL) {
+        uint32_t bits = 0;
+        unsigned bfloat16 = 0;
+        unsigned float16 = 0;
+        if (line[0] == '#') {
+            continue;
         }
-        (void)fclose(file);
-        ck_assert_uint_gt(case_count, 1000);
+        ck_assert_int_eq(sscanf(line, "%" SCNx32 " %x %x", &bits, &bfloat16, &float16), 3);
+        ck_assert_uint_eq(narrow(from_bits(bits), PD_DTYPE_BFLOAT16), bfloat16);
+        ck_assert_uint_eq(narrow(from_bits(bits), PD_DTYPE_FLOAT16), float16);
+        case_count++;
     }
+    (void)fclose(file);
+    ck_assert_uint_gt(case_count, 1000);
+}
 END_TEST
 
 /* Long runs take the vector path, single elements the scalar one. */
 START_TEST(a_long_run_converts_like_its_elements)
-    {
-        static float wide[1003];
-        static uint16_t run[1003];
-        uint32_t bits = 1;
+{
+    static float wide[1003];
+    static uint16_t run[1003];
+    uint32_t bits = 1;
+    for (size_t i = 0; i < 1003; i++) {
+        bits = bits * 1664525u + 1013904223u;
+        wide[i] = from_bits(bits);
+    }
+    for (uint32_t dtype = PD_DTYPE_BFLOAT16; dtype <= PD_DTYPE_FLOAT16; dtype++) {
+        pd_convert_from_float32(run, (enum pd_dtype)dtype, wide, 1003);
         for (size_t i = 0; i < 1003; i++) {
-            bits = bits * 1664525u + 1013904223u;
-            wide[i] = from_bits(bits);
-        }
-        for (uint32_t dtype = PD_DTYPE_BFLOAT16; dtype <= PD_DTYPE_FLOAT16; dtype++) {
-            pd_convert_from_float32(run, (enum pd_dtype)dtype, wide, 1003);
-            for (size_t i = 0; i < 1003; i++) {
-                ck_assert_uint_eq(run[i], narrow(wide[i], (enum pd_dtype)dtype));
-            }
+            ck_assert_uint_eq(run[i], narrow(wide[i], (enum pd_dtype)dtype));
         }
     }
+}
 END_TEST
 
 START_TEST(float32_is_copied_bit_for_bit)
-    {
-        static const uint32_t bits[4] = {0x7f800001, 0x80000000, 1, 0x3f800000};
-        uint32_t copy[4] = {0};
-        float wide[4];
-        pd_convert_to_float32(wide, bits, PD_DTYPE_FLOAT32, 4);
-        pd_convert_from_float32(copy, PD_DTYPE_FLOAT32, wide, 4);
-        ck_assert_mem_eq(copy, bits, sizeof bits);
-    }
+{
+    static const uint32_t bits[4] = {0x7f800001, 0x80000000, 1, 0x3f800000};
+    uint32_t copy[4] = {0};
+    float wide[4];
+    pd_convert_to_float32(wide, bits, PD_DTYPE_FLOAT32, 4);
+    pd_convert_from_float32(copy, PD_DTYPE_FLOAT32, wide, 4);
+    ck_assert_mem_eq(copy, bits, sizeof bits);
+}
 END_TEST
 
 int main(void)

@@ -133,147 +133,147 @@ static void make_stream(void)
 }
 
 START_TEST(frames_come_out_whole_however_the_stream_is_cut)
-    {
-        static uint8_t place[100000];
-        struct pd_frame_reader *reader = create();
-        make_stream();
-        struct seen seen = feed(reader, pieces[_i], place);
-        ck_assert(!seen.failed);
-        ck_assert_uint_eq(seen.messages, 7);
-        ck_assert_uint_eq(seen.payloads, 4);
-        ck_assert_uint_eq(seen.bad_checksums, 0);
-        ck_assert_uint_eq(seen.step_sum, 28);
-        ck_assert(pd_frame_reader_idle(reader));
-        pd_frame_reader_destroy(reader);
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-    }
+{
+    static uint8_t place[100000];
+    struct pd_frame_reader *reader = create();
+    make_stream();
+    struct seen seen = feed(reader, pieces[_i], place);
+    ck_assert(!seen.failed);
+    ck_assert_uint_eq(seen.messages, 7);
+    ck_assert_uint_eq(seen.payloads, 4);
+    ck_assert_uint_eq(seen.bad_checksums, 0);
+    ck_assert_uint_eq(seen.step_sum, 28);
+    ck_assert(pd_frame_reader_idle(reader));
+    pd_frame_reader_destroy(reader);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 START_TEST(a_dropped_payload_does_not_disturb_the_stream)
-    {
-        struct pd_frame_reader *reader = create();
-        make_stream();
-        struct seen seen = feed(reader, pieces[_i], NULL);
-        ck_assert(!seen.failed);
-        ck_assert_uint_eq(seen.messages, 7);
-        ck_assert_uint_eq(seen.bad_checksums, 0);
-        ck_assert(pd_frame_reader_idle(reader));
-        pd_frame_reader_destroy(reader);
-    }
+{
+    struct pd_frame_reader *reader = create();
+    make_stream();
+    struct seen seen = feed(reader, pieces[_i], NULL);
+    ck_assert(!seen.failed);
+    ck_assert_uint_eq(seen.messages, 7);
+    ck_assert_uint_eq(seen.bad_checksums, 0);
+    ck_assert(pd_frame_reader_idle(reader));
+    pd_frame_reader_destroy(reader);
+}
 END_TEST
 
 START_TEST(reading_takes_nothing_from_the_heap)
-    {
-        static uint8_t place[100000];
-        struct pd_frame_reader *reader = create();
-        make_stream();
-        size_t allocations = pd_heap_allocations();
-        (void)feed(reader, 4096, place);
-        (void)feed(reader, 4096, NULL);
-        ck_assert_uint_eq(pd_heap_allocations(), allocations);
-        pd_frame_reader_destroy(reader);
-    }
+{
+    static uint8_t place[100000];
+    struct pd_frame_reader *reader = create();
+    make_stream();
+    size_t allocations = pd_heap_allocations();
+    (void)feed(reader, 4096, place);
+    (void)feed(reader, 4096, NULL);
+    ck_assert_uint_eq(pd_heap_allocations(), allocations);
+    pd_frame_reader_destroy(reader);
+}
 END_TEST
 
 START_TEST(a_payload_is_read_straight_into_its_place)
-    {
-        static uint8_t place[100000];
-        struct pd_frame_reader *reader = create();
-        void *space = NULL;
-        size_t space_bytes = 0;
-        stream_bytes = 0;
-        append_push(1, 100000, false);
-        size_t header_end = stream_bytes - 100000;
+{
+    static uint8_t place[100000];
+    struct pd_frame_reader *reader = create();
+    void *space = NULL;
+    size_t space_bytes = 0;
+    stream_bytes = 0;
+    append_push(1, 100000, false);
+    size_t header_end = stream_bytes - 100000;
 
-        pd_frame_reader_space(reader, &space, &space_bytes);
-        memcpy(space, stream, header_end + 10);
-        pd_frame_reader_filled(reader, header_end + 10);
-        ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
-        ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MORE);
-        pd_frame_reader_space(reader, &space, &space_bytes);
-        ck_assert_uint_eq(space_bytes, 0);
+    pd_frame_reader_space(reader, &space, &space_bytes);
+    memcpy(space, stream, header_end + 10);
+    pd_frame_reader_filled(reader, header_end + 10);
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MORE);
+    pd_frame_reader_space(reader, &space, &space_bytes);
+    ck_assert_uint_eq(space_bytes, 0);
 
-        pd_frame_reader_place(reader, place);
-        pd_frame_reader_space(reader, &space, &space_bytes);
-        ck_assert_ptr_eq(space, place + 10);
-        ck_assert_uint_eq(space_bytes, 100000 - 10);
-        ck_assert(!pd_frame_reader_idle(reader));
-        pd_frame_reader_destroy(reader);
-    }
+    pd_frame_reader_place(reader, place);
+    pd_frame_reader_space(reader, &space, &space_bytes);
+    ck_assert_ptr_eq(space, place + 10);
+    ck_assert_uint_eq(space_bytes, 100000 - 10);
+    ck_assert(!pd_frame_reader_idle(reader));
+    pd_frame_reader_destroy(reader);
+}
 END_TEST
 
 START_TEST(a_changed_payload_is_reported_and_the_stream_goes_on)
-    {
-        static uint8_t place[4096];
-        struct pd_frame_reader *reader = create();
-        stream_bytes = 0;
-        append_push(1, 400, true);
-        stream[stream_bytes - 20] ^= 1;
-        append_push(2, 400, true);
-        struct seen seen = feed(reader, pieces[_i], place);
-        ck_assert(!seen.failed);
-        ck_assert_uint_eq(seen.payloads, 2);
-        ck_assert_uint_eq(seen.bad_checksums, 1);
-        pd_frame_reader_destroy(reader);
-    }
+{
+    static uint8_t place[4096];
+    struct pd_frame_reader *reader = create();
+    stream_bytes = 0;
+    append_push(1, 400, true);
+    stream[stream_bytes - 20] ^= 1;
+    append_push(2, 400, true);
+    struct seen seen = feed(reader, pieces[_i], place);
+    ck_assert(!seen.failed);
+    ck_assert_uint_eq(seen.payloads, 2);
+    ck_assert_uint_eq(seen.bad_checksums, 1);
+    pd_frame_reader_destroy(reader);
+}
 END_TEST
 
 START_TEST(a_changed_header_without_payload_ends_the_stream)
-    {
-        struct pd_frame_reader *reader = create();
-        stream_bytes = 0;
-        append_push(1, 0, true);
-        stream[PD_PREFIX_BYTES + 1] ^= 2;
-        struct seen seen = feed(reader, pieces[_i], NULL);
-        ck_assert(seen.failed);
-        ck_assert_uint_eq(seen.messages, 0);
-        ck_assert_int_eq(error.status, PD_ECHECKSUM);
-        pd_frame_reader_destroy(reader);
-    }
+{
+    struct pd_frame_reader *reader = create();
+    stream_bytes = 0;
+    append_push(1, 0, true);
+    stream[PD_PREFIX_BYTES + 1] ^= 2;
+    struct seen seen = feed(reader, pieces[_i], NULL);
+    ck_assert(seen.failed);
+    ck_assert_uint_eq(seen.messages, 0);
+    ck_assert_int_eq(error.status, PD_ECHECKSUM);
+    pd_frame_reader_destroy(reader);
+}
 END_TEST
 
 START_TEST(a_stream_cut_inside_a_frame_is_not_idle)
-    {
-        static uint8_t place[4096];
-        stream_bytes = 0;
-        append_push(1, 100, true);
-        size_t whole_bytes = stream_bytes;
-        for (stream_bytes = 1; stream_bytes < whole_bytes; stream_bytes++) {
-            struct pd_frame_reader *reader = create();
-            (void)feed(reader, 16, place);
-            ck_assert(!pd_frame_reader_idle(reader));
-            pd_frame_reader_destroy(reader);
-        }
+{
+    static uint8_t place[4096];
+    stream_bytes = 0;
+    append_push(1, 100, true);
+    size_t whole_bytes = stream_bytes;
+    for (stream_bytes = 1; stream_bytes < whole_bytes; stream_bytes++) {
+        struct pd_frame_reader *reader = create();
+        (void)feed(reader, 16, place);
+        ck_assert(!pd_frame_reader_idle(reader));
+        pd_frame_reader_destroy(reader);
     }
+}
 END_TEST
 
 START_TEST(a_long_registration_is_read_and_the_next_frame_too)
-    {
-        struct pd_frame_reader *reader = create();
-        uint8_t *frame = NULL;
-        memset(&message, 0, sizeof message);
-        message.kind = PD_MESSAGE_REGISTER;
-        ck_assert_int_eq(pd_tensor_list_init(&message.registration.tensors, 2000, &error), PD_OK);
-        for (unsigned i = 0; i < 2000; i++) {
-            char name[32];
-            int name_bytes = snprintf(name, sizeof name, "a.longer.name.%u", i);
-            ck_assert_int_eq(pd_tensor_list_append(&message.registration.tensors, name,
-                                                   (size_t)name_bytes, 0, NULL, &error),
-                             PD_OK);
-        }
-        ck_assert_int_eq(pd_frame_encode(&frame, &stream_bytes, &message, 0, 0, &error), PD_OK);
-        ck_assert_uint_gt(stream_bytes, 10 * PD_HEADER_BYTES_MAX / 2);
-        memcpy(stream, frame, stream_bytes);
-        pd_heap_free(frame);
-        pd_message_finish(&message);
-        append_push(4, 0, true);
-
-        struct seen seen = feed(reader, pieces[_i], NULL);
-        ck_assert_uint_eq(seen.messages, 2);
-        ck_assert_uint_eq(pd_frame_reader_message(reader)->push.step, 4);
-        pd_frame_reader_destroy(reader);
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+{
+    struct pd_frame_reader *reader = create();
+    uint8_t *frame = NULL;
+    memset(&message, 0, sizeof message);
+    message.kind = PD_MESSAGE_REGISTER;
+    ck_assert_int_eq(pd_tensor_list_init(&message.registration.tensors, 2000, &error), PD_OK);
+    for (unsigned i = 0; i < 2000; i++) {
+        char name[32];
+        int name_bytes = snprintf(name, sizeof name, "a.longer.name.%u", i);
+        ck_assert_int_eq(pd_tensor_list_append(&message.registration.tensors, name,
+                                               (size_t)name_bytes, 0, NULL, &error),
+                         PD_OK);
     }
+    ck_assert_int_eq(pd_frame_encode(&frame, &stream_bytes, &message, 0, 0, &error), PD_OK);
+    ck_assert_uint_gt(stream_bytes, 10 * PD_HEADER_BYTES_MAX / 2);
+    memcpy(stream, frame, stream_bytes);
+    pd_heap_free(frame);
+    pd_message_finish(&message);
+    append_push(4, 0, true);
+
+    struct seen seen = feed(reader, pieces[_i], NULL);
+    ck_assert_uint_eq(seen.messages, 2);
+    ck_assert_uint_eq(pd_frame_reader_message(reader)->push.step, 4);
+    pd_frame_reader_destroy(reader);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 /* A valid prefix with one byte changed. */
@@ -293,61 +293,61 @@ static const struct {
 };
 
 START_TEST(a_bad_prefix_ends_the_stream_and_says_why)
-    {
-        struct pd_frame_reader *reader = create();
-        struct pd_prefix prefix = {.kind = PD_MESSAGE_PUSH};
-        pd_prefix_encode(&prefix, stream);
-        stream[refusals[_i].offset] = refusals[_i].value;
-        stream_bytes = PD_PREFIX_BYTES;
-        ck_assert(feed(reader, 24, NULL).failed);
-        ck_assert_int_eq(error.status, refusals[_i].status);
-        ck_assert_str_eq(error.message, refusals[_i].message);
+{
+    struct pd_frame_reader *reader = create();
+    struct pd_prefix prefix = {.kind = PD_MESSAGE_PUSH};
+    pd_prefix_encode(&prefix, stream);
+    stream[refusals[_i].offset] = refusals[_i].value;
+    stream_bytes = PD_PREFIX_BYTES;
+    ck_assert(feed(reader, 24, NULL).failed);
+    ck_assert_int_eq(error.status, refusals[_i].status);
+    ck_assert_str_eq(error.message, refusals[_i].message);
 
-        /* And stays ended. */
-        void *space = NULL;
-        size_t space_bytes = 1;
-        error = (struct pd_error){0};
-        pd_frame_reader_space(reader, &space, &space_bytes);
-        ck_assert_uint_eq(space_bytes, 0);
-        ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_FAILED);
-        ck_assert_str_eq(error.message, refusals[_i].message);
-        pd_frame_reader_destroy(reader);
-    }
+    /* And stays ended. */
+    void *space = NULL;
+    size_t space_bytes = 1;
+    error = (struct pd_error){0};
+    pd_frame_reader_space(reader, &space, &space_bytes);
+    ck_assert_uint_eq(space_bytes, 0);
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_FAILED);
+    ck_assert_str_eq(error.message, refusals[_i].message);
+    pd_frame_reader_destroy(reader);
+}
 END_TEST
 
 START_TEST(a_prefix_decodes_to_what_was_encoded)
-    {
-        struct pd_prefix prefix = {PD_MESSAGE_ORDER, 131072, 1, 0x0123456789abcdefull};
-        struct pd_prefix decoded;
-        uint8_t bytes[PD_PREFIX_BYTES];
-        pd_prefix_encode(&prefix, bytes);
-        ck_assert_int_eq(pd_prefix_decode(&decoded, bytes, &error), PD_OK);
-        ck_assert_uint_eq(decoded.kind, prefix.kind);
-        ck_assert_uint_eq(decoded.header_bytes, prefix.header_bytes);
-        ck_assert_uint_eq(decoded.flags, prefix.flags);
-        ck_assert_uint_eq(decoded.payload_bytes, prefix.payload_bytes);
-    }
+{
+    struct pd_prefix prefix = {PD_MESSAGE_ORDER, 131072, 1, 0x0123456789abcdefull};
+    struct pd_prefix decoded;
+    uint8_t bytes[PD_PREFIX_BYTES];
+    pd_prefix_encode(&prefix, bytes);
+    ck_assert_int_eq(pd_prefix_decode(&decoded, bytes, &error), PD_OK);
+    ck_assert_uint_eq(decoded.kind, prefix.kind);
+    ck_assert_uint_eq(decoded.header_bytes, prefix.header_bytes);
+    ck_assert_uint_eq(decoded.flags, prefix.flags);
+    ck_assert_uint_eq(decoded.payload_bytes, prefix.payload_bytes);
+}
 END_TEST
 
 START_TEST(create_survives_each_failed_allocation)
-    {
-        struct pd_frame_reader *reader = NULL;
-        pd_heap_fail_at(_i);
-        ck_assert_int_eq(pd_frame_reader_create(&reader, &error), PD_ENOMEM);
-        ck_assert_ptr_null(reader);
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-    }
+{
+    struct pd_frame_reader *reader = NULL;
+    pd_heap_fail_at(_i);
+    ck_assert_int_eq(pd_frame_reader_create(&reader, &error), PD_ENOMEM);
+    ck_assert_ptr_null(reader);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 START_TEST(encode_survives_a_failed_allocation)
-    {
-        uint8_t *frame = NULL;
-        size_t frame_bytes = 0;
-        message = (struct pd_message){.kind = PD_MESSAGE_PING};
-        pd_heap_fail_at(0);
-        ck_assert_int_eq(pd_frame_encode(&frame, &frame_bytes, &message, 0, 0, &error), PD_ENOMEM);
-        ck_assert_ptr_null(frame);
-    }
+{
+    uint8_t *frame = NULL;
+    size_t frame_bytes = 0;
+    message = (struct pd_message){.kind = PD_MESSAGE_PING};
+    pd_heap_fail_at(0);
+    ck_assert_int_eq(pd_frame_encode(&frame, &frame_bytes, &message, 0, 0, &error), PD_ENOMEM);
+    ck_assert_ptr_null(frame);
+}
 END_TEST
 
 /* Read the bytes between the lines "```hex" and "```" of the protocol's README: hexadecimal pairs,
@@ -376,41 +376,41 @@ static void read_example(void)
 }
 
 START_TEST(the_example_in_the_protocol_readme_decodes_as_it_says)
-    {
-        float place[3] = {0};
-        struct pd_frame_reader *reader = create();
-        void *space = NULL;
-        size_t space_bytes = 0;
-        read_example();
-        ck_assert_uint_gt(stream_bytes, PD_PREFIX_BYTES);
-        pd_frame_reader_space(reader, &space, &space_bytes);
-        memcpy(space, stream, stream_bytes);
-        pd_frame_reader_filled(reader, stream_bytes);
+{
+    float place[3] = {0};
+    struct pd_frame_reader *reader = create();
+    void *space = NULL;
+    size_t space_bytes = 0;
+    read_example();
+    ck_assert_uint_gt(stream_bytes, PD_PREFIX_BYTES);
+    pd_frame_reader_space(reader, &space, &space_bytes);
+    memcpy(space, stream, stream_bytes);
+    pd_frame_reader_filled(reader, stream_bytes);
 
-        ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
-        const struct pd_message *example = pd_frame_reader_message(reader);
-        ck_assert_int_eq(example->kind, PD_MESSAGE_PUSH);
-        ck_assert_uint_eq(example->push.step, 7);
-        ck_assert_uint_eq(example->push.micro_batch, 1);
-        ck_assert(example->push.last);
-        ck_assert_uint_eq(example->push.samples, 32);
-        ck_assert(example->push.has_loss);
-        ck_assert_double_eq(example->push.loss, 0.5);
-        ck_assert_uint_eq(example->push.dtype, PD_DTYPE_FLOAT32);
-        ck_assert_uint_eq(example->push.element_count, 3);
-        ck_assert(example->push.pull);
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
+    const struct pd_message *example = pd_frame_reader_message(reader);
+    ck_assert_int_eq(example->kind, PD_MESSAGE_PUSH);
+    ck_assert_uint_eq(example->push.step, 7);
+    ck_assert_uint_eq(example->push.micro_batch, 1);
+    ck_assert(example->push.last);
+    ck_assert_uint_eq(example->push.samples, 32);
+    ck_assert(example->push.has_loss);
+    ck_assert_double_eq(example->push.loss, 0.5);
+    ck_assert_uint_eq(example->push.dtype, PD_DTYPE_FLOAT32);
+    ck_assert_uint_eq(example->push.element_count, 3);
+    ck_assert(example->push.pull);
 
-        ck_assert_uint_eq(pd_frame_reader_payload_bytes(reader), sizeof place);
-        pd_frame_reader_place(reader, place);
-        ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_PAYLOAD);
-        ck_assert(pd_frame_reader_has_checksum(reader));
-        ck_assert(pd_frame_reader_checksum_ok(reader));
-        ck_assert_float_eq(place[0], 1.0f);
-        ck_assert_float_eq(place[1], -2.0f);
-        ck_assert_float_eq(place[2], 0.5f);
-        ck_assert(pd_frame_reader_idle(reader));
-        pd_frame_reader_destroy(reader);
-    }
+    ck_assert_uint_eq(pd_frame_reader_payload_bytes(reader), sizeof place);
+    pd_frame_reader_place(reader, place);
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_PAYLOAD);
+    ck_assert(pd_frame_reader_has_checksum(reader));
+    ck_assert(pd_frame_reader_checksum_ok(reader));
+    ck_assert_float_eq(place[0], 1.0f);
+    ck_assert_float_eq(place[1], -2.0f);
+    ck_assert_float_eq(place[2], 0.5f);
+    ck_assert(pd_frame_reader_idle(reader));
+    pd_frame_reader_destroy(reader);
+}
 END_TEST
 
 int main(void)

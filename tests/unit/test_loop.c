@@ -54,16 +54,16 @@ static void converse_pings(struct scripted_rank *rank)
 }
 
 START_TEST(sockets_have_their_turn_between_two_turns_of_work)
-    {
-        struct scripted_rank rank;
-        scripted_rank_init(&rank, react_work);
+{
+    struct scripted_rank rank;
+    scripted_rank_init(&rank, react_work);
 
-        ck_assert_int_eq(scripted_rank_run(&rank, converse_pings), 0);
+    ck_assert_int_eq(scripted_rank_run(&rank, converse_pings), 0);
 
-        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_MESSAGE], PING_COUNT);
-        ck_assert_uint_gt(rank.engine.counts[PD_EVENT_WORK], 1);
-        ck_assert_uint_lt(rank.engine.counts[PD_EVENT_WORK], 20 * PING_COUNT);
-    }
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_MESSAGE], PING_COUNT);
+    ck_assert_uint_gt(rank.engine.counts[PD_EVENT_WORK], 1);
+    ck_assert_uint_lt(rank.engine.counts[PD_EVENT_WORK], 20 * PING_COUNT);
+}
 END_TEST
 
 static void react_one_work(struct pd_engine *engine, const struct pd_event *event,
@@ -80,22 +80,22 @@ static void react_one_work(struct pd_engine *engine, const struct pd_event *even
 }
 
 START_TEST(work_is_fed_once_for_an_action_and_ticks_four_times_a_second)
-    {
-        struct scripted_rank rank;
-        struct timespec begin;
-        struct timespec end;
-        scripted_rank_init(&rank, react_one_work);
-        (void)clock_gettime(CLOCK_MONOTONIC, &begin);
+{
+    struct scripted_rank rank;
+    struct timespec begin;
+    struct timespec end;
+    scripted_rank_init(&rank, react_one_work);
+    (void)clock_gettime(CLOCK_MONOTONIC, &begin);
 
-        ck_assert_int_eq(scripted_rank_run(&rank, NULL), 5);
+    ck_assert_int_eq(scripted_rank_run(&rank, NULL), 5);
 
-        (void)clock_gettime(CLOCK_MONOTONIC, &end);
-        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_WORK], 1);
-        double elapsed_s =
-            (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) * 1e-9;
-        ck_assert_double_ge(elapsed_s, 0.9);
-        ck_assert_double_lt(elapsed_s, 2.0);
-    }
+    (void)clock_gettime(CLOCK_MONOTONIC, &end);
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_WORK], 1);
+    double elapsed_s =
+        (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) * 1e-9;
+    ck_assert_double_ge(elapsed_s, 0.9);
+    ck_assert_double_lt(elapsed_s, 2.0);
+}
 END_TEST
 
 static uint64_t last_entropy;
@@ -114,14 +114,14 @@ static void react_entropy(struct pd_engine *engine, const struct pd_event *event
 }
 
 START_TEST(each_event_has_a_fresh_random_number)
-    {
-        struct scripted_rank rank;
-        scripted_rank_init(&rank, react_entropy);
+{
+    struct scripted_rank rank;
+    scripted_rank_init(&rank, react_entropy);
 
-        ck_assert_int_eq(scripted_rank_run(&rank, NULL), 0);
+    ck_assert_int_eq(scripted_rank_run(&rank, NULL), 0);
 
-        ck_assert_uint_eq(entropy_repeated, 0);
-    }
+    ck_assert_uint_eq(entropy_repeated, 0);
+}
 END_TEST
 
 /* ---- Collectives ---- */
@@ -194,23 +194,23 @@ static void react_collectives(struct pd_engine *engine, const struct pd_event *e
 }
 
 START_TEST(each_collective_comes_back_once)
-    {
-        struct scripted_rank rank;
-        pthread_t thread;
-        scripted_rank_init(&rank, react_collectives);
-        rank.options.collectives = (struct pd_loop_collectives){give, take, NULL};
-        other.loop = &rank.loop;
-        ck_assert_int_eq(pthread_create(&thread, NULL, finish_collectives, NULL), 0);
+{
+    struct scripted_rank rank;
+    pthread_t thread;
+    scripted_rank_init(&rank, react_collectives);
+    rank.options.collectives = (struct pd_loop_collectives){give, take, NULL};
+    other.loop = &rank.loop;
+    ck_assert_int_eq(pthread_create(&thread, NULL, finish_collectives, NULL), 0);
 
-        ck_assert_int_eq(scripted_rank_run(&rank, NULL), 0);
+    ck_assert_int_eq(scripted_rank_run(&rank, NULL), 0);
 
-        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_COLLECTIVE], COLLECTIVE_COUNT);
-        (void)pthread_mutex_lock(&other.lock);
-        other.ending = true;
-        (void)pthread_cond_signal(&other.changed);
-        (void)pthread_mutex_unlock(&other.lock);
-        ck_assert_int_eq(pthread_join(thread, NULL), 0);
-    }
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_COLLECTIVE], COLLECTIVE_COUNT);
+    (void)pthread_mutex_lock(&other.lock);
+    other.ending = true;
+    (void)pthread_cond_signal(&other.changed);
+    (void)pthread_mutex_unlock(&other.lock);
+    ck_assert_int_eq(pthread_join(thread, NULL), 0);
+}
 END_TEST
 
 static void react_stuck(struct pd_engine *engine, const struct pd_event *event,
@@ -224,13 +224,13 @@ static void react_stuck(struct pd_engine *engine, const struct pd_event *event,
 }
 
 START_TEST(a_stuck_collective_ends_the_process_with_code_3)
-    {
-        struct scripted_rank rank;
-        scripted_rank_init(&rank, react_stuck);
-        rank.options.rank_timeout_ms = 500;
+{
+    struct scripted_rank rank;
+    scripted_rank_init(&rank, react_stuck);
+    rank.options.rank_timeout_ms = 500;
 
-        (void)scripted_rank_run(&rank, NULL);
-    }
+    (void)scripted_rank_run(&rank, NULL);
+}
 END_TEST
 
 static void react_abort(struct pd_engine *engine, const struct pd_event *event,
@@ -242,12 +242,12 @@ static void react_abort(struct pd_engine *engine, const struct pd_event *event,
 }
 
 START_TEST(an_abort_ends_the_process_with_code_3)
-    {
-        struct scripted_rank rank;
-        scripted_rank_init(&rank, react_abort);
+{
+    struct scripted_rank rank;
+    scripted_rank_init(&rank, react_abort);
 
-        (void)scripted_rank_run(&rank, NULL);
-    }
+    (void)scripted_rank_run(&rank, NULL);
+}
 END_TEST
 
 /* ---- The link to rank 0 ---- */
@@ -277,89 +277,89 @@ static void converse_listen_late(struct scripted_rank *rank)
 }
 
 START_TEST(a_rank_tries_until_rank_0_listens)
-    {
-        struct scripted_rank rank;
-        struct pd_error error = {0};
-        char leader[PD_ADDRESS_BYTES_MAX + 1];
-        int fd = -1;
-        ck_assert_int_eq(pd_listener_open(&fd, &late_port, "127.0.0.1", 0, &error), PD_OK);
-        (void)close(fd);
-        (void)snprintf(leader, sizeof leader, "127.0.0.1:%u", (unsigned)late_port);
-        scripted_rank_init(&rank, react_link);
-        rank.options.leader = leader;
+{
+    struct scripted_rank rank;
+    struct pd_error error = {0};
+    char leader[PD_ADDRESS_BYTES_MAX + 1];
+    int fd = -1;
+    ck_assert_int_eq(pd_listener_open(&fd, &late_port, "127.0.0.1", 0, &error), PD_OK);
+    (void)close(fd);
+    (void)snprintf(leader, sizeof leader, "127.0.0.1:%u", (unsigned)late_port);
+    scripted_rank_init(&rank, react_link);
+    rank.options.leader = leader;
 
-        ck_assert_int_eq(scripted_rank_run(&rank, converse_listen_late), 9);
+    ck_assert_int_eq(scripted_rank_run(&rank, converse_listen_late), 9);
 
-        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_OPENED], 1);
-        ck_assert_uint_ge(rank.engine.counts[PD_EVENT_TICK], 1);
-    }
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_OPENED], 1);
+    ck_assert_uint_ge(rank.engine.counts[PD_EVENT_TICK], 1);
+}
 END_TEST
 
 START_TEST(a_rank_without_a_link_in_time_ends_with_code_3)
-    {
-        struct scripted_rank rank;
-        struct pd_error error = {0};
-        char leader[PD_ADDRESS_BYTES_MAX + 1];
-        int fd = -1;
-        ck_assert_int_eq(pd_listener_open(&fd, &late_port, "127.0.0.1", 0, &error), PD_OK);
-        (void)close(fd);
-        (void)snprintf(leader, sizeof leader, "127.0.0.1:%u", (unsigned)late_port);
-        scripted_rank_init(&rank, react_link);
-        rank.options.leader = leader;
-        rank.options.rank_timeout_ms = 700;
+{
+    struct scripted_rank rank;
+    struct pd_error error = {0};
+    char leader[PD_ADDRESS_BYTES_MAX + 1];
+    int fd = -1;
+    ck_assert_int_eq(pd_listener_open(&fd, &late_port, "127.0.0.1", 0, &error), PD_OK);
+    (void)close(fd);
+    (void)snprintf(leader, sizeof leader, "127.0.0.1:%u", (unsigned)late_port);
+    scripted_rank_init(&rank, react_link);
+    rank.options.leader = leader;
+    rank.options.rank_timeout_ms = 700;
 
-        (void)scripted_rank_run(&rank, NULL);
-    }
+    (void)scripted_rank_run(&rank, NULL);
+}
 END_TEST
 
 START_TEST(a_leader_that_cannot_be_resolved_is_told_at_once)
-    {
-        struct scripted_rank rank;
-        struct pd_error error = {0};
-        struct pd_loop *loop = NULL;
-        scripted_rank_init(&rank, react_link);
-        rank.options.leader = "no.such.host.invalid:7070";
+{
+    struct scripted_rank rank;
+    struct pd_error error = {0};
+    struct pd_loop *loop = NULL;
+    scripted_rank_init(&rank, react_link);
+    rank.options.leader = "no.such.host.invalid:7070";
 
-        ck_assert_int_eq(pd_loop_create(&loop, &rank.options, &error), PD_ECONNECTION);
+    ck_assert_int_eq(pd_loop_create(&loop, &rank.options, &error), PD_ECONNECTION);
 
-        ck_assert_ptr_null(loop);
-        ck_assert_ptr_nonnull(strstr(error.message, "rank 0: host no.such.host.invalid: "));
-        (void)close(rank.options.listen_fd);
-    }
+    ck_assert_ptr_null(loop);
+    ck_assert_ptr_nonnull(strstr(error.message, "rank 0: host no.such.host.invalid: "));
+    (void)close(rank.options.listen_fd);
+}
 END_TEST
 
 /* ---- Listening ---- */
 
 START_TEST(a_port_in_use_is_named)
-    {
-        struct pd_error error = {0};
-        char expected[128];
-        uint32_t port = 0;
-        uint32_t again = 0;
-        int fd = -1;
-        int second_fd = -1;
-        ck_assert_int_eq(pd_listener_open(&fd, &port, "127.0.0.1", 0, &error), PD_OK);
-        ck_assert_uint_gt(port, 0);
+{
+    struct pd_error error = {0};
+    char expected[128];
+    uint32_t port = 0;
+    uint32_t again = 0;
+    int fd = -1;
+    int second_fd = -1;
+    ck_assert_int_eq(pd_listener_open(&fd, &port, "127.0.0.1", 0, &error), PD_OK);
+    ck_assert_uint_gt(port, 0);
 
-        ck_assert_int_eq(pd_listener_open(&second_fd, &again, "127.0.0.1", port, &error), PD_EIO);
+    ck_assert_int_eq(pd_listener_open(&second_fd, &again, "127.0.0.1", port, &error), PD_EIO);
 
-        ck_assert_int_eq(second_fd, -1);
-        (void)snprintf(expected, sizeof expected,
-                       "listen: 127.0.0.1 port %u: Address already in use", (unsigned)port);
-        ck_assert_str_eq(error.message, expected);
-        (void)close(fd);
-    }
+    ck_assert_int_eq(second_fd, -1);
+    (void)snprintf(expected, sizeof expected, "listen: 127.0.0.1 port %u: Address already in use",
+                   (unsigned)port);
+    ck_assert_str_eq(error.message, expected);
+    (void)close(fd);
+}
 END_TEST
 
 START_TEST(a_port_beyond_the_last_is_refused)
-    {
-        struct pd_error error = {0};
-        uint32_t port = 0;
-        int fd = -1;
+{
+    struct pd_error error = {0};
+    uint32_t port = 0;
+    int fd = -1;
 
-        ck_assert_int_eq(pd_listener_open(&fd, &port, "127.0.0.1", 65536, &error), PD_ECONFIG);
-        ck_assert_str_eq(error.message, "listen: port 65536 is over 65535");
-    }
+    ck_assert_int_eq(pd_listener_open(&fd, &port, "127.0.0.1", 65536, &error), PD_ECONFIG);
+    ck_assert_str_eq(error.message, "listen: port 65536 is over 65535");
+}
 END_TEST
 
 /* ---- Signals ---- */
@@ -379,20 +379,20 @@ static void react_signal(struct pd_engine *engine, const struct pd_event *event,
 }
 
 START_TEST(a_signal_asks_for_a_drain_by_its_name)
-    {
-        static const struct {
-            int number;
-            const char *name;
-        } cases[] = {{SIGTERM, "SIGTERM"}, {SIGINT, "SIGINT"}, {SIGUSR1, "SIGUSR1"}};
-        struct scripted_rank rank;
-        drain_signal = cases[_i].number;
-        scripted_rank_init(&rank, react_signal);
+{
+    static const struct {
+        int number;
+        const char *name;
+    } cases[] = {{SIGTERM, "SIGTERM"}, {SIGINT, "SIGINT"}, {SIGUSR1, "SIGUSR1"}};
+    struct scripted_rank rank;
+    drain_signal = cases[_i].number;
+    scripted_rank_init(&rank, react_signal);
 
-        ck_assert_int_eq(scripted_rank_run(&rank, NULL), 0);
+    ck_assert_int_eq(scripted_rank_run(&rank, NULL), 0);
 
-        ck_assert_str_eq(drain_text, cases[_i].name);
-        ck_assert_uint_eq(rank.engine.counts[PD_EVENT_DRAIN], 1);
-    }
+    ck_assert_str_eq(drain_text, cases[_i].name);
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_DRAIN], 1);
+}
 END_TEST
 
 static void react_impatience(struct pd_engine *engine, const struct pd_event *event,
@@ -406,12 +406,12 @@ static void react_impatience(struct pd_engine *engine, const struct pd_event *ev
 }
 
 START_TEST(a_second_signal_ends_at_once_with_code_1)
-    {
-        struct scripted_rank rank;
-        scripted_rank_init(&rank, react_impatience);
+{
+    struct scripted_rank rank;
+    scripted_rank_init(&rank, react_impatience);
 
-        (void)scripted_rank_run(&rank, NULL);
-    }
+    (void)scripted_rank_run(&rank, NULL);
+}
 END_TEST
 
 /* Plays mpirun: starts a rank and dies; the rank's end shows in the pipe. */
@@ -433,27 +433,27 @@ static void be_a_launcher(int pipe_write)
 }
 
 START_TEST(a_rank_ends_when_its_launcher_is_gone)
-    {
-        char text[256] = "";
-        int ends[2];
-        size_t used = 0;
-        ck_assert_int_eq(pipe(ends), 0);
-        pid_t launcher = fork();
-        ck_assert_int_ge(launcher, 0);
-        if (launcher == 0) {
-            (void)close(ends[0]);
-            be_a_launcher(ends[1]);
-        }
-        (void)close(ends[1]);
-
-        for (ssize_t got = 1; got > 0 && used < sizeof text - 1; used += (size_t)got) {
-            got = read(ends[0], text + used, sizeof text - 1 - used);
-            ck_assert_int_ge(got, 0);
-        }
-
-        ck_assert_ptr_nonnull(strstr(text, "mpirun is gone: stopping"));
+{
+    char text[256] = "";
+    int ends[2];
+    size_t used = 0;
+    ck_assert_int_eq(pipe(ends), 0);
+    pid_t launcher = fork();
+    ck_assert_int_ge(launcher, 0);
+    if (launcher == 0) {
         (void)close(ends[0]);
+        be_a_launcher(ends[1]);
     }
+    (void)close(ends[1]);
+
+    for (ssize_t got = 1; got > 0 && used < sizeof text - 1; used += (size_t)got) {
+        got = read(ends[0], text + used, sizeof text - 1 - used);
+        ck_assert_int_ge(got, 0);
+    }
+
+    ck_assert_ptr_nonnull(strstr(text, "mpirun is gone: stopping"));
+    (void)close(ends[0]);
+}
 END_TEST
 
 int main(void)

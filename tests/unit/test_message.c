@@ -93,121 +93,120 @@ static void fill_tensors(struct pd_tensor_list *list, uint32_t count)
 }
 
 START_TEST(every_field_survives_the_way_over_the_wire)
-    {
-        enum pd_message_kind kind = (enum pd_message_kind)_i;
-        if (!pd_message_kind_valid((uint32_t)_i) || kind == PD_MESSAGE_REGISTER) {
-            return;
-        }
-        fill(kind);
-        (void)go_round();
-        ck_assert_mem_eq(&decoded, &message, sizeof message);
+{
+    enum pd_message_kind kind = (enum pd_message_kind)_i;
+    if (!pd_message_kind_valid((uint32_t)_i) || kind == PD_MESSAGE_REGISTER) {
+        return;
     }
+    fill(kind);
+    (void)go_round();
+    ck_assert_mem_eq(&decoded, &message, sizeof message);
+}
 END_TEST
 
 START_TEST(absent_and_zero_are_told_apart)
-    {
-        fill(PD_MESSAGE_PUSH);
-        message.push.loss = 0;
-        (void)go_round();
-        ck_assert(decoded.push.has_loss);
-        message.push.has_loss = false;
-        (void)go_round();
-        ck_assert(!decoded.push.has_loss);
+{
+    fill(PD_MESSAGE_PUSH);
+    message.push.loss = 0;
+    (void)go_round();
+    ck_assert(decoded.push.has_loss);
+    message.push.has_loss = false;
+    (void)go_round();
+    ck_assert(!decoded.push.has_loss);
 
-        fill(PD_MESSAGE_HELLO);
-        (void)go_round();
-        ck_assert(decoded.hello.has_worker_id);
-        message.hello.has_worker_id = false;
-        (void)go_round();
-        ck_assert(!decoded.hello.has_worker_id);
-    }
+    fill(PD_MESSAGE_HELLO);
+    (void)go_round();
+    ck_assert(decoded.hello.has_worker_id);
+    message.hello.has_worker_id = false;
+    (void)go_round();
+    ck_assert(!decoded.hello.has_worker_id);
+}
 END_TEST
 
 START_TEST(a_loss_that_is_not_a_number_arrives_as_it_is)
-    {
-        fill(PD_MESSAGE_PUSH);
-        message.push.loss = NAN;
-        (void)go_round();
-        ck_assert(isnan(decoded.push.loss));
-    }
+{
+    fill(PD_MESSAGE_PUSH);
+    message.push.loss = NAN;
+    (void)go_round();
+    ck_assert(isnan(decoded.push.loss));
+}
 END_TEST
 
 START_TEST(a_registration_survives_whatever_its_length)
-    {
-        static const uint32_t counts[] = {1, 63, 64, 65, 200, 5000};
-        memset(&message, 0, sizeof message);
-        message.kind = PD_MESSAGE_REGISTER;
-        fill_tensors(&message.registration.tensors, counts[_i]);
-        (void)go_round();
-        ck_assert_int_eq(pd_tensor_list_compare(&message.registration.tensors,
-                                                &decoded.registration.tensors, &error),
-                         PD_OK);
-        pd_message_finish(&decoded);
+{
+    static const uint32_t counts[] = {1, 63, 64, 65, 200, 5000};
+    memset(&message, 0, sizeof message);
+    message.kind = PD_MESSAGE_REGISTER;
+    fill_tensors(&message.registration.tensors, counts[_i]);
+    (void)go_round();
+    ck_assert_int_eq(pd_tensor_list_compare(&message.registration.tensors,
+                                            &decoded.registration.tensors, &error),
+                     PD_OK);
+    pd_message_finish(&decoded);
 
-        /* The same list in an order. */
-        struct pd_tensor_list tensors = message.registration.tensors;
-        memset(&message, 0, sizeof message);
-        message.kind = PD_MESSAGE_ORDER;
-        message.order.kind = PD_ORDER_REGISTER;
-        message.order.tensors = tensors;
-        (void)go_round();
-        ck_assert_int_eq(
-            pd_tensor_list_compare(&message.order.tensors, &decoded.order.tensors, &error), PD_OK);
-        pd_message_finish(&decoded);
-        pd_message_finish(&message);
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-    }
+    /* The same list in an order. */
+    struct pd_tensor_list tensors = message.registration.tensors;
+    memset(&message, 0, sizeof message);
+    message.kind = PD_MESSAGE_ORDER;
+    message.order.kind = PD_ORDER_REGISTER;
+    message.order.tensors = tensors;
+    (void)go_round();
+    ck_assert_int_eq(pd_tensor_list_compare(&message.order.tensors, &decoded.order.tensors, &error),
+                     PD_OK);
+    pd_message_finish(&decoded);
+    pd_message_finish(&message);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 START_TEST(a_step_takes_nothing_from_the_heap)
-    {
-        fill(PD_MESSAGE_ORDER);
-        message.order.contributor_count = PD_WORKER_COUNT_MAX;
-        message.order.lr_count = PD_GROUP_COUNT_MAX + 1;
-        for (uint32_t i = 0; i < PD_WORKER_COUNT_MAX; i++) {
-            message.order.contributors[i] = 1000000 + i;
-            message.order.weights[i] = 1.0 / (i + 1);
-        }
-        size_t allocations = pd_heap_allocations();
-        (void)go_round();
-        ck_assert_mem_eq(decoded.order.weights, message.order.weights,
-                         sizeof decoded.order.weights);
-        fill(PD_MESSAGE_PUSH);
-        (void)go_round();
-        fill(PD_MESSAGE_PULLED);
-        (void)go_round();
-        fill(PD_MESSAGE_REPORT);
-        (void)go_round();
-        ck_assert_uint_eq(pd_heap_allocations(), allocations);
+{
+    fill(PD_MESSAGE_ORDER);
+    message.order.contributor_count = PD_WORKER_COUNT_MAX;
+    message.order.lr_count = PD_GROUP_COUNT_MAX + 1;
+    for (uint32_t i = 0; i < PD_WORKER_COUNT_MAX; i++) {
+        message.order.contributors[i] = 1000000 + i;
+        message.order.weights[i] = 1.0 / (i + 1);
     }
+    size_t allocations = pd_heap_allocations();
+    (void)go_round();
+    ck_assert_mem_eq(decoded.order.weights, message.order.weights, sizeof decoded.order.weights);
+    fill(PD_MESSAGE_PUSH);
+    (void)go_round();
+    fill(PD_MESSAGE_PULLED);
+    (void)go_round();
+    fill(PD_MESSAGE_REPORT);
+    (void)go_round();
+    ck_assert_uint_eq(pd_heap_allocations(), allocations);
+}
 END_TEST
 
 START_TEST(the_longest_lane_table_fits_its_limit)
-    {
-        fill(PD_MESSAGE_REGISTERED);
-        message.registered.lane_count = PD_RANK_COUNT_MAX;
-        for (uint32_t i = 0; i < PD_RANK_COUNT_MAX; i++) {
-            memset(message.registered.lanes[i].address, 'a', PD_ADDRESS_BYTES_MAX);
-            message.registered.lanes[i].element_begin = i * PD_LANE_ELEMENT_COUNT_MAX;
-            message.registered.lanes[i].element_count = PD_LANE_ELEMENT_COUNT_MAX;
-        }
-        (void)go_round();
-        ck_assert_mem_eq(&decoded, &message, sizeof message);
+{
+    fill(PD_MESSAGE_REGISTERED);
+    message.registered.lane_count = PD_RANK_COUNT_MAX;
+    for (uint32_t i = 0; i < PD_RANK_COUNT_MAX; i++) {
+        memset(message.registered.lanes[i].address, 'a', PD_ADDRESS_BYTES_MAX);
+        message.registered.lanes[i].element_begin = i * PD_LANE_ELEMENT_COUNT_MAX;
+        message.registered.lanes[i].element_count = PD_LANE_ELEMENT_COUNT_MAX;
     }
+    (void)go_round();
+    ck_assert_mem_eq(&decoded, &message, sizeof message);
+}
 END_TEST
 
 START_TEST(a_registration_over_the_header_limit_is_not_encoded)
-    {
-        memset(&message, 0, sizeof message);
-        message.kind = PD_MESSAGE_REGISTER;
-        fill_tensors(&message.registration.tensors, PD_TENSOR_COUNT_MAX);
-        size_t header_bytes = pd_message_header_bytes(&message);
-        ck_assert_uint_gt(header_bytes, PD_REGISTER_HEADER_BYTES_MAX);
-        memset(header, 0x5a, sizeof header);
-        ck_assert_int_eq(pd_message_encode(&message, header, header_bytes, &error), PD_ELIMIT);
-        ck_assert_uint_eq(header[0], 0x5a);
-        pd_message_finish(&message);
-    }
+{
+    memset(&message, 0, sizeof message);
+    message.kind = PD_MESSAGE_REGISTER;
+    fill_tensors(&message.registration.tensors, PD_TENSOR_COUNT_MAX);
+    size_t header_bytes = pd_message_header_bytes(&message);
+    ck_assert_uint_gt(header_bytes, PD_REGISTER_HEADER_BYTES_MAX);
+    memset(header, 0x5a, sizeof header);
+    ck_assert_int_eq(pd_message_encode(&message, header, header_bytes, &error), PD_ELIMIT);
+    ck_assert_uint_eq(header[0], 0x5a);
+    pd_message_finish(&message);
+}
 END_TEST
 
 /* Headers by hand: key = field * 8 + wire type (0 varint, 2 bytes). */
@@ -248,93 +247,92 @@ static const struct {
 };
 
 START_TEST(decode_refuses_and_says_why)
-    {
-        ck_assert_int_eq(decode(refusals[_i].kind, refusals[_i].bytes, refusals[_i].byte_count),
-                         refusals[_i].status);
-        ck_assert_str_eq(error.message, refusals[_i].message);
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-    }
+{
+    ck_assert_int_eq(decode(refusals[_i].kind, refusals[_i].bytes, refusals[_i].byte_count),
+                     refusals[_i].status);
+    ck_assert_str_eq(error.message, refusals[_i].message);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 START_TEST(a_text_of_one_byte_too_many_is_refused)
-    {
-        header[0] = 0x0a;
-        header[1] = 127;
-        memset(header + 2, 'n', 200);
-        ck_assert_int_eq(decode(PD_MESSAGE_JOIN, header, 129), PD_OK);
-        header[1] = 0x80;
-        header[2] = 0x01;
-        ck_assert_int_eq(decode(PD_MESSAGE_JOIN, header, 131), PD_ELIMIT);
-        ck_assert_str_eq(error.message, "join: name of 128 bytes, at most 127");
-    }
+{
+    header[0] = 0x0a;
+    header[1] = 127;
+    memset(header + 2, 'n', 200);
+    ck_assert_int_eq(decode(PD_MESSAGE_JOIN, header, 129), PD_OK);
+    header[1] = 0x80;
+    header[2] = 0x01;
+    ck_assert_int_eq(decode(PD_MESSAGE_JOIN, header, 131), PD_ELIMIT);
+    ck_assert_str_eq(error.message, "join: name of 128 bytes, at most 127");
+}
 END_TEST
 
 START_TEST(a_header_over_its_limit_is_refused)
-    {
-        memset(header, 0, sizeof header);
-        ck_assert_int_eq(decode(PD_MESSAGE_PUSH, header, PD_HEADER_BYTES_MAX + 1), PD_ELIMIT);
-        ck_assert_int_eq(decode(PD_MESSAGE_ORDER, header, PD_CONTROL_HEADER_BYTES_MAX + 1),
-                         PD_ELIMIT);
-    }
+{
+    memset(header, 0, sizeof header);
+    ck_assert_int_eq(decode(PD_MESSAGE_PUSH, header, PD_HEADER_BYTES_MAX + 1), PD_ELIMIT);
+    ck_assert_int_eq(decode(PD_MESSAGE_ORDER, header, PD_CONTROL_HEADER_BYTES_MAX + 1), PD_ELIMIT);
+}
 END_TEST
 
 START_TEST(a_header_of_nothing_but_unknown_fields_cannot_take_much_memory)
-    {
-        for (size_t i = 0; i < PD_CONTROL_HEADER_BYTES_MAX; i += 2) {
-            header[i] = 0x78; /* field 15, varint */
-            header[i + 1] = 1;
-        }
-        ck_assert_int_eq(decode(PD_MESSAGE_ORDER, header, PD_CONTROL_HEADER_BYTES_MAX), PD_ELIMIT);
-        ck_assert_str_eq(error.message,
-                         "order: header of 131072 bytes has too many fields to decode");
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+{
+    for (size_t i = 0; i < PD_REGISTER_HEADER_BYTES_MAX; i += 2) {
+        header[i] = 0x78; /* field 15, varint */
+        header[i + 1] = 1;
     }
+    ck_assert_int_eq(decode(PD_MESSAGE_REGISTER, header, PD_REGISTER_HEADER_BYTES_MAX), PD_ELIMIT);
+    ck_assert_str_eq(error.message,
+                     "register: header of 65536 bytes has too many fields to decode");
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 START_TEST(unknown_fields_of_a_later_version_are_passed_over)
-    {
-        ck_assert_int_eq(decode(PD_MESSAGE_PULL, "\x08\x05\x78\x01", 4), PD_OK);
-        ck_assert_uint_eq(decoded.pull.min_version, 5);
-    }
+{
+    ck_assert_int_eq(decode(PD_MESSAGE_PULL, "\x08\x05\x78\x01", 4), PD_OK);
+    ck_assert_uint_eq(decoded.pull.min_version, 5);
+}
 END_TEST
 
 START_TEST(decode_survives_each_failed_allocation)
-    {
-        memset(&message, 0, sizeof message);
-        message.kind = PD_MESSAGE_REGISTER;
-        fill_tensors(&message.registration.tensors, 400);
-        size_t header_bytes = pd_message_header_bytes(&message);
-        ck_assert_int_eq(pd_message_encode(&message, header, header_bytes, &error), PD_OK);
-        pd_message_finish(&message);
+{
+    memset(&message, 0, sizeof message);
+    message.kind = PD_MESSAGE_REGISTER;
+    fill_tensors(&message.registration.tensors, 400);
+    size_t header_bytes = pd_message_header_bytes(&message);
+    ck_assert_int_eq(pd_message_encode(&message, header, header_bytes, &error), PD_OK);
+    pd_message_finish(&message);
 
-        size_t before = pd_heap_allocations();
-        ck_assert_int_eq(decode(PD_MESSAGE_REGISTER, header, header_bytes), PD_OK);
-        long allocations = (long)(pd_heap_allocations() - before);
-        pd_message_finish(&decoded);
-        for (long i = 0; i < allocations; i++) {
-            pd_heap_fail_at(i);
-            ck_assert_int_eq(decode(PD_MESSAGE_REGISTER, header, header_bytes), PD_ENOMEM);
-            ck_assert_uint_eq(pd_heap_blocks_live(), 0);
-        }
+    size_t before = pd_heap_allocations();
+    ck_assert_int_eq(decode(PD_MESSAGE_REGISTER, header, header_bytes), PD_OK);
+    long allocations = (long)(pd_heap_allocations() - before);
+    pd_message_finish(&decoded);
+    for (long i = 0; i < allocations; i++) {
+        pd_heap_fail_at(i);
+        ck_assert_int_eq(decode(PD_MESSAGE_REGISTER, header, header_bytes), PD_ENOMEM);
+        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
     }
+}
 END_TEST
 
 START_TEST(finish_of_a_zeroed_message_is_allowed)
-    {
-        memset(&message, 0, sizeof message);
-        pd_message_finish(&message);
-    }
+{
+    memset(&message, 0, sizeof message);
+    pd_message_finish(&message);
+}
 END_TEST
 
 START_TEST(kinds_have_names_and_gaps_have_none)
-    {
-        ck_assert_str_eq(pd_message_kind_name(PD_MESSAGE_PUSH), "push");
-        ck_assert_str_eq(pd_message_kind_name(20), "unknown");
-        ck_assert(!pd_message_kind_valid(0));
-        ck_assert(!pd_message_kind_valid(31));
-        ck_assert(!pd_message_kind_valid(36));
-        ck_assert(!pd_message_kind_valid(UINT32_MAX));
-    }
+{
+    ck_assert_str_eq(pd_message_kind_name(PD_MESSAGE_PUSH), "push");
+    ck_assert_str_eq(pd_message_kind_name(20), "unknown");
+    ck_assert(!pd_message_kind_valid(0));
+    ck_assert(!pd_message_kind_valid(31));
+    ck_assert(!pd_message_kind_valid(36));
+    ck_assert(!pd_message_kind_valid(UINT32_MAX));
+}
 END_TEST
 
 int main(void)

@@ -87,64 +87,62 @@ static const char *const cases[] = {
 #define CASE_COUNT ((int)(sizeof cases / sizeof cases[0]))
 
 START_TEST(a_rule_gives_the_trajectory_of_its_reference)
-    {
-        static const uint32_t block_sizes[] = {1, 7, 24, 1024};
-        struct vectors_case reference;
+{
+    static const uint32_t block_sizes[] = {1, 7, 24, 1024};
+    struct vectors_case reference;
 
-        vectors_case_init(&reference, PD_VECTORS, cases[_i]);
-        ck_assert_uint_gt(reference.step_count, 0);
-        for (size_t i = 0; i < sizeof block_sizes / sizeof block_sizes[0]; i++) {
-            struct trajectory_options options = {block_sizes[i], 1};
-            double worst_error = trajectory_worst_error(&reference, &options);
-            if (getenv("VERBOSE") != NULL) {
-                printf("%-30s blocks of %4u: worst error %.3f of the tolerance\n", cases[_i],
-                       block_sizes[i], worst_error);
-            }
-            ck_assert_msg(worst_error <= 1, "%s in blocks of %u: %g times the tolerance", cases[_i],
-                          block_sizes[i], worst_error);
+    vectors_case_init(&reference, PD_VECTORS, cases[_i]);
+    ck_assert_uint_gt(reference.step_count, 0);
+    for (size_t i = 0; i < sizeof block_sizes / sizeof block_sizes[0]; i++) {
+        struct trajectory_options options = {block_sizes[i], 1};
+        double worst_error = trajectory_worst_error(&reference, &options);
+        if (getenv("VERBOSE") != NULL) {
+            printf("%-30s blocks of %4u: worst error %.3f of the tolerance\n", cases[_i],
+                   block_sizes[i], worst_error);
         }
-        vectors_case_finish(&reference);
+        ck_assert_msg(worst_error <= 1, "%s in blocks of %u: %g times the tolerance", cases[_i],
+                      block_sizes[i], worst_error);
     }
+    vectors_case_finish(&reference);
+}
 END_TEST
 
 START_TEST(the_clip_scale_is_applied_to_the_gradient_on_the_fly)
-    {
-        static const char *const scaled_cases[] = {"sgd_nesterov", "adam_l2", "adamw_amsgrad",
-                                                   "lamb"};
-        struct trajectory_options plain = {24, 1};
-        struct trajectory_options scaled = {24, 0.125};
-        struct vectors_case reference;
-        size_t count = 0;
+{
+    static const char *const scaled_cases[] = {"sgd_nesterov", "adam_l2", "adamw_amsgrad", "lamb"};
+    struct trajectory_options plain = {24, 1};
+    struct trajectory_options scaled = {24, 0.125};
+    struct vectors_case reference;
+    size_t count = 0;
 
-        vectors_case_init(&reference, PD_VECTORS, scaled_cases[_i]);
-        float *expected = trajectory_last_parameters(&reference, &plain, &count);
-        float *actual = trajectory_last_parameters(&reference, &scaled, &count);
-        ck_assert_mem_eq(actual, expected, count * sizeof(float));
-        pd_heap_free(expected);
-        pd_heap_free(actual);
-        vectors_case_finish(&reference);
-    }
+    vectors_case_init(&reference, PD_VECTORS, scaled_cases[_i]);
+    float *expected = trajectory_last_parameters(&reference, &plain, &count);
+    float *actual = trajectory_last_parameters(&reference, &scaled, &count);
+    ck_assert_mem_eq(actual, expected, count * sizeof(float));
+    pd_heap_free(expected);
+    pd_heap_free(actual);
+    vectors_case_finish(&reference);
+}
 END_TEST
 
 START_TEST(the_table_is_found_by_name_and_ends)
-    {
-        size_t count = 0;
-        for (; pd_optimizer_at(count) != NULL; count++) {
-            const struct pd_optimizer *optimizer = pd_optimizer_at(count);
-            struct pd_hyper hyper = {0};
-            struct pd_error error = {0};
+{
+    size_t count = 0;
+    for (; pd_optimizer_at(count) != NULL; count++) {
+        const struct pd_optimizer *optimizer = pd_optimizer_at(count);
+        struct pd_hyper hyper = {0};
+        struct pd_error error = {0};
 
-            ck_assert_ptr_eq(pd_optimizer_find(optimizer->name), optimizer);
-            ck_assert_int_eq(
-                pd_option_defaults(optimizer->options, optimizer->option_count, &hyper, &error),
-                PD_OK);
-            ck_assert_uint_le(optimizer->state_count(&hyper), PD_OPTIMIZER_STATE_COUNT_MAX);
-            ck_assert_ptr_nonnull(optimizer->update);
-        }
-        ck_assert_uint_ge(count, 4);
-        ck_assert_ptr_null(pd_optimizer_find("adamx"));
-        ck_assert_ptr_null(pd_optimizer_find(""));
+        ck_assert_ptr_eq(pd_optimizer_find(optimizer->name), optimizer);
+        ck_assert_int_eq(
+            pd_option_defaults(optimizer->options, optimizer->option_count, &hyper, &error), PD_OK);
+        ck_assert_uint_le(optimizer->state_count(&hyper), PD_OPTIMIZER_STATE_COUNT_MAX);
+        ck_assert_ptr_nonnull(optimizer->update);
     }
+    ck_assert_uint_ge(count, 4);
+    ck_assert_ptr_null(pd_optimizer_find("adamx"));
+    ck_assert_ptr_null(pd_optimizer_find(""));
+}
 END_TEST
 
 int main(void)

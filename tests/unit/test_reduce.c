@@ -33,171 +33,170 @@ static void setup(void)
 }
 
 START_TEST(a_block_is_the_weighted_sum_in_the_order_of_its_sources)
-    {
-        static const float weights[] = {0.25f, 0.7f, 0.05f};
-        struct pd_source sources[3];
-        float expected[COUNT];
+{
+    static const float weights[] = {0.25f, 0.7f, 0.05f};
+    struct pd_source sources[3];
+    float expected[COUNT];
 
-        for (uint32_t k = 0; k < 3; k++) {
-            sources[k] = (struct pd_source){elements[k], PD_DTYPE_FLOAT32, weights[k]};
-        }
-        for (uint32_t i = 0; i < COUNT; i++) {
-            volatile float partial = weights[0] * elements[0][i];
-            partial += (volatile float){weights[1] * elements[1][i]};
-            partial += (volatile float){weights[2] * elements[2][i]};
-            expected[i] = partial;
-        }
-        pd_reduce_block(sum, sources, 3, COUNT);
-        ck_assert_mem_eq(sum, expected, sizeof expected);
+    for (uint32_t k = 0; k < 3; k++) {
+        sources[k] = (struct pd_source){elements[k], PD_DTYPE_FLOAT32, weights[k]};
     }
+    for (uint32_t i = 0; i < COUNT; i++) {
+        volatile float partial = weights[0] * elements[0][i];
+        partial += (volatile float){weights[1] * elements[1][i]};
+        partial += (volatile float){weights[2] * elements[2][i]};
+        expected[i] = partial;
+    }
+    pd_reduce_block(sum, sources, 3, COUNT);
+    ck_assert_mem_eq(sum, expected, sizeof expected);
+}
 END_TEST
 
 START_TEST(a_block_without_sources_is_zero)
-    {
-        static const float zeros[COUNT];
+{
+    static const float zeros[COUNT];
 
-        memset(sum, 0x7f, sizeof sum);
-        pd_reduce_block(sum, NULL, 0, COUNT);
-        ck_assert_mem_eq(sum, zeros, sizeof zeros);
-    }
+    memset(sum, 0x7f, sizeof sum);
+    pd_reduce_block(sum, NULL, 0, COUNT);
+    ck_assert_mem_eq(sum, zeros, sizeof zeros);
+}
 END_TEST
 
 START_TEST(half_width_sources_count_as_their_float32_values)
-    {
-        static const enum pd_dtype dtypes[] = {PD_DTYPE_BFLOAT16, PD_DTYPE_FLOAT16};
-        static uint16_t halves[COUNT];
-        static float widened[COUNT];
-        static float expected[COUNT];
-        struct pd_source narrow = {halves, dtypes[_i], 0.3f};
-        struct pd_source wide = {widened, PD_DTYPE_FLOAT32, 0.3f};
+{
+    static const enum pd_dtype dtypes[] = {PD_DTYPE_BFLOAT16, PD_DTYPE_FLOAT16};
+    static uint16_t halves[COUNT];
+    static float widened[COUNT];
+    static float expected[COUNT];
+    struct pd_source narrow = {halves, dtypes[_i], 0.3f};
+    struct pd_source wide = {widened, PD_DTYPE_FLOAT32, 0.3f};
 
-        pd_convert_from_float32(halves, dtypes[_i], elements[0], COUNT);
-        pd_convert_to_float32(widened, halves, dtypes[_i], COUNT);
-        pd_reduce_block(expected, &wide, 1, COUNT);
-        pd_reduce_block(sum, &narrow, 1, COUNT);
-        ck_assert_mem_eq(sum, expected, sizeof expected);
+    pd_convert_from_float32(halves, dtypes[_i], elements[0], COUNT);
+    pd_convert_to_float32(widened, halves, dtypes[_i], COUNT);
+    pd_reduce_block(expected, &wide, 1, COUNT);
+    pd_reduce_block(sum, &narrow, 1, COUNT);
+    ck_assert_mem_eq(sum, expected, sizeof expected);
 
-        pd_reduce_add(expected, &wide, false, COUNT);
-        pd_reduce_add(sum, &narrow, false, COUNT);
-        ck_assert_mem_eq(sum, expected, sizeof expected);
-    }
+    pd_reduce_add(expected, &wide, false, COUNT);
+    pd_reduce_add(sum, &narrow, false, COUNT);
+    ck_assert_mem_eq(sum, expected, sizeof expected);
+}
 END_TEST
 
 START_TEST(micro_batches_added_one_by_one_give_the_block_sum)
-    {
-        static float expected[COUNT];
-        struct pd_source sources[3];
+{
+    static float expected[COUNT];
+    struct pd_source sources[3];
 
-        for (uint32_t k = 0; k < 3; k++) {
-            sources[k] = (struct pd_source){elements[k], PD_DTYPE_FLOAT32, 0.5f + (float)k};
-        }
-        pd_reduce_block(expected, sources, 3, COUNT);
-        memset(sum, 0x7f, sizeof sum);
-        for (uint32_t k = 0; k < 3; k++) {
-            pd_reduce_add(sum, &sources[k], k == 0, COUNT);
-        }
-        ck_assert_mem_eq(sum, expected, sizeof expected);
+    for (uint32_t k = 0; k < 3; k++) {
+        sources[k] = (struct pd_source){elements[k], PD_DTYPE_FLOAT32, 0.5f + (float)k};
     }
+    pd_reduce_block(expected, sources, 3, COUNT);
+    memset(sum, 0x7f, sizeof sum);
+    for (uint32_t k = 0; k < 3; k++) {
+        pd_reduce_add(sum, &sources[k], k == 0, COUNT);
+    }
+    ck_assert_mem_eq(sum, expected, sizeof expected);
+}
 END_TEST
 
 START_TEST(clamping_keeps_nan_and_what_is_within)
-    {
-        float values[] = {-INFINITY, -0.3f, -0.25f, -0.0f, 0.1f, 0.25f, 9.0f, INFINITY, NAN};
-        const float expected[] = {-0.25f, -0.25f, -0.25f, -0.0f, 0.1f, 0.25f, 0.25f, 0.25f};
+{
+    float values[] = {-INFINITY, -0.3f, -0.25f, -0.0f, 0.1f, 0.25f, 9.0f, INFINITY, NAN};
+    const float expected[] = {-0.25f, -0.25f, -0.25f, -0.0f, 0.1f, 0.25f, 0.25f, 0.25f};
 
-        pd_reduce_clamp(values, 0.25f, 9);
-        ck_assert_mem_eq(values, expected, sizeof expected);
-        ck_assert(isnan(values[8]));
-    }
+    pd_reduce_clamp(values, 0.25f, 9);
+    ck_assert_mem_eq(values, expected, sizeof expected);
+    ck_assert(isnan(values[8]));
+}
 END_TEST
 
 START_TEST(partial_norms_are_summed_in_sixteen_interleaved_lanes)
-    {
-        volatile double lanes[LANE_COUNT] = {0};
-        double powers[2];
+{
+    volatile double lanes[LANE_COUNT] = {0};
+    double powers[2];
 
-        for (uint32_t i = 0; i < COUNT; i++) {
-            lanes[i % LANE_COUNT] += (double)elements[0][i] * (double)elements[0][i];
-        }
-        double expected = lanes[0];
-        for (uint32_t lane = 1; lane < LANE_COUNT; lane++) {
-            expected += lanes[lane];
-        }
-        pd_reduce_norms(elements[0], COUNT, 2, powers);
-        ck_assert_mem_eq(&powers[0], &expected, sizeof expected);
-        ck_assert_mem_eq(&powers[1], &expected, sizeof expected);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        lanes[i % LANE_COUNT] += (double)elements[0][i] * (double)elements[0][i];
     }
+    double expected = lanes[0];
+    for (uint32_t lane = 1; lane < LANE_COUNT; lane++) {
+        expected += lanes[lane];
+    }
+    pd_reduce_norms(elements[0], COUNT, 2, powers);
+    ck_assert_mem_eq(&powers[0], &expected, sizeof expected);
+    ck_assert_mem_eq(&powers[1], &expected, sizeof expected);
+}
 END_TEST
 
 START_TEST(the_first_power_follows_the_norm_type_and_the_second_is_squares)
-    {
-        const float values[] = {3, -4, 0, 2};
-        double powers[2];
+{
+    const float values[] = {3, -4, 0, 2};
+    double powers[2];
 
-        pd_reduce_norms(values, 4, 1, powers);
-        ck_assert_double_eq(powers[0], 9);
-        ck_assert_double_eq(powers[1], 29);
-        pd_reduce_norms(values, 4, 3, powers);
-        ck_assert_double_eq_tol(powers[0], 99, 1e-12);
-        ck_assert_double_eq(powers[1], 29);
-        pd_reduce_norms(values, 4, INFINITY, powers);
-        ck_assert_double_eq(powers[0], 4);
-        ck_assert_double_eq(powers[1], 29);
-        pd_reduce_norms(values, 4, 0.5, powers);
-        ck_assert_double_eq_tol(powers[0], sqrt(3) + 2 + sqrt(2), 1e-12);
-    }
+    pd_reduce_norms(values, 4, 1, powers);
+    ck_assert_double_eq(powers[0], 9);
+    ck_assert_double_eq(powers[1], 29);
+    pd_reduce_norms(values, 4, 3, powers);
+    ck_assert_double_eq_tol(powers[0], 99, 1e-12);
+    ck_assert_double_eq(powers[1], 29);
+    pd_reduce_norms(values, 4, INFINITY, powers);
+    ck_assert_double_eq(powers[0], 4);
+    ck_assert_double_eq(powers[1], 29);
+    pd_reduce_norms(values, 4, 0.5, powers);
+    ck_assert_double_eq_tol(powers[0], sqrt(3) + 2 + sqrt(2), 1e-12);
+}
 END_TEST
 
 START_TEST(one_nonfinite_element_makes_both_partials_nan)
-    {
-        static const double norm_types[] = {1, 2, 3.5, INFINITY};
-        static const float faults[] = {NAN, INFINITY, -INFINITY};
-        static const uint32_t places[] = {0, 17, COUNT - 1};
+{
+    static const double norm_types[] = {1, 2, 3.5, INFINITY};
+    static const float faults[] = {NAN, INFINITY, -INFINITY};
+    static const uint32_t places[] = {0, 17, COUNT - 1};
 
-        for (size_t t = 0; t < 4; t++) {
-            for (size_t k = 0; k < 3; k++) {
-                double powers[2] = {0, 0};
-                float kept = elements[0][places[k]];
-                elements[0][places[k]] = faults[k];
-                pd_reduce_norms(elements[0], COUNT, norm_types[t], powers);
-                elements[0][places[k]] = kept;
-                ck_assert(isnan(powers[0]));
-                ck_assert(isnan(powers[1]));
-            }
+    for (size_t t = 0; t < 4; t++) {
+        for (size_t k = 0; k < 3; k++) {
+            double powers[2] = {0, 0};
+            float kept = elements[0][places[k]];
+            elements[0][places[k]] = faults[k];
+            pd_reduce_norms(elements[0], COUNT, norm_types[t], powers);
+            elements[0][places[k]] = kept;
+            ck_assert(isnan(powers[0]));
+            ck_assert(isnan(powers[1]));
         }
     }
+}
 END_TEST
 
 START_TEST(the_largest_float_is_finite_in_the_sum_of_squares)
-    {
-        const float values[] = {3.4028235e38f, -3.4028235e38f, 3.4028235e38f};
-        double powers[2];
+{
+    const float values[] = {3.4028235e38f, -3.4028235e38f, 3.4028235e38f};
+    double powers[2];
 
-        pd_reduce_norms(values, 3, INFINITY, powers);
-        ck_assert_double_eq(powers[0], (double)3.4028235e38f);
-        ck_assert(isfinite(powers[1]));
-    }
+    pd_reduce_norms(values, 3, INFINITY, powers);
+    ck_assert_double_eq(powers[0], (double)3.4028235e38f);
+    ck_assert(isfinite(powers[1]));
+}
 END_TEST
 
 START_TEST(the_first_nonfinite_element_is_found_in_every_type)
-    {
-        static const enum pd_dtype dtypes[] = {PD_DTYPE_FLOAT32, PD_DTYPE_BFLOAT16,
-                                               PD_DTYPE_FLOAT16};
-        static const uint32_t places[] = {0, 1, 1023, 1024, 1025, 3000, COUNT - 1};
-        static float wide[COUNT];
-        static unsigned char wire[COUNT * sizeof(float)];
+{
+    static const enum pd_dtype dtypes[] = {PD_DTYPE_FLOAT32, PD_DTYPE_BFLOAT16, PD_DTYPE_FLOAT16};
+    static const uint32_t places[] = {0, 1, 1023, 1024, 1025, 3000, COUNT - 1};
+    static float wide[COUNT];
+    static unsigned char wire[COUNT * sizeof(float)];
 
-        for (size_t k = 0; k < sizeof places / sizeof places[0]; k++) {
-            memcpy(wide, elements[0], sizeof wide);
-            pd_convert_from_float32(wire, dtypes[_i], wide, COUNT);
-            ck_assert_uint_eq(pd_reduce_find_nonfinite(wire, dtypes[_i], COUNT), COUNT);
-            wide[places[k]] = k % 2 == 0 ? -INFINITY : NAN;
-            wide[COUNT - 1] = NAN;
-            pd_convert_from_float32(wire, dtypes[_i], wide, COUNT);
-            ck_assert_uint_eq(pd_reduce_find_nonfinite(wire, dtypes[_i], COUNT), places[k]);
-        }
-        ck_assert_uint_eq(pd_reduce_find_nonfinite(wire, dtypes[_i], 0), 0);
+    for (size_t k = 0; k < sizeof places / sizeof places[0]; k++) {
+        memcpy(wide, elements[0], sizeof wide);
+        pd_convert_from_float32(wire, dtypes[_i], wide, COUNT);
+        ck_assert_uint_eq(pd_reduce_find_nonfinite(wire, dtypes[_i], COUNT), COUNT);
+        wide[places[k]] = k % 2 == 0 ? -INFINITY : NAN;
+        wide[COUNT - 1] = NAN;
+        pd_convert_from_float32(wire, dtypes[_i], wide, COUNT);
+        ck_assert_uint_eq(pd_reduce_find_nonfinite(wire, dtypes[_i], COUNT), places[k]);
     }
+    ck_assert_uint_eq(pd_reduce_find_nonfinite(wire, dtypes[_i], 0), 0);
+}
 END_TEST
 
 int main(void)

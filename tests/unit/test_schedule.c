@@ -16,18 +16,114 @@ struct schedule_case {
     struct pd_schedule schedules[3];
 };
 
+#define WARMUP(share, count)                                                                       \
+    {                                                                                              \
+        .kind = PD_SCHEDULE_LINEAR, .start_factor = (share), .end_factor = 1, .steps = (count)     \
+    }
+#define COSINE(steps, least)                                                                       \
+    {                                                                                              \
+        .kind = PD_SCHEDULE_COSINE, .t_max = (steps), .eta_min = (least), .num_cycles = 0.5        \
+    }
+#define RESTARTS(...) .kind = PD_SCHEDULE_COSINE_WARM_RESTARTS, .restarts = {__VA_ARGS__}
+#define ONECYCLE(...)                                                                              \
+    {                                                                                              \
+        .kind = PD_SCHEDULE_ONECYCLE, .onecycle = {.total_steps = 200, __VA_ARGS__ }               \
+    }
+#define WSD(...)                                                                                   \
+    {                                                                                              \
+        .kind = PD_SCHEDULE_WSD, .num_cycles = 0.5, .wsd = {                                       \
+            .num_warmup_steps = 20,                                                                \
+            .num_stable_steps = 100,                                                               \
+            .num_decay_steps = 60,                                                                 \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+
 static const struct schedule_case cases[] = {
     {"sched_constant", 1, {{.kind = PD_SCHEDULE_CONSTANT, .factor = 0.25, .steps = 40}}},
     {"sched_step", 1, {{.kind = PD_SCHEDULE_STEP, .step_size = 30, .gamma = 0.1}}},
-    {"sched_linear",
+    {"sched_multistep",
      1,
-     {{.kind = PD_SCHEDULE_LINEAR, .start_factor = 0.1, .end_factor = 1, .steps = 50}}},
-    {"sched_cosine", 1, {{.kind = PD_SCHEDULE_COSINE, .t_max = 200, .eta_min = 1e-4}}},
-    {"sched_cosine_past_tmax", 1, {{.kind = PD_SCHEDULE_COSINE, .t_max = 60}}},
-    {"sched_sequential_linear_cosine",
+     {{.kind = PD_SCHEDULE_MULTISTEP, .milestones = {4, {30, 80, 81, 150}}, .gamma = 0.3}}},
+    {"sched_exponential", 1, {{.kind = PD_SCHEDULE_EXPONENTIAL, .gamma = 0.97}}},
+    {"sched_linear", 1, {WARMUP(0.1, 50)}},
+    {"sched_polynomial", 1, {{.kind = PD_SCHEDULE_POLYNOMIAL, .steps = 150, .power = 2}}},
+    {"sched_cosine", 1, {COSINE(200, 1e-4)}},
+    {"sched_cosine_past_tmax", 1, {COSINE(60, 0)}},
+    {"sched_sequential_linear_cosine", 2, {WARMUP(0.01, 20), COSINE(180, 1e-5)}},
+    {"sched_warm_restarts_1",
+     1,
+     {{RESTARTS(.t_0 = 40, .t_mult = 1, .cycle_decay = 1), .eta_min = 1e-3}}},
+    {"sched_warm_restarts_2", 1, {{RESTARTS(.t_0 = 15, .t_mult = 2, .cycle_decay = 1)}}},
+    {"sched_swalr",
+     1,
+     {{RESTARTS(.t_0 = 30, .t_mult = 1, .cycle_decay = 1, .cycle_limit = 1), .eta_min = 0.02}}},
+    {"sched_timm_cosine",
      2,
-     {{.kind = PD_SCHEDULE_LINEAR, .start_factor = 0.01, .end_factor = 1, .steps = 20},
-      {.kind = PD_SCHEDULE_COSINE, .t_max = 180, .eta_min = 1e-5}}},
+     {WARMUP(1e-5, 20),
+      {RESTARTS(.t_0 = 150, .t_mult = 1, .cycle_decay = 1, .cycle_limit = 1, .offset = 20),
+       .eta_min = 1e-5}}},
+    {"sched_timm_cosine_prefix_cycles",
+     2,
+     {WARMUP(1e-3, 10),
+      {RESTARTS(.t_0 = 40, .t_mult = 1.5, .cycle_decay = 0.5, .cycle_limit = 3), .eta_min = 1e-4}}},
+    {"sched_timm_poly",
+     2,
+     {WARMUP(0, 10), {.kind = PD_SCHEDULE_POLYNOMIAL, .steps = 180, .power = 0.9, .lr_end = 1e-5}}},
+    {"sched_onecycle_cos",
+     1,
+     {ONECYCLE(.max_lr = 0.5, .pct_start = 0.3, .div_factor = 25, .final_div_factor = 1e4)}},
+    {"sched_onecycle_cos_3phase",
+     1,
+     {ONECYCLE(.max_lr = 0.2, .pct_start = 0.3, .div_factor = 25, .final_div_factor = 1e4,
+               .three_phase = true)}},
+    {"sched_onecycle_linear",
+     1,
+     {ONECYCLE(.max_lr = 0.5, .pct_start = 0.4, .div_factor = 10, .final_div_factor = 100,
+               .anneal_strategy = PD_ANNEAL_LINEAR)}},
+    {"sched_onecycle_linear_3phase",
+     1,
+     {ONECYCLE(.max_lr = 0.2, .pct_start = 0.3, .div_factor = 25, .final_div_factor = 1e4,
+               .anneal_strategy = PD_ANNEAL_LINEAR, .three_phase = true)}},
+    {"sched_cyclic_triangular",
+     1,
+     {{.kind = PD_SCHEDULE_CYCLIC,
+       .cyclic = {.base_lr = 1e-3, .max_lr = 0.1, .step_size_up = 20}}}},
+    {"sched_cyclic_triangular2",
+     1,
+     {{.kind = PD_SCHEDULE_CYCLIC,
+       .cyclic = {1e-3, 0.1, 15, .step_size_down = 25, .mode = PD_CYCLE_TRIANGULAR2}}}},
+    {"sched_cyclic_exp_range",
+     1,
+     {{.kind = PD_SCHEDULE_CYCLIC,
+       .gamma = 0.99,
+       .cyclic = {0.01, 0.1, 25, .mode = PD_CYCLE_EXP_RANGE}}}},
+    {"sched_hf_constant_warmup", 1, {WARMUP(0, 25)}},
+    {"sched_hf_linear",
+     2,
+     {WARMUP(0, 20), {.kind = PD_SCHEDULE_LINEAR, .start_factor = 1, .steps = 160}}},
+    {"sched_hf_cosine", 2, {WARMUP(0, 20), COSINE(160, 0)}},
+    {"sched_hf_cosine_cycles",
+     2,
+     {WARMUP(0, 10), {.kind = PD_SCHEDULE_COSINE, .t_max = 180, .num_cycles = 1.5}}},
+    {"sched_hf_cosine_min_lr", 2, {WARMUP(0, 10), COSINE(180, 1e-4)}},
+    {"sched_hf_cosine_restarts",
+     2,
+     {WARMUP(0, 10), {RESTARTS(.t_0 = 60, .t_mult = 1, .cycle_decay = 1, .cycle_limit = 3)}}},
+    {"sched_hf_inverse_sqrt",
+     2,
+     {WARMUP(0, 30), {.kind = PD_SCHEDULE_INVERSE_SQRT, .timescale = 30}}},
+    {"sched_hf_polynomial",
+     2,
+     {WARMUP(0, 15), {.kind = PD_SCHEDULE_POLYNOMIAL, .steps = 155, .power = 2, .lr_end = 1e-6}}},
+    {"sched_hf_wsd_444", 1, {WSD(.decay_type = PD_RAMP_COSINE, .min_lr_ratio = 0.1)}},
+    {"sched_hf_wsd_cosine",
+     1,
+     {WSD(.decay_type = PD_RAMP_COSINE, .min_lr_ratio = 0.1, .warmup_from_min = true)}},
+    {"sched_hf_wsd_linear", 1, {WSD(.decay_type = PD_RAMP_LINEAR, .warmup_from_min = true)}},
+    {"sched_hf_wsd_1sqrt",
+     1,
+     {WSD(.decay_type = PD_RAMP_1_SQRT, .min_lr_ratio = 0.01, .warmup_from_min = true)}},
 };
 #define CASE_COUNT ((int)(sizeof cases / sizeof cases[0]))
 

@@ -60,122 +60,122 @@ static size_t drain(struct pd_send_queue *queue, uint8_t *out, size_t step, uint
 /* Whatever the socket takes at a time, the bytes are the same and the sum is that of header and
  * payload without the prefix. */
 START_TEST(any_pieces_make_the_same_frame)
-    {
-        static const size_t steps[] = {1u << 30, 1000003, 65536, 4099};
-        struct pd_send_queue queue;
-        struct pd_error error = {0};
-        uint8_t *out = malloc(PAYLOAD_BYTES + HEADER_BYTES + 8);
-        uint8_t *summed = malloc(PAYLOAD_BYTES + HEADER_BYTES);
-        uint32_t payloads = 0;
-        fill();
-        ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
+{
+    static const size_t steps[] = {1u << 30, 1000003, 65536, 4099};
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    uint8_t *out = malloc(PAYLOAD_BYTES + HEADER_BYTES + 8);
+    uint8_t *summed = malloc(PAYLOAD_BYTES + HEADER_BYTES);
+    uint32_t payloads = 0;
+    fill();
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
 
-        push(&queue, PAYLOAD_BYTES, true);
-        size_t total = drain(&queue, out, steps[_i], &payloads);
+    push(&queue, PAYLOAD_BYTES, true);
+    size_t total = drain(&queue, out, steps[_i], &payloads);
 
-        ck_assert_uint_eq(total, HEADER_BYTES + PAYLOAD_BYTES + 8);
-        ck_assert_uint_eq(payloads, 1);
-        ck_assert_mem_eq(out, header, HEADER_BYTES);
-        ck_assert_mem_eq(out + HEADER_BYTES, payload, PAYLOAD_BYTES);
-        memcpy(summed, header + PD_PREFIX_BYTES, HEADER_BYTES - PD_PREFIX_BYTES);
-        memcpy(summed + HEADER_BYTES - PD_PREFIX_BYTES, payload, PAYLOAD_BYTES);
-        uint64_t sum = XXH3_64bits(summed, HEADER_BYTES - PD_PREFIX_BYTES + PAYLOAD_BYTES);
-        for (int i = 0; i < 8; i++) {
-            ck_assert_uint_eq(out[HEADER_BYTES + PAYLOAD_BYTES + i], (uint8_t)(sum >> (8 * i)));
-        }
-        pd_send_queue_finish(&queue);
-        free(summed);
-        free(out);
+    ck_assert_uint_eq(total, HEADER_BYTES + PAYLOAD_BYTES + 8);
+    ck_assert_uint_eq(payloads, 1);
+    ck_assert_mem_eq(out, header, HEADER_BYTES);
+    ck_assert_mem_eq(out + HEADER_BYTES, payload, PAYLOAD_BYTES);
+    memcpy(summed, header + PD_PREFIX_BYTES, HEADER_BYTES - PD_PREFIX_BYTES);
+    memcpy(summed + HEADER_BYTES - PD_PREFIX_BYTES, payload, PAYLOAD_BYTES);
+    uint64_t sum = XXH3_64bits(summed, HEADER_BYTES - PD_PREFIX_BYTES + PAYLOAD_BYTES);
+    for (int i = 0; i < 8; i++) {
+        ck_assert_uint_eq(out[HEADER_BYTES + PAYLOAD_BYTES + i], (uint8_t)(sum >> (8 * i)));
     }
+    pd_send_queue_finish(&queue);
+    free(summed);
+    free(out);
+}
 END_TEST
 
 /* The ring wraps and grows, headers move to the front: order and contents stay. */
 START_TEST(frames_leave_in_the_order_they_came)
-    {
-        struct pd_send_queue queue;
-        struct pd_error error = {0};
-        uint8_t out[HEADER_BYTES];
-        uint32_t pushed = 0;
-        uint32_t taken = 0;
-        ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
+{
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    uint8_t out[HEADER_BYTES];
+    uint32_t pushed = 0;
+    uint32_t taken = 0;
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
 
-        while (taken < 3000) {
-            for (int i = 0; i < 7 && pushed < 3000; i++) {
-                memset(header, (int)(pushed % 251), sizeof header);
-                push(&queue, 0, false);
-                pushed++;
-            }
-            for (int i = 0; i < 5 && !pd_send_queue_empty(&queue); i++) {
-                struct pd_send_pieces pieces;
-                pd_send_queue_peek(&queue, &pieces);
-                ck_assert_uint_eq(pieces.header_bytes, HEADER_BYTES);
-                memset(out, (int)(taken % 251), sizeof out);
-                ck_assert_mem_eq(pieces.header, out, HEADER_BYTES);
-                ck_assert(!pd_send_queue_advance(&queue, HEADER_BYTES));
-                taken++;
-            }
+    while (taken < 3000) {
+        for (int i = 0; i < 7 && pushed < 3000; i++) {
+            memset(header, (int)(pushed % 251), sizeof header);
+            push(&queue, 0, false);
+            pushed++;
         }
-        pd_send_queue_finish(&queue);
+        for (int i = 0; i < 5 && !pd_send_queue_empty(&queue); i++) {
+            struct pd_send_pieces pieces;
+            pd_send_queue_peek(&queue, &pieces);
+            ck_assert_uint_eq(pieces.header_bytes, HEADER_BYTES);
+            memset(out, (int)(taken % 251), sizeof out);
+            ck_assert_mem_eq(pieces.header, out, HEADER_BYTES);
+            ck_assert(!pd_send_queue_advance(&queue, HEADER_BYTES));
+            taken++;
+        }
     }
+    pd_send_queue_finish(&queue);
+}
 END_TEST
 
 START_TEST(a_peer_that_reads_nothing_is_given_up_at_the_limit)
-    {
-        struct pd_send_queue queue;
-        struct pd_error error = {0};
-        const size_t big_bytes = 1u << 20;
-        uint8_t *big = calloc(1, big_bytes);
-        const struct pd_send_frame frame = {.frame_bytes = big_bytes};
-        ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
+{
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    const size_t big_bytes = 1u << 20;
+    uint8_t *big = calloc(1, big_bytes);
+    const struct pd_send_frame frame = {.frame_bytes = big_bytes};
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
 
-        for (size_t i = 0; i < PD_SEND_QUEUE_BYTES_MAX / big_bytes; i++) {
-            ck_assert_int_eq(pd_send_queue_push(&queue, &frame, big, &error), PD_OK);
-        }
-
-        ck_assert_int_eq(pd_send_queue_push(&queue, &frame, big, &error), PD_ELIMIT);
-        ck_assert_str_eq(error.message, "the peer does not read: 67108864 bytes wait for it");
-        pd_send_queue_finish(&queue);
-        free(big);
+    for (size_t i = 0; i < PD_SEND_QUEUE_BYTES_MAX / big_bytes; i++) {
+        ck_assert_int_eq(pd_send_queue_push(&queue, &frame, big, &error), PD_OK);
     }
+
+    ck_assert_int_eq(pd_send_queue_push(&queue, &frame, big, &error), PD_ELIMIT);
+    ck_assert_str_eq(error.message, "the peer does not read: 67108864 bytes wait for it");
+    pd_send_queue_finish(&queue);
+    free(big);
+}
 END_TEST
 
 START_TEST(nothing_is_allocated_once_it_has_held_as_much)
-    {
-        struct pd_send_queue queue;
-        struct pd_error error = {0};
-        static uint8_t out[HEADER_BYTES * 64 + 64 * 1032];
-        uint32_t payloads = 0;
-        size_t allocations = 0;
-        ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
+{
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    static uint8_t out[HEADER_BYTES * 64 + 64 * 1032];
+    uint32_t payloads = 0;
+    size_t allocations = 0;
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
 
-        for (int round = 0; round < 10; round++) {
-            for (int i = 0; i < 64; i++) {
-                push(&queue, 1000, true);
-            }
-            (void)drain(&queue, out, 1u << 20, &payloads);
-            if (round == 0) {
-                allocations = pd_heap_allocations();
-            }
+    for (int round = 0; round < 10; round++) {
+        for (int i = 0; i < 64; i++) {
+            push(&queue, 1000, true);
         }
-
-        ck_assert_uint_eq(pd_heap_allocations(), allocations);
-        ck_assert_uint_eq(payloads, 640);
-        pd_send_queue_finish(&queue);
+        (void)drain(&queue, out, 1u << 20, &payloads);
+        if (round == 0) {
+            allocations = pd_heap_allocations();
+        }
     }
+
+    ck_assert_uint_eq(pd_heap_allocations(), allocations);
+    ck_assert_uint_eq(payloads, 640);
+    pd_send_queue_finish(&queue);
+}
 END_TEST
 
 START_TEST(each_failed_allocation_is_told_and_undone)
-    {
-        struct pd_send_queue queue;
-        struct pd_error error = {0};
-        size_t live = pd_heap_blocks_live();
+{
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    size_t live = pd_heap_blocks_live();
 
-        pd_heap_fail_at(_i);
+    pd_heap_fail_at(_i);
 
-        ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_ENOMEM);
-        ck_assert_str_eq(error.message, "send queue: out of memory");
-        ck_assert_uint_eq(pd_heap_blocks_live(), live);
-    }
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_ENOMEM);
+    ck_assert_str_eq(error.message, "send queue: out of memory");
+    ck_assert_uint_eq(pd_heap_blocks_live(), live);
+}
 END_TEST
 
 int main(void)

@@ -100,132 +100,131 @@ static void check_parts(const struct pd_shard_plan *plan, const struct pd_range 
 }
 
 START_TEST(every_grid_covers_the_model_in_even_contiguous_parts)
-    {
-        uint32_t rank_count = (uint32_t)_i + 1;
-        for (uint64_t seed = 0; seed < 20; seed++) {
-            struct pd_tensor_list model;
-            make_model(&model, seed * 64 + rank_count);
-            uint32_t block_elements = 1 + (uint32_t)random_below(200);
-            for (uint32_t lane_count = 1; lane_count <= rank_count; lane_count++) {
-                if (rank_count % lane_count != 0) {
-                    continue;
-                }
-                struct pd_shard_plan *plan =
-                    make_plan(&model, block_elements, rank_count, lane_count);
-                struct pd_range whole = {.block_count = plan->block_count,
-                                         .element_count = model.element_count};
-                check_blocks(plan, &model, block_elements);
-                check_parts(plan, &whole, plan->lanes, lane_count, 1, block_elements);
-                for (uint32_t lane = 0; lane < lane_count; lane++) {
-                    check_parts(plan, &plan->lanes[lane], &plan->shards[lane], plan->replica_count,
-                                lane_count, block_elements);
-                }
-                pd_shard_plan_destroy(plan);
+{
+    uint32_t rank_count = (uint32_t)_i + 1;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        struct pd_tensor_list model;
+        make_model(&model, seed * 64 + rank_count);
+        uint32_t block_elements = 1 + (uint32_t)random_below(200);
+        for (uint32_t lane_count = 1; lane_count <= rank_count; lane_count++) {
+            if (rank_count % lane_count != 0) {
+                continue;
             }
-            pd_tensor_list_finish(&model);
+            struct pd_shard_plan *plan = make_plan(&model, block_elements, rank_count, lane_count);
+            struct pd_range whole = {.block_count = plan->block_count,
+                                     .element_count = model.element_count};
+            check_blocks(plan, &model, block_elements);
+            check_parts(plan, &whole, plan->lanes, lane_count, 1, block_elements);
+            for (uint32_t lane = 0; lane < lane_count; lane++) {
+                check_parts(plan, &plan->lanes[lane], &plan->shards[lane], plan->replica_count,
+                            lane_count, block_elements);
+            }
+            pd_shard_plan_destroy(plan);
         }
-        ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+        pd_tensor_list_finish(&model);
     }
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
 END_TEST
 
 START_TEST(blocks_do_not_depend_on_the_number_of_ranks)
-    {
-        struct pd_tensor_list model;
-        make_model(&model, 5);
-        struct pd_shard_plan *one = make_plan(&model, 64, 1, 1);
-        struct pd_shard_plan *many = make_plan(&model, 64, 48, 12);
-        ck_assert_uint_eq(one->block_count, many->block_count);
-        ck_assert_mem_eq(one->blocks, many->blocks, one->block_count * sizeof *one->blocks);
-        pd_shard_plan_destroy(one);
-        pd_shard_plan_destroy(many);
-        pd_tensor_list_finish(&model);
-    }
+{
+    struct pd_tensor_list model;
+    make_model(&model, 5);
+    struct pd_shard_plan *one = make_plan(&model, 64, 1, 1);
+    struct pd_shard_plan *many = make_plan(&model, 64, 48, 12);
+    ck_assert_uint_eq(one->block_count, many->block_count);
+    ck_assert_mem_eq(one->blocks, many->blocks, one->block_count * sizeof *one->blocks);
+    pd_shard_plan_destroy(one);
+    pd_shard_plan_destroy(many);
+    pd_tensor_list_finish(&model);
+}
 END_TEST
 
 START_TEST(ranks_beyond_the_blocks_own_nothing)
-    {
-        struct pd_tensor_list model;
-        ck_assert_int_eq(pd_tensor_list_init(&model, 1, &error), PD_OK);
-        ck_assert_int_eq(pd_tensor_list_append(&model, "t", 1, 1, (uint64_t[]){30}, &error), PD_OK);
-        struct pd_shard_plan *plan = make_plan(&model, 10, 64, 64);
-        uint32_t owners = 0;
-        for (uint32_t rank = 0; rank < 64; rank++) {
-            owners += plan->shards[rank].element_count > 0;
-        }
-        ck_assert_uint_eq(owners, 3);
-        pd_shard_plan_destroy(plan);
-        pd_tensor_list_finish(&model);
+{
+    struct pd_tensor_list model;
+    ck_assert_int_eq(pd_tensor_list_init(&model, 1, &error), PD_OK);
+    ck_assert_int_eq(pd_tensor_list_append(&model, "t", 1, 1, (uint64_t[]){30}, &error), PD_OK);
+    struct pd_shard_plan *plan = make_plan(&model, 10, 64, 64);
+    uint32_t owners = 0;
+    for (uint32_t rank = 0; rank < 64; rank++) {
+        owners += plan->shards[rank].element_count > 0;
     }
+    ck_assert_uint_eq(owners, 3);
+    pd_shard_plan_destroy(plan);
+    pd_tensor_list_finish(&model);
+}
 END_TEST
 
 /* Two ranks, three equal blocks: the middle is as near to 1 block as to 2. */
 START_TEST(a_tie_goes_to_the_lower_boundary)
-    {
-        struct pd_tensor_list model;
-        ck_assert_int_eq(pd_tensor_list_init(&model, 1, &error), PD_OK);
-        ck_assert_int_eq(pd_tensor_list_append(&model, "t", 1, 1, (uint64_t[]){30}, &error), PD_OK);
-        struct pd_shard_plan *plan = make_plan(&model, 10, 2, 2);
-        ck_assert_uint_eq(plan->shards[0].element_count, 10);
-        ck_assert_uint_eq(plan->shards[1].element_count, 20);
-        pd_shard_plan_destroy(plan);
-        pd_tensor_list_finish(&model);
-    }
+{
+    struct pd_tensor_list model;
+    ck_assert_int_eq(pd_tensor_list_init(&model, 1, &error), PD_OK);
+    ck_assert_int_eq(pd_tensor_list_append(&model, "t", 1, 1, (uint64_t[]){30}, &error), PD_OK);
+    struct pd_shard_plan *plan = make_plan(&model, 10, 2, 2);
+    ck_assert_uint_eq(plan->shards[0].element_count, 10);
+    ck_assert_uint_eq(plan->shards[1].element_count, 20);
+    pd_shard_plan_destroy(plan);
+    pd_tensor_list_finish(&model);
+}
 END_TEST
 
 START_TEST(a_rank_is_replica_times_lanes_plus_lane)
-    {
-        struct pd_tensor_list model;
-        make_model(&model, 9);
-        struct pd_shard_plan *plan = make_plan(&model, 16, 6, 2);
-        ck_assert_uint_eq(pd_shard_plan_lane_of(plan, 5), 1);
-        ck_assert_uint_eq(pd_shard_plan_replica_of(plan, 5), 2);
-        ck_assert_uint_eq(pd_shard_plan_lane_of(plan, 2), 0);
-        ck_assert_uint_eq(pd_shard_plan_replica_of(plan, 2), 1);
-        pd_shard_plan_destroy(plan);
-        pd_tensor_list_finish(&model);
-    }
+{
+    struct pd_tensor_list model;
+    make_model(&model, 9);
+    struct pd_shard_plan *plan = make_plan(&model, 16, 6, 2);
+    ck_assert_uint_eq(pd_shard_plan_lane_of(plan, 5), 1);
+    ck_assert_uint_eq(pd_shard_plan_replica_of(plan, 5), 2);
+    ck_assert_uint_eq(pd_shard_plan_lane_of(plan, 2), 0);
+    ck_assert_uint_eq(pd_shard_plan_replica_of(plan, 2), 1);
+    pd_shard_plan_destroy(plan);
+    pd_tensor_list_finish(&model);
+}
 END_TEST
 
 START_TEST(lanes_that_do_not_divide_the_ranks_are_refused)
-    {
-        struct pd_tensor_list model;
-        struct pd_shard_plan *plan = NULL;
-        make_model(&model, 1);
-        ck_assert_int_eq(pd_shard_plan_create(&plan, &model, 16, 6, 4, &error), PD_EINVALID);
-        ck_assert_int_eq(pd_shard_plan_create(&plan, &model, 16, 6, 0, &error), PD_EINVALID);
-        ck_assert_ptr_null(plan);
-        pd_tensor_list_finish(&model);
-    }
+{
+    struct pd_tensor_list model;
+    struct pd_shard_plan *plan = NULL;
+    make_model(&model, 1);
+    ck_assert_int_eq(pd_shard_plan_create(&plan, &model, 16, 6, 4, &error), PD_EINVALID);
+    ck_assert_int_eq(pd_shard_plan_create(&plan, &model, 16, 6, 0, &error), PD_EINVALID);
+    ck_assert_ptr_null(plan);
+    pd_tensor_list_finish(&model);
+}
 END_TEST
 
 START_TEST(a_lane_over_the_limit_is_refused_and_the_number_it_names_would_do)
-    {
-        struct pd_tensor_list model;
-        struct pd_shard_plan *plan = NULL;
-        uint64_t elements = 3ull << 30;
-        ck_assert_int_eq(pd_tensor_list_init(&model, 1, &error), PD_OK);
-        ck_assert_int_eq(pd_tensor_list_append(&model, "t", 1, 1, &elements, &error), PD_OK);
-        ck_assert_int_eq(pd_shard_plan_create(&plan, &model, 1u << 20, 1, 1, &error), PD_ELIMIT);
-        ck_assert_str_eq(error.message, "lane 0 of 1 would hold 3221225472 elements, at most "
-                                        "2147483647; 2 ranks with a lane each would do");
-        ck_assert_int_eq(pd_shard_plan_create(&plan, &model, 1u << 20, 2, 2, &error), PD_OK);
-        pd_shard_plan_destroy(plan);
-        pd_tensor_list_finish(&model);
-    }
+{
+    struct pd_tensor_list model;
+    struct pd_shard_plan *plan = NULL;
+    uint64_t elements = 3ull << 30;
+    ck_assert_int_eq(pd_tensor_list_init(&model, 1, &error), PD_OK);
+    ck_assert_int_eq(pd_tensor_list_append(&model, "t", 1, 1, &elements, &error), PD_OK);
+    ck_assert_int_eq(pd_shard_plan_create(&plan, &model, 1u << 20, 1, 1, &error), PD_ELIMIT);
+    ck_assert_str_eq(error.message, "lane 0 of 1 would hold 3221225472 elements, at most "
+                                    "2147483647; 2 ranks with a lane each would do");
+    ck_assert_int_eq(pd_shard_plan_create(&plan, &model, 1u << 20, 2, 2, &error), PD_OK);
+    pd_shard_plan_destroy(plan);
+    pd_tensor_list_finish(&model);
+}
 END_TEST
 
 START_TEST(create_survives_each_failed_allocation)
-    {
-        struct pd_tensor_list model;
-        struct pd_shard_plan *plan = NULL;
-        make_model(&model, 3);
-        size_t blocks = pd_heap_blocks_live();
-        pd_heap_fail_at(_i);
-        ck_assert_int_eq(pd_shard_plan_create(&plan, &model, 16, 6, 2, &error), PD_ENOMEM);
-        ck_assert_ptr_null(plan);
-        ck_assert_uint_eq(pd_heap_blocks_live(), blocks);
-        pd_tensor_list_finish(&model);
-    }
+{
+    struct pd_tensor_list model;
+    struct pd_shard_plan *plan = NULL;
+    make_model(&model, 3);
+    size_t blocks = pd_heap_blocks_live();
+    pd_heap_fail_at(_i);
+    ck_assert_int_eq(pd_shard_plan_create(&plan, &model, 16, 6, 2, &error), PD_ENOMEM);
+    ck_assert_ptr_null(plan);
+    ck_assert_uint_eq(pd_heap_blocks_live(), blocks);
+    pd_tensor_list_finish(&model);
+}
 END_TEST
 
 int main(void)
