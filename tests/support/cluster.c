@@ -14,6 +14,13 @@
 
 enum { CONFIG_BYTES = 8192, WORD_COUNT_MAX = 32 };
 
+static const char *paramd_program = PARAMD_PROGRAM;
+
+void cluster_use_paramd(const char *program)
+{
+    paramd_program = program;
+}
+
 /* ---- Starting ---- */
 
 /* The configuration as a file; its path is for free. */
@@ -49,7 +56,7 @@ static void launch(struct cluster *cluster, uint32_t rank_count, const char *for
                                  suite_directory(),
                                  "-np",
                                  ranks,
-                                 PARAMD_PROGRAM,
+                                 paramd_program,
                                  "--config",
                                  config,
                                  NULL};

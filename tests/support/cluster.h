@@ -17,6 +17,9 @@ struct cluster {
 /* Number of ranks that stands for one without mpirun. */
 #define CLUSTER_ALONE 0u
 
+/* Run this daemon instead of the one that was built with the tests; kept, not copied. */
+void cluster_use_paramd(const char *program);
+
 /* Start the ranks and wait until they are ready. `format` makes the configuration; it listens on a
  * port of the kernel's choice unless it says `listen` itself. */
 void cluster_start(struct cluster *cluster, uint32_t rank_count, const char *format, ...)

@@ -20,19 +20,32 @@ static int remove_entry(const char *path, const struct stat *status, int type, s
     return 0;
 }
 
+bool suite_directory_create(void)
+{
+    snprintf(directory, sizeof directory, "/tmp/paramd-test-XXXXXX");
+    if (mkdtemp(directory) == NULL || setenv("TMPDIR", directory, 1) != 0) {
+        perror(directory);
+        return false;
+    }
+    return true;
+}
+
+void suite_directory_remove(void)
+{
+    (void)nftw(directory, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 int suite_run(Suite *suite)
 {
     SRunner *runner = srunner_create(suite);
 
-    snprintf(directory, sizeof directory, "/tmp/paramd-test-XXXXXX");
-    if (mkdtemp(directory) == NULL || setenv("TMPDIR", directory, 1) != 0) {
-        perror(directory);
+    if (!suite_directory_create()) {
         return EXIT_FAILURE;
     }
     srunner_run_all(runner, CK_ENV);
     int failed = srunner_ntests_failed(runner);
     srunner_free(runner);
-    (void)nftw(directory, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    suite_directory_remove();
     return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 

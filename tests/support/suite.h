@@ -4,9 +4,15 @@
 #define PD_TESTS_SUPPORT_SUITE_H
 
 #include <check.h>
+#include <stdbool.h>
 
 /* Run the suite, each test forked, and remove the directory; returns what main returns. */
 int suite_run(Suite *suite);
+
+/* What suite_run does before and after, for a program that runs suites in another way: make the
+ * directory, or say on standard error why not; and remove it with all that is in it. */
+bool suite_directory_create(void);
+void suite_directory_remove(void);
 
 /* A directory for this program's files, which is also $TMPDIR of everything it starts. */
 const char *suite_directory(void);

@@ -211,23 +211,14 @@ static void step_tensor(struct trajectory *trajectory, uint32_t tensor,
     flight->parameters_next = parameters;
 }
 
-/* Largest error of one step, in units of the tolerance. A NaN is infinitely wrong. */
-static void compare(struct trajectory *trajectory, const struct vectors_step *step)
+/* Take in the largest error of one step. */
+static void compare(struct trajectory *trajectory, uint32_t step)
 {
-    const struct vectors_case *reference = trajectory->reference;
-
-    for (uint32_t i = 0; i < reference->tensor_count; i++) {
-        const struct vectors_tensor *tensor = &reference->tensors[i];
-        double allowed = reference->tolerance * tensor->magnitude;
-        for (uint32_t k = 0; k < tensor->count; k++) {
-            double error =
-                fabs((double)trajectory->flights[i].parameters[k] - (double)step->parameters[i][k]);
-            if (error == 0) {
-                continue;
-            }
-            error = isnan(error) || allowed == 0 ? INFINITY : error / allowed;
-            trajectory->worst_error = fmax(trajectory->worst_error, error);
-        }
+    for (uint32_t i = 0; i < trajectory->reference->tensor_count; i++) {
+        uint32_t worst;
+        double error = vectors_case_error(trajectory->reference, step, i,
+                                          trajectory->flights[i].parameters, &worst);
+        trajectory->worst_error = fmax(trajectory->worst_error, error);
     }
 }
 
@@ -255,7 +246,7 @@ static void trajectory_run(struct trajectory *trajectory)
             };
             step_tensor(trajectory, i, &step);
         }
-        compare(trajectory, now);
+        compare(trajectory, s);
     }
 }
 

@@ -35,6 +35,9 @@ static const struct translation translations[] = {
 };
 #define TRANSLATION_COUNT (sizeof translations / sizeof translations[0])
 
+/* The tolerance of a case that states none, in units of 2^-23. */
+#define TOLERANCE_UNITS 16
+
 static _Noreturn void fail(const char *what, const char *name)
 {
     fprintf(stderr, "vectors: %s: %s\n", name, what);
@@ -181,14 +184,38 @@ static void read_steps(struct vectors_case *reference)
 void vectors_case_init(struct vectors_case *reference, const char *directory, const char *case_name)
 {
     *reference = (struct vectors_case){.document = vectors_load(directory, case_name)};
-    const json_t *tolerance = json_object_get(reference->document, "tolerance");
+    const json_t *units = json_object_get(json_object_get(reference->document, "tolerance"), "k");
 
     reference->name = json_string_value(json_object_get(reference->document, "case"));
     reference->optimizer = json_string_value(json_object_get(reference->document, "optimizer"));
     reference->variant = json_string_value(json_object_get(reference->document, "variant"));
-    reference->tolerance = json_number_value(json_object_get(tolerance, "k")) * 0x1p-23;
+    reference->tolerance =
+        (json_is_number(units) ? json_number_value(units) : TOLERANCE_UNITS) * 0x1p-23;
     read_tensors(reference);
     read_steps(reference);
+}
+
+double vectors_case_error(const struct vectors_case *reference, uint32_t step, uint32_t tensor,
+                          const float *parameters, uint32_t *worst)
+{
+    const struct vectors_tensor *what = &reference->tensors[tensor];
+    const float *expected = reference->steps[step].parameters[tensor];
+    double allowed = reference->tolerance * what->magnitude;
+    double largest = 0;
+
+    *worst = 0;
+    for (uint32_t i = 0; i < what->count; i++) {
+        double error = fabs((double)parameters[i] - (double)expected[i]);
+        if (error == 0) {
+            continue;
+        }
+        error = isnan(error) || allowed == 0 ? INFINITY : error / allowed;
+        if (error > largest) {
+            largest = error;
+            *worst = i;
+        }
+    }
+    return largest;
 }
 
 void vectors_case_finish(struct vectors_case *reference)
@@ -211,19 +238,6 @@ void vectors_case_finish(struct vectors_case *reference)
     json_decref(reference->document);
 }
 
-const json_t *vectors_case_hyper(const struct vectors_case *reference, uint32_t group,
-                                 const char *key)
-{
-    const json_t *groups = json_object_get(reference->document, "groups");
-    const json_t *own = json_object_get(json_array_get(groups, group), "hyperparameters");
-    const json_t *value = json_object_get(own, key);
-
-    if (value != NULL) {
-        return value;
-    }
-    return json_object_get(json_object_get(reference->document, "hyperparameters"), key);
-}
-
 static bool is_for(const struct translation *translation, const struct vectors_case *reference)
 {
     return reference->variant != NULL &&
@@ -243,21 +257,30 @@ static const char *option_of(const struct vectors_case *reference, const char *k
     return key;
 }
 
-json_t *vectors_case_options(const struct vectors_case *reference, uint32_t group)
+/* Add hyperparameters under the product's keys. */
+static void add_options(const struct vectors_case *reference, json_t *hyperparameters,
+                        json_t *options)
 {
-    json_t *keys = json_object_get(reference->document, "hyperparameters");
-    json_t *options = json_object();
     const char *key = NULL;
-    json_t *unused = NULL;
+    json_t *value = NULL;
 
-    json_object_foreach(keys, key, unused)
+    json_object_foreach(hyperparameters, key, value)
     {
-        const json_t *value = vectors_case_hyper(reference, group, key);
         bool truth = strcmp(key, "adam_w_mode") == 0 && json_is_integer(value);
         json_object_set_new(options, option_of(reference, key),
                             truth ? json_boolean(json_integer_value(value) != 0)
                                   : json_deep_copy(value));
     }
+}
+
+json_t *vectors_case_options(const struct vectors_case *reference, uint32_t group)
+{
+    const json_t *groups = json_object_get(reference->document, "groups");
+    json_t *options = json_object();
+
+    add_options(reference, json_object_get(reference->document, "hyperparameters"), options);
+    add_options(reference, json_object_get(json_array_get(groups, group), "hyperparameters"),
+                options);
     for (size_t i = 0; i < TRANSLATION_COUNT; i++) {
         const struct translation *translation = &translations[i];
         if (is_for(translation, reference) && translation->key == NULL) {

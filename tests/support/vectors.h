@@ -28,7 +28,9 @@ struct vectors_case {
     const char *name;
     const char *optimizer;
     const char *variant;
-    double tolerance; /* allowed difference as a share of a tensor's magnitude: k * 2^-23 */
+    /* Allowed difference as a share of a tensor's magnitude: k * 2^-23, with k = 16 where the case
+     * says nothing. */
+    double tolerance;
     uint32_t tensor_count;
     struct vectors_tensor *tensors;
     uint32_t group_count; /* at least 1 */
@@ -46,12 +48,13 @@ void vectors_case_init(struct vectors_case *reference, const char *directory,
                        const char *case_name);
 void vectors_case_finish(struct vectors_case *reference);
 
-/* The hyperparameter of a group of a case, its own or the case's; NULL if there is none. */
-const json_t *vectors_case_hyper(const struct vectors_case *reference, uint32_t group,
-                                 const char *key);
+/* The largest error of a tensor's parameters after a step, in units of the tolerance, and the
+ * element it is at. A NaN is infinitely wrong. */
+double vectors_case_error(const struct vectors_case *reference, uint32_t step, uint32_t tensor,
+                          const float *parameters, uint32_t *worst);
 
-/* A group's hyperparameters under the product's keys: those of variants that spell them otherwise,
- * or have them built in, are translated. New, for json_decref. */
+/* A group's hyperparameters, its own over the case's, under the product's keys: those of variants
+ * that spell them otherwise, or have them built in, are translated. New, for json_decref. */
 json_t *vectors_case_options(const struct vectors_case *reference, uint32_t group);
 
 /* A number, or one of "Infinity", "-Infinity", "NaN"; null is NaN. */
