@@ -66,6 +66,9 @@ const char *pd_option_allowed(const struct pd_option *option, char *text, size_t
     case PD_OPTION_REALS3:
         describe_bounds(option, "a list of 3 numbers", DBL_MAX, text, text_bytes);
         break;
+    case PD_OPTION_REALS:
+        describe_bounds(option, "a list of numbers", DBL_MAX, text, text_bytes);
+        break;
     case PD_OPTION_TEXT:
         snprintf(text, text_bytes, "a text of at most %.0f bytes", option->high);
         break;
@@ -245,6 +248,20 @@ static enum pd_status read_reals(const struct pd_option *option, const char *pat
     return PD_OK;
 }
 
+static enum pd_status read_real_list(const struct pd_option *option, const char *path,
+                                     const struct pd_node *node, struct pd_option_reals *out,
+                                     struct pd_error *error)
+{
+    if (node->kind != PD_NODE_LIST) {
+        return value_fault(option, path, node, "not a list", error);
+    }
+    if (node->count > PD_OPTION_REALS_MAX) {
+        return value_fault(option, path, node, "too many", error);
+    }
+    out->count = (uint32_t)node->count;
+    return read_reals(option, path, node, out->values, node->count, error);
+}
+
 static enum pd_status read_text(const struct pd_option *option, const char *path,
                                 const struct pd_node *node, char *out, struct pd_error *error)
 {
@@ -311,6 +328,9 @@ static void clear(const struct pd_option *option, void *field)
     case PD_OPTION_UINT:
         *(uint64_t *)field = 0;
         break;
+    case PD_OPTION_REALS:
+        ((struct pd_option_reals *)field)->count = 0;
+        break;
     case PD_OPTION_TEXT:
         *(char *)field = '\0';
         break;
@@ -347,6 +367,8 @@ enum pd_status pd_option_read(const struct pd_option *option, const char *path,
         return read_reals(option, path, node, field, 2, error);
     case PD_OPTION_REALS3:
         return read_reals(option, path, node, field, 3, error);
+    case PD_OPTION_REALS:
+        return read_real_list(option, path, node, field, error);
     case PD_OPTION_TEXT:
         return read_text(option, path, node, field, error);
     case PD_OPTION_TEXTS:

@@ -13,20 +13,30 @@ enum pd_option_type {
     PD_OPTION_REAL,   /* double, within [low, high]; low_open/high_open exclude the bound */
     PD_OPTION_REALS2, /* double[2], each within the bounds: betas */
     PD_OPTION_REALS3, /* double[3] */
+    PD_OPTION_REALS,  /* struct pd_option_reals, each within the bounds: milestones */
     PD_OPTION_TEXT,   /* char[high + 1], at most `high` bytes */
     PD_OPTION_TEXTS, /* uint32_t count, then char[low][high + 1]: a text or a list of up to `low` */
     PD_OPTION_CHOICE,  /* int: index of the word in `choices` */
     PD_OPTION_SECTION, /* no field: keys inside are "section.key", or read by code of their own */
 };
 
+#define PD_OPTION_REALS_MAX 64
+
+/* The field of a REALS option. */
+struct pd_option_reals {
+    uint32_t count;
+    double values[PD_OPTION_REALS_MAX];
+};
+
 struct pd_option {
     const char *key;
     enum pd_option_type type;
-    size_t offset;            /* of the field in the struct the table is for */
-    const char *default_text; /* as in YAML; "null": none (a REAL becomes NaN, a TEXT empty, a UINT
-                                 0); NULL: none, the key is a section or must be given */
-    double low, high; /* a `high` of INFINITY, not open, allows inf; one of 2^53 or more, open or
-                         beyond any use, is shown as no bound */
+    size_t offset; /* of the field in the struct the table is for */
+    const char
+        *default_text; /* as in YAML; "null": none (a REAL becomes NaN, a TEXT or REALS empty, a
+                          UINT 0); NULL: none, the key is a section or must be given */
+    double low, high;  /* a `high` of INFINITY, not open, allows inf; one of 2^53 or more, open or
+                          beyond any use, is shown as no bound */
     unsigned char low_open, high_open, nullable;
     const char *const *choices; /* CHOICE: NULL-terminated */
     const char *unit;           /* "s", "elements", "" */

@@ -5,13 +5,46 @@
 #include <math.h>
 #include <string.h>
 
-#define ROW(key, type, field, default_text, ...)                                                   \
+/* Rows of a rule's table of options: a field of struct pd_schedule. */
+#define FIELD(name, path, kind, as_default, about)                                                 \
+    .key = name, .type = PD_OPTION_##kind, .offset = offsetof(struct pd_schedule, path),           \
+    .default_text = as_default, .unit = "", .help = about
+#define NUMBER(name, path, as_default, least, about)                                               \
     {                                                                                              \
-        key, type, offsetof(struct pd_schedule, field), default_text, __VA_ARGS__                  \
+        FIELD(name, path, REAL, as_default, about), .low = least, .high = INFINITY, .high_open = 1 \
     }
-#define STEPS(default_text, low, help)                                                             \
-    ROW("steps", PD_OPTION_UINT, steps, default_text, low, 9007199254740992.0, 0, 0, 0, NULL,      \
-        "steps", help)
+#define POSITIVE(name, path, as_default, about)                                                    \
+    {                                                                                              \
+        FIELD(name, path, REAL, as_default, about), .low_open = 1, .high = INFINITY,               \
+                                                    .high_open = 1                                 \
+    }
+#define COUNT(name, path, as_default, least, about)                                                \
+    {                                                                                              \
+        FIELD(name, path, UINT, as_default, about), .low = least, .high = COUNT_MAX                \
+    }
+#define WORD(name, path, as_default, words, about)                                                 \
+    {                                                                                              \
+        FIELD(name, path, CHOICE, as_default, about), .choices = words                             \
+    }
+#define FLAG(name, path, as_default, about)                                                        \
+    {                                                                                              \
+        FIELD(name, path, BOOL, as_default, about)                                                 \
+    }
+#define STEPS_OR_EVER COUNT("steps", steps, "0", 0, "when the next schedule begins; 0: never")
+
+/* Whole numbers are bounded as doubles. */
+#define COUNT_MAX 9007199254740992.0
+
+static double smaller(double a, double b)
+{
+    return a < b ? a : b;
+}
+
+/* From 1 at 0 to 0 at 1, along half a cosine. */
+static double half_cosine(double progress)
+{
+    return (1 + cos(M_PI * progress)) / 2;
+}
 
 static uint64_t duration_steps(const struct pd_schedule *schedule)
 {
@@ -27,9 +60,8 @@ static double constant_lr(const struct pd_schedule *schedule, double base_lr, ui
 }
 
 static const struct pd_option constant_options[] = {
-    ROW("factor", PD_OPTION_REAL, factor, "1.0", 0, INFINITY, 0, 1, 0, NULL, "",
-        "learning rate as a multiple of the optimizer's"),
-    STEPS("0", 0, "how long the factor holds; 0: for ever"),
+    NUMBER("factor", factor, "1.0", 0, "learning rate as a multiple of the optimizer's"),
+    COUNT("steps", steps, "0", 0, "how long the factor holds; 0: for ever"),
 };
 
 /* lr_t = base_lr * gamma^floor(t / step_size).
@@ -40,36 +72,80 @@ static double step_lr(const struct pd_schedule *schedule, double base_lr, uint64
 }
 
 static const struct pd_option step_options[] = {
-    ROW("step_size", PD_OPTION_UINT, step_size, "30", 1, 9007199254740992.0, 0, 0, 0, NULL, "steps",
-        "steps between two decays"),
-    ROW("gamma", PD_OPTION_REAL, gamma, "0.1", 0, INFINITY, 1, 1, 0, NULL, "",
-        "factor of each decay"),
-    STEPS("0", 0, "when the next schedule begins; 0: never"),
+    COUNT("step_size", step_size, "30", 1, "steps between two decays"),
+    POSITIVE("gamma", gamma, "0.1", "factor of each decay"),
+    STEPS_OR_EVER,
+};
+
+/* lr_t = base_lr * gamma^(milestones at or before t).
+ * Source: torch.optim.lr_scheduler.MultiStepLR. */
+static double multistep_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+{
+    uint32_t decays = 0;
+    for (uint32_t i = 0; i < schedule->milestones.count; i++) {
+        decays += schedule->milestones.values[i] <= (double)step;
+    }
+    return base_lr * pow(schedule->gamma, decays);
+}
+
+static const struct pd_option multistep_options[] = {
+    {FIELD("milestones", milestones, REALS, "[]", "steps of the decays"), .high = INFINITY,
+     .high_open = 1},
+    POSITIVE("gamma", gamma, "0.1", "factor of each decay"),
+    STEPS_OR_EVER,
+};
+
+/* lr_t = base_lr * gamma^t.
+ * Source: torch.optim.lr_scheduler.ExponentialLR. */
+static double exponential_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+{
+    return base_lr * pow(schedule->gamma, (double)step);
+}
+
+static const struct pd_option exponential_options[] = {
+    POSITIVE("gamma", gamma, "0.99", "factor of each step"),
+    STEPS_OR_EVER,
 };
 
 /* lr_t = base_lr * (start + (end - start) * min(t, steps) / steps).
  * Source: torch.optim.lr_scheduler.LinearLR, whose total_iters is `steps`. */
 static double linear_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
 {
-    double progress = step < schedule->steps ? (double)step / (double)schedule->steps : 1;
+    double progress = smaller((double)step / (double)schedule->steps, 1);
     double rise = schedule->end_factor - schedule->start_factor;
     return base_lr * (schedule->start_factor + rise * progress);
 }
 
 static const struct pd_option linear_options[] = {
-    ROW("start_factor", PD_OPTION_REAL, start_factor, "0.3333333333333333", 0, INFINITY, 0, 1, 0,
-        NULL, "", "multiple of the optimizer's learning rate at the beginning"),
-    ROW("end_factor", PD_OPTION_REAL, end_factor, "1.0", 0, INFINITY, 0, 1, 0, NULL, "",
-        "multiple of the optimizer's learning rate at the end"),
-    STEPS("5", 1, "steps from start_factor to end_factor"),
+    NUMBER("start_factor", start_factor, "0.3333333333333333", 0,
+           "multiple of the optimizer's learning rate at the beginning"),
+    NUMBER("end_factor", end_factor, "1.0", 0,
+           "multiple of the optimizer's learning rate at the end"),
+    COUNT("steps", steps, "5", 1, "steps from start_factor to end_factor"),
 };
 
-/* lr_t = eta_min + (base_lr - eta_min) * (1 + cos(pi * t / t_max)) / 2, which climbs again past
- * t_max. Source: torch.optim.lr_scheduler.CosineAnnealingLR. */
+/* lr_t = lr_end + (base_lr - lr_end) * (1 - min(t, steps) / steps)^power.
+ * Source: torch.optim.lr_scheduler.PolynomialLR, whose total_iters is `steps`; lr_end as in
+ * transformers.get_polynomial_decay_schedule_with_warmup. */
+static double polynomial_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+{
+    double left = 1 - smaller((double)step / (double)schedule->steps, 1);
+    return schedule->lr_end + (base_lr - schedule->lr_end) * pow(left, schedule->power);
+}
+
+static const struct pd_option polynomial_options[] = {
+    POSITIVE("power", power, "1.0", "exponent of what is left"),
+    NUMBER("lr_end", lr_end, "0", 0, "learning rate at the end and after it"),
+    COUNT("steps", steps, "5", 1, "steps from the optimizer's learning rate to lr_end"),
+};
+
+/* lr_t = eta_min + (base_lr - eta_min) * (1 + cos(2 * pi * num_cycles * t / t_max)) / 2, which
+ * climbs again past t_max. Source: torch.optim.lr_scheduler.CosineAnnealingLR; num_cycles as in
+ * transformers.get_cosine_schedule_with_warmup. */
 static double cosine_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
 {
-    double angle = M_PI * (double)step / (double)schedule->t_max;
-    return schedule->eta_min + (base_lr - schedule->eta_min) * (1 + cos(angle)) / 2;
+    double progress = 2 * schedule->num_cycles * (double)step / (double)schedule->t_max;
+    return schedule->eta_min + (base_lr - schedule->eta_min) * half_cosine(progress);
 }
 
 static uint64_t cosine_duration(const struct pd_schedule *schedule)
@@ -78,11 +154,226 @@ static uint64_t cosine_duration(const struct pd_schedule *schedule)
 }
 
 static const struct pd_option cosine_options[] = {
-    ROW("t_max", PD_OPTION_UINT, t_max, "10000", 1, 9007199254740992.0, 0, 0, 0, NULL, "steps",
-        "steps from the optimizer's learning rate down to eta_min"),
-    ROW("eta_min", PD_OPTION_REAL, eta_min, "0", 0, INFINITY, 0, 1, 0, NULL, "",
-        "least learning rate"),
-    STEPS("0", 0, "when the next schedule begins; 0: after t_max"),
+    COUNT("t_max", t_max, "10000", 1, "steps from the optimizer's learning rate to eta_min"),
+    NUMBER("eta_min", eta_min, "0", 0, "least learning rate"),
+    POSITIVE("num_cycles", num_cycles, "0.5", "waves in t_max steps; a half one ends at eta_min"),
+    COUNT("steps", steps, "0", 0, "when the next schedule begins; 0: after t_max"),
+};
+
+/* Cycle number i = 0, 1, ... has T_i = t_0 * t_mult^i steps, and at its step t
+ * lr = eta_min + (base_lr * cycle_decay^i - eta_min) * (1 + cos(pi * t / T_i)) / 2;
+ * after cycle_limit cycles lr = eta_min.
+ * Source: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts; Loshchilov and Hutter 2017,
+ * equation 5 (https://arxiv.org/abs/1608.03983); cycle_decay and cycle_limit as in
+ * timm.scheduler.CosineLRScheduler, whose warmup without prefix is `offset`. */
+static double cosine_warm_restarts_lr(const struct pd_schedule *schedule, double base_lr,
+                                      uint64_t step)
+{
+    double length = schedule->restarts.t_0;
+    double growth = schedule->restarts.t_mult;
+    double left = (double)(step + schedule->restarts.offset);
+    double cycle = 0;
+
+    if (growth == 1) {
+        cycle = floor(left / length);
+        left -= cycle * length;
+    } else {
+        /* Near the cycle in one leap, because there may be many, and exactly there by walking. */
+        cycle = fmax(floor(log1p(left / length * (growth - 1)) / log(growth)) - 1, 0);
+        left -= length * (pow(growth, cycle) - 1) / (growth - 1);
+        length *= pow(growth, cycle);
+    }
+    while (left >= length) {
+        left -= length;
+        length *= growth;
+        cycle += 1;
+    }
+    if (schedule->restarts.cycle_limit != 0 && cycle >= (double)schedule->restarts.cycle_limit) {
+        return schedule->eta_min;
+    }
+    double top = base_lr * pow(schedule->restarts.cycle_decay, cycle);
+    return schedule->eta_min + (top - schedule->eta_min) * half_cosine(left / length);
+}
+
+static const struct pd_option cosine_warm_restarts_options[] = {
+    {FIELD("t_0", restarts.t_0, REAL, "10", "steps of the first cycle"), .low = 1,
+     .high = COUNT_MAX},
+    {FIELD("t_mult", restarts.t_mult, REAL, "1", "length of a cycle in lengths of the one before"),
+     .low = 1, .high = INFINITY, .high_open = 1},
+    NUMBER("eta_min", eta_min, "0", 0, "least learning rate"),
+    POSITIVE("cycle_decay", restarts.cycle_decay, "1.0", "factor of the top of each next cycle"),
+    COUNT("cycle_limit", restarts.cycle_limit, "0", 0, "cycles before it stays at eta_min; 0: any"),
+    COUNT("offset", restarts.offset, "0", 0, "steps of it that have passed when it begins"),
+    STEPS_OR_EVER,
+};
+
+static const char *const anneal_words[] = {"cos", "linear", NULL};
+
+/* Up from max_lr / div_factor to max_lr in pct_start of total_steps and down to
+ * max_lr / div_factor / final_div_factor at the end, where it stays; three_phase: down to where it
+ * began in as many steps as up, and only then further down. The last step of a phase, not the first
+ * of the next, has its end value.
+ * Source: torch.optim.lr_scheduler.OneCycleLR with cycle_momentum off. */
+static double onecycle_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+{
+    double total = (double)schedule->onecycle.total_steps;
+    double rise = schedule->onecycle.pct_start * total;
+    double max_lr = schedule->onecycle.max_lr;
+    double initial_lr = max_lr / schedule->onecycle.div_factor;
+    double min_lr = initial_lr / schedule->onecycle.final_div_factor;
+    bool three = schedule->onecycle.three_phase;
+    const double ends[] = {rise - 1, three ? 2 * rise - 2 : total - 1, total - 1};
+    const double lrs[] = {initial_lr, max_lr, three ? initial_lr : min_lr, min_lr};
+    double begin = 0;
+
+    (void)base_lr;
+    for (size_t phase = 0; phase < 3; phase++) {
+        if ((double)step <= ends[phase] && ends[phase] > begin) {
+            double progress = ((double)step - begin) / (ends[phase] - begin);
+            double left = schedule->onecycle.anneal_strategy == PD_ANNEAL_COS
+                              ? half_cosine(progress)
+                              : 1 - progress;
+            return lrs[phase + 1] + (lrs[phase] - lrs[phase + 1]) * left;
+        }
+        begin = ends[phase];
+    }
+    return min_lr;
+}
+
+static uint64_t onecycle_duration(const struct pd_schedule *schedule)
+{
+    return schedule->onecycle.total_steps;
+}
+
+static const struct pd_option onecycle_options[] = {
+    POSITIVE("max_lr", onecycle.max_lr, "0.01", "learning rate at the top, for all groups"),
+    COUNT("total_steps", onecycle.total_steps, "10000", 1, "steps of the whole cycle"),
+    {FIELD("pct_start", onecycle.pct_start, REAL, "0.3", "share of the steps that goes up"),
+     .high = 1},
+    WORD("anneal_strategy", onecycle.anneal_strategy, "cos", anneal_words, "shape of both ways"),
+    POSITIVE("div_factor", onecycle.div_factor, "25", "max_lr over the first learning rate"),
+    POSITIVE("final_div_factor", onecycle.final_div_factor, "1e4",
+             "first learning rate over the last"),
+    FLAG("three_phase", onecycle.three_phase, "false", "come down in two phases"),
+};
+
+static const char *const cycle_words[] = {"triangular", "triangular2", "exp_range", NULL};
+
+/* Cycle c = 0, 1, ... climbs in step_size_up steps from base_lr to max_lr and falls in
+ * step_size_down steps, its height times 1 (triangular), 2^-c (triangular2) or gamma^t (exp_range).
+ * Source: torch.optim.lr_scheduler.CyclicLR with cycle_momentum off. */
+static double cyclic_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+{
+    uint64_t up = schedule->cyclic.step_size_up;
+    uint64_t down = schedule->cyclic.step_size_down != 0 ? schedule->cyclic.step_size_down : up;
+    uint64_t cycle = step / (up + down);
+    uint64_t at = step % (up + down);
+    double height = schedule->cyclic.max_lr - schedule->cyclic.base_lr;
+
+    (void)base_lr;
+    height *= at <= up ? (double)at / (double)up : (double)(up + down - at) / (double)down;
+    if (schedule->cyclic.mode == PD_CYCLE_TRIANGULAR2) {
+        height *= pow(2, -(double)cycle);
+    } else if (schedule->cyclic.mode == PD_CYCLE_EXP_RANGE) {
+        height *= pow(schedule->gamma, (double)step);
+    }
+    return schedule->cyclic.base_lr + height;
+}
+
+static const struct pd_option cyclic_options[] = {
+    NUMBER("base_lr", cyclic.base_lr, "1e-3", 0, "least learning rate, for all groups"),
+    NUMBER("max_lr", cyclic.max_lr, "1e-2", 0, "learning rate at the top of the first cycle"),
+    COUNT("step_size_up", cyclic.step_size_up, "2000", 1, "steps that climb"),
+    COUNT("step_size_down", cyclic.step_size_down, "0", 0, "steps that fall; 0: as many as climb"),
+    WORD("mode", cyclic.mode, "triangular", cycle_words, "how tops change"),
+    POSITIVE("gamma", gamma, "1.0", "factor of each step in exp_range"),
+    STEPS_OR_EVER,
+};
+
+/* lr_t = base_lr / sqrt((t + timescale) / timescale).
+ * Source: transformers.get_inverse_sqrt_schedule after its warmup. */
+static double inverse_sqrt_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+{
+    return base_lr / sqrt(((double)step + schedule->timescale) / schedule->timescale);
+}
+
+static const struct pd_option inverse_sqrt_options[] = {
+    POSITIVE("timescale", timescale, "10000",
+             "a third of the steps to half of the learning rate, such as those of the warmup"),
+    STEPS_OR_EVER,
+};
+
+static const char *const ramp_words[] = {"linear", "cosine", "1-sqrt", NULL};
+
+/* Share of the way up (progress 0 to 1) that a warmup has made, and that a decay still has to go.
+ */
+static double warmup_share(int ramp, double progress)
+{
+    switch (ramp) {
+    case PD_RAMP_COSINE:
+        return half_cosine(1 - progress);
+    case PD_RAMP_1_SQRT:
+        return 1 - sqrt(1 - progress);
+    default:
+        return progress;
+    }
+}
+
+static double decay_share(int ramp, double num_cycles, double progress)
+{
+    switch (ramp) {
+    case PD_RAMP_COSINE:
+        return half_cosine(2 * num_cycles * progress);
+    case PD_RAMP_1_SQRT:
+        return 1 - sqrt(progress);
+    default:
+        return 1 - progress;
+    }
+}
+
+/* Warmup to base_lr, base_lr for num_stable_steps, decay to base_lr * min_lr_ratio, which stays.
+ * Source: transformers.get_wsd_schedule; without warmup_from_min as up to its version 4.44. */
+static double wsd_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+{
+    double at = (double)step;
+    double warmup = (double)schedule->wsd.num_warmup_steps;
+    double stable = (double)schedule->wsd.num_stable_steps;
+    double decay = (double)schedule->wsd.num_decay_steps;
+    double least = schedule->wsd.min_lr_ratio;
+
+    if (at < warmup) {
+        double from = schedule->wsd.warmup_from_min ? least : 0;
+        double share = warmup_share(schedule->wsd.warmup_type, at / warmup);
+        return base_lr * (from + (1 - from) * share);
+    }
+    at -= warmup;
+    if (at < stable) {
+        return base_lr;
+    }
+    at -= stable;
+    if (at < decay) {
+        double share = decay_share(schedule->wsd.decay_type, schedule->num_cycles, at / decay);
+        return base_lr * (least + (1 - least) * share);
+    }
+    return base_lr * least;
+}
+
+static uint64_t wsd_duration(const struct pd_schedule *schedule)
+{
+    return schedule->wsd.num_warmup_steps + schedule->wsd.num_stable_steps +
+           schedule->wsd.num_decay_steps;
+}
+
+static const struct pd_option wsd_options[] = {
+    COUNT("num_warmup_steps", wsd.num_warmup_steps, "0", 0, "steps up"),
+    COUNT("num_stable_steps", wsd.num_stable_steps, "0", 0, "steps at the learning rate"),
+    COUNT("num_decay_steps", wsd.num_decay_steps, "10000", 1, "steps down"),
+    WORD("warmup_type", wsd.warmup_type, "linear", ramp_words, "shape of the way up"),
+    WORD("decay_type", wsd.decay_type, "cosine", ramp_words, "shape of the way down"),
+    {FIELD("min_lr_ratio", wsd.min_lr_ratio, REAL, "0", "learning rate at the end, as a share"),
+     .high = 1},
+    POSITIVE("num_cycles", num_cycles, "0.5", "waves of a cosine decay; a half one ends low"),
+    FLAG("warmup_from_min", wsd.warmup_from_min, "true", "begin at min_lr_ratio instead of zero"),
 };
 
 #define RULE(name, kind, lr, duration)                                                             \
@@ -94,8 +385,17 @@ static const struct pd_option cosine_options[] = {
 static const struct pd_schedule_rule rules[] = {
     RULE(constant, PD_SCHEDULE_CONSTANT, constant_lr, duration_steps),
     RULE(step, PD_SCHEDULE_STEP, step_lr, duration_steps),
+    RULE(multistep, PD_SCHEDULE_MULTISTEP, multistep_lr, duration_steps),
+    RULE(exponential, PD_SCHEDULE_EXPONENTIAL, exponential_lr, duration_steps),
     RULE(linear, PD_SCHEDULE_LINEAR, linear_lr, duration_steps),
+    RULE(polynomial, PD_SCHEDULE_POLYNOMIAL, polynomial_lr, duration_steps),
     RULE(cosine, PD_SCHEDULE_COSINE, cosine_lr, cosine_duration),
+    RULE(cosine_warm_restarts, PD_SCHEDULE_COSINE_WARM_RESTARTS, cosine_warm_restarts_lr,
+         duration_steps),
+    RULE(onecycle, PD_SCHEDULE_ONECYCLE, onecycle_lr, onecycle_duration),
+    RULE(cyclic, PD_SCHEDULE_CYCLIC, cyclic_lr, duration_steps),
+    RULE(inverse_sqrt, PD_SCHEDULE_INVERSE_SQRT, inverse_sqrt_lr, duration_steps),
+    RULE(wsd, PD_SCHEDULE_WSD, wsd_lr, wsd_duration),
 };
 #define RULE_COUNT (sizeof rules / sizeof rules[0])
 

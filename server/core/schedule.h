@@ -2,7 +2,7 @@
  * config -> [schedule] -> orders (rank 0 puts the rates into the step-close order). Pure.
  *
  * Schedules run one after the other, each counting from its own beginning; the last goes on for
- * ever. Formulas are the closed forms of torch.optim.lr_scheduler. */
+ * ever. Formulas are the closed forms of torch.optim.lr_scheduler unless a rule says otherwise. */
 #ifndef PD_SERVER_CORE_SCHEDULE_H
 #define PD_SERVER_CORE_SCHEDULE_H
 
@@ -15,20 +15,62 @@
 enum pd_schedule_kind {
     PD_SCHEDULE_CONSTANT,
     PD_SCHEDULE_STEP,
+    PD_SCHEDULE_MULTISTEP,
+    PD_SCHEDULE_EXPONENTIAL,
     PD_SCHEDULE_LINEAR,
+    PD_SCHEDULE_POLYNOMIAL,
     PD_SCHEDULE_COSINE,
+    PD_SCHEDULE_COSINE_WARM_RESTARTS,
+    PD_SCHEDULE_ONECYCLE,
+    PD_SCHEDULE_CYCLIC,
+    PD_SCHEDULE_INVERSE_SQRT,
+    PD_SCHEDULE_WSD,
 };
 
+/* Words of CHOICE options, in their order. */
+enum pd_schedule_anneal { PD_ANNEAL_COS, PD_ANNEAL_LINEAR };
+enum pd_schedule_cycle { PD_CYCLE_TRIANGULAR, PD_CYCLE_TRIANGULAR2, PD_CYCLE_EXP_RANGE };
+enum pd_schedule_ramp { PD_RAMP_LINEAR, PD_RAMP_COSINE, PD_RAMP_1_SQRT };
+
+/* Parameters of one schedule, under the field's names. A rule reads those its options name. */
 struct pd_schedule {
     enum pd_schedule_kind kind;
     uint64_t steps;      /* how long it runs before the next one begins; 0: as the kind says */
     double factor;       /* constant */
     uint64_t step_size;  /* step */
-    double gamma;        /* step */
+    double gamma;        /* step, multistep, exponential, cyclic */
     double start_factor; /* linear */
     double end_factor;   /* linear */
+    double power;        /* polynomial */
+    double lr_end;       /* polynomial */
     uint64_t t_max;      /* cosine */
-    double eta_min;      /* cosine */
+    double num_cycles;   /* cosine, wsd */
+    double eta_min;      /* cosine, cosine_warm_restarts */
+    struct {
+        double t_0, t_mult, cycle_decay;
+        uint64_t cycle_limit; /* 0: none */
+        uint64_t offset;
+    } restarts;
+    struct {
+        double max_lr, pct_start, div_factor, final_div_factor;
+        uint64_t total_steps;
+        int anneal_strategy; /* enum pd_schedule_anneal */
+        bool three_phase;
+    } onecycle;
+    struct {
+        double base_lr, max_lr;
+        uint64_t step_size_up;
+        uint64_t step_size_down; /* 0: as up */
+        int mode;                /* enum pd_schedule_cycle */
+    } cyclic;
+    double timescale; /* inverse_sqrt */
+    struct {
+        uint64_t num_warmup_steps, num_stable_steps, num_decay_steps;
+        int warmup_type, decay_type; /* enum pd_schedule_ramp */
+        double min_lr_ratio;
+        bool warmup_from_min;
+    } wsd;
+    struct pd_option_reals milestones; /* multistep */
 };
 
 struct pd_schedule_rule {
@@ -36,6 +78,7 @@ struct pd_schedule_rule {
     enum pd_schedule_kind kind;
     const struct pd_option *options; /* into struct pd_schedule */
     uint32_t option_count;
+    /* The rate of its own step `step`; `base_lr` is the optimizer's. */
     double (*lr)(const struct pd_schedule *schedule, double base_lr, uint64_t step);
     uint64_t (*duration)(const struct pd_schedule *schedule); /* 0: for ever */
 };

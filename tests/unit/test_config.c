@@ -335,15 +335,21 @@ static const struct {
      "f:1: groups.0: lr and lr_multiplier; allowed: one of them"},
     {"schedule: cosine", NULL, "f:1: schedule: a single value; allowed: a mapping of keys"},
     {"schedule:\n  t_max: 5\n", NULL,
-     "f:1: schedule.name: missing; allowed: constant, step, linear, cosine"},
+     "f:1: schedule.name: missing; allowed: constant, step, multistep, exponential, linear, "
+     "polynomial, cosine, "
+     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd"},
     {"schedule: [{name: cosin}]", NULL,
-     "f:1: schedule.0.name: cosin: unknown; allowed: constant, step, linear, cosine"},
+     "f:1: schedule.0.name: cosin: unknown; allowed: constant, step, multistep, exponential, "
+     "linear, polynomial, cosine, "
+     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd"},
     {"schedule:\n- {name: constant}\n- {name: cosine}\n", NULL,
      "f:2: schedule.0: constant runs for ever, so nothing can follow it; give it steps"},
     {NULL, "optimizer.lr=fast",
      "--set optimizer.lr=fast: optimizer.lr: fast: not a number; allowed: a number >= 0"},
     {NULL, "schedule.0.steps=5",
-     "--set schedule.0.steps=5: schedule.0.name: missing; allowed: constant, step, linear, cosine"},
+     "--set schedule.0.steps=5: schedule.0.name: missing; allowed: constant, step, multistep, "
+     "exponential, linear, polynomial, cosine, "
+     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd"},
     {"schedule: [{name: cosine}]", "schedule.0.t_max=0",
      "--set schedule.0.t_max=0: schedule.0.t_max: 0: out of range; allowed: a whole number >= 1"},
     {NULL, "listen=0.0.0.0:1",

@@ -5,6 +5,7 @@
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Of the base rate: the references step by recursion, whose rounding errors add up. */
 #define TOLERANCE 1e-13
@@ -128,66 +129,141 @@ static const struct schedule_case cases[] = {
 #define CASE_COUNT ((int)(sizeof cases / sizeof cases[0]))
 
 START_TEST(a_schedule_gives_the_rates_of_its_reference)
-    {
-        const struct schedule_case *schedule_case = &cases[_i];
-        json_t *document = vectors_load(PD_VECTORS, schedule_case->name);
-        double base_lr = json_number_value(json_object_get(document, "base_lr"));
-        const json_t *rates = json_object_get(document, "lr");
+{
+    const struct schedule_case *schedule_case = &cases[_i];
+    json_t *document = vectors_load(PD_VECTORS, schedule_case->name);
+    double base_lr = json_number_value(json_object_get(document, "base_lr"));
+    const json_t *rates = json_object_get(document, "lr");
 
-        ck_assert_uint_gt(json_array_size(rates), 0);
-        for (size_t step = 0; step < json_array_size(rates); step++) {
-            double expected = vectors_number(json_array_get(rates, step));
-            double rate =
-                pd_schedule_lr(schedule_case->schedules, schedule_case->count, base_lr, step);
-            ck_assert_msg(fabs(rate - expected) <= TOLERANCE * base_lr,
-                          "%s step %zu: %.17g, not %.17g", schedule_case->name, step, rate,
-                          expected);
-        }
-        json_decref(document);
+    ck_assert_uint_gt(json_array_size(rates), 0);
+    for (size_t step = 0; step < json_array_size(rates); step++) {
+        double expected = vectors_number(json_array_get(rates, step));
+        double rate = pd_schedule_lr(schedule_case->schedules, schedule_case->count, base_lr, step);
+        ck_assert_msg(fabs(rate - expected) <= TOLERANCE * base_lr, "%s step %zu: %.17g, not %.17g",
+                      schedule_case->name, step, rate, expected);
     }
+    json_decref(document);
+}
 END_TEST
 
 START_TEST(without_a_schedule_the_rate_stays)
-    {
-        ck_assert_double_eq(pd_schedule_lr(NULL, 0, 0.3, 0), 0.3);
-        ck_assert_double_eq(pd_schedule_lr(NULL, 0, 0.3, 1000000), 0.3);
-    }
+{
+    ck_assert_double_eq(pd_schedule_lr(NULL, 0, 0.3, 0), 0.3);
+    ck_assert_double_eq(pd_schedule_lr(NULL, 0, 0.3, 1000000), 0.3);
+}
 END_TEST
 
 START_TEST(a_sequence_counts_each_schedule_from_its_own_beginning)
-    {
-        const struct pd_schedule schedules[] = {
-            {.kind = PD_SCHEDULE_CONSTANT, .factor = 0.5, .steps = 3},
-            {.kind = PD_SCHEDULE_STEP, .step_size = 2, .gamma = 0.5, .steps = 4},
-            {.kind = PD_SCHEDULE_CONSTANT, .factor = 0.125},
-        };
-        const double expected[] = {0.5, 0.5, 0.5, 1, 1, 0.5, 0.5, 0.125, 0.125};
+{
+    const struct pd_schedule schedules[] = {
+        {.kind = PD_SCHEDULE_CONSTANT, .factor = 0.5, .steps = 3},
+        {.kind = PD_SCHEDULE_STEP, .step_size = 2, .gamma = 0.5, .steps = 4},
+        {.kind = PD_SCHEDULE_CONSTANT, .factor = 0.125},
+    };
+    const double expected[] = {0.5, 0.5, 0.5, 1, 1, 0.5, 0.5, 0.125, 0.125};
 
-        for (uint64_t step = 0; step < sizeof expected / sizeof expected[0]; step++) {
-            ck_assert_double_eq(pd_schedule_lr(schedules, 3, 1, step), expected[step]);
-        }
-        ck_assert_double_eq(pd_schedule_lr(schedules, 3, 1, UINT64_MAX), 0.125);
+    for (uint64_t step = 0; step < sizeof expected / sizeof expected[0]; step++) {
+        ck_assert_double_eq(pd_schedule_lr(schedules, 3, 1, step), expected[step]);
     }
+    ck_assert_double_eq(pd_schedule_lr(schedules, 3, 1, UINT64_MAX), 0.125);
+}
+END_TEST
+
+START_TEST(warm_restarts_begin_at_the_exact_step_however_many_there_were)
+{
+    const struct pd_schedule doubling = {RESTARTS(.t_0 = 3, .t_mult = 2, .cycle_decay = 1)};
+    const struct pd_schedule slow = {RESTARTS(.t_0 = 3, .t_mult = 1 + 1e-15, .cycle_decay = 1)};
+
+    for (uint64_t cycle = 0; cycle < 40; cycle++) {
+        uint64_t begin = 3 * ((1ull << cycle) - 1);
+        ck_assert_double_eq(pd_schedule_lr(&doubling, 1, 0.5, begin), 0.5);
+        ck_assert_double_lt(pd_schedule_lr(&doubling, 1, 0.5, begin + (1ull << cycle)), 0.4);
+    }
+    ck_assert(isfinite(pd_schedule_lr(&slow, 1, 0.5, 1ull << 50)));
+}
+END_TEST
+
+/* Read one option of a rule from YAML text. */
+static enum pd_status read_option(const char *rule_name, const char *key, const char *text,
+                                  struct pd_schedule *schedule, struct pd_error *error)
+{
+    const struct pd_schedule_rule *rule = pd_schedule_find(rule_name);
+    const struct pd_config_source source = {.file = "test"};
+    struct pd_node *node = NULL;
+    uint32_t row = 0;
+
+    while (strcmp(rule->options[row].key, key) != 0) {
+        row++;
+        ck_assert_uint_lt(row, rule->option_count);
+    }
+    ck_assert_int_eq(pd_node_parse(&node, &source, text, error), PD_OK);
+    enum pd_status status = pd_option_read(&rule->options[row], key, node, schedule, error);
+    pd_node_destroy(node);
+    return status;
+}
+
+START_TEST(milestones_are_a_list_of_steps_in_any_order)
+{
+    struct pd_schedule schedule = {.kind = PD_SCHEDULE_MULTISTEP, .gamma = 0.5};
+    struct pd_error error = {0};
+
+    ck_assert_int_eq(read_option("multistep", "milestones", "[4, 2]", &schedule, &error), PD_OK);
+    ck_assert_double_eq(pd_schedule_lr(&schedule, 1, 1, 1), 1);
+    ck_assert_double_eq(pd_schedule_lr(&schedule, 1, 1, 2), 0.5);
+    ck_assert_double_eq(pd_schedule_lr(&schedule, 1, 1, 4), 0.25);
+    ck_assert_int_eq(read_option("multistep", "milestones", "[]", &schedule, &error), PD_OK);
+    ck_assert_double_eq(pd_schedule_lr(&schedule, 1, 1, 4), 1);
+}
+END_TEST
+
+START_TEST(a_wrong_list_of_milestones_names_the_key_and_what_is_allowed)
+{
+    static const char *const texts[] = {"30", "[1, x]", "[-1]", "[.inf]"};
+    struct pd_schedule schedule = {.kind = PD_SCHEDULE_MULTISTEP};
+    struct pd_error error = {0};
+
+    ck_assert_int_eq(read_option("multistep", "milestones", texts[_i], &schedule, &error),
+                     PD_ECONFIG);
+    ck_assert_ptr_nonnull(strstr(error.message, "milestones"));
+    ck_assert_msg(strstr(error.message, "a list of numbers >= 0") != NULL, "%s", error.message);
+}
+END_TEST
+
+START_TEST(a_list_of_milestones_is_bounded)
+{
+    char text[4 * (PD_OPTION_REALS_MAX + 1) + 2] = "[";
+    struct pd_schedule schedule = {.kind = PD_SCHEDULE_MULTISTEP};
+    struct pd_error error = {0};
+
+    for (int i = 0; i < PD_OPTION_REALS_MAX; i++) {
+        strcat(text, i == 0 ? "7" : ", 7");
+    }
+    size_t length = strlen(text);
+    strcpy(text + length, "]");
+    ck_assert_int_eq(read_option("multistep", "milestones", text, &schedule, &error), PD_OK);
+    strcpy(text + length, ", 7]");
+    ck_assert_int_eq(read_option("multistep", "milestones", text, &schedule, &error), PD_ECONFIG);
+}
 END_TEST
 
 START_TEST(the_table_is_found_by_name_and_its_kinds_are_its_indices)
-    {
-        size_t count = 0;
-        for (; pd_schedule_at(count) != NULL; count++) {
-            const struct pd_schedule_rule *rule = pd_schedule_at(count);
-            struct pd_schedule schedule = {.kind = rule->kind};
-            struct pd_error error = {0};
+{
+    size_t count = 0;
+    for (; pd_schedule_at(count) != NULL; count++) {
+        const struct pd_schedule_rule *rule = pd_schedule_at(count);
+        struct pd_schedule schedule = {.kind = rule->kind};
+        struct pd_error error = {0};
 
-            ck_assert_ptr_eq(pd_schedule_find(rule->name), rule);
-            ck_assert_uint_eq(rule->kind, count);
-            ck_assert_int_eq(
-                pd_option_defaults(rule->options, rule->option_count, &schedule, &error), PD_OK);
-            ck_assert(isfinite(pd_schedule_lr(&schedule, 1, 0.1, 0)));
-            ck_assert(isfinite(pd_schedule_lr(&schedule, 1, 0.1, 1ull << 40)));
-        }
-        ck_assert_uint_ge(count, 4);
-        ck_assert_ptr_null(pd_schedule_find("cosin"));
+        ck_assert_ptr_eq(pd_schedule_find(rule->name), rule);
+        ck_assert_uint_eq(rule->kind, count);
+        ck_assert_int_eq(pd_option_defaults(rule->options, rule->option_count, &schedule, &error),
+                         PD_OK);
+        ck_assert(isfinite(pd_schedule_lr(&schedule, 1, 0.1, 0)));
+        ck_assert(isfinite(pd_schedule_lr(&schedule, 1, 0.1, 1ull << 40)));
     }
+    ck_assert_uint_ge(count, 12);
+    ck_assert_ptr_null(pd_schedule_find("cosin"));
+}
 END_TEST
 
 int main(void)
@@ -198,6 +274,10 @@ int main(void)
     tcase_add_loop_test(tests, a_schedule_gives_the_rates_of_its_reference, 0, CASE_COUNT);
     tcase_add_test(tests, without_a_schedule_the_rate_stays);
     tcase_add_test(tests, a_sequence_counts_each_schedule_from_its_own_beginning);
+    tcase_add_test(tests, warm_restarts_begin_at_the_exact_step_however_many_there_were);
+    tcase_add_test(tests, milestones_are_a_list_of_steps_in_any_order);
+    tcase_add_loop_test(tests, a_wrong_list_of_milestones_names_the_key_and_what_is_allowed, 0, 4);
+    tcase_add_test(tests, a_list_of_milestones_is_bounded);
     tcase_add_test(tests, the_table_is_found_by_name_and_its_kinds_are_its_indices);
     suite_add_tcase(suite, tests);
 
