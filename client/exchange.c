@@ -71,15 +71,23 @@ fail:
     return pd_error_set(error, PD_ENOMEM, "out of memory for a connection to %s", address);
 }
 
+struct pd_connection *pd_exchange_find(const struct pd_exchange *exchange, uint32_t rank)
+{
+    for (uint32_t i = 0; i < exchange->connection_count; i++) {
+        if (exchange->connections[i]->rank_known && exchange->connections[i]->rank == rank) {
+            return exchange->connections[i];
+        }
+    }
+    return NULL;
+}
+
 enum pd_status pd_exchange_connection(struct pd_exchange *exchange, uint32_t rank,
                                       const char *address, struct pd_connection **out,
                                       struct pd_error *error)
 {
-    for (uint32_t i = 0; i < exchange->connection_count; i++) {
-        if (exchange->connections[i]->rank_known && exchange->connections[i]->rank == rank) {
-            *out = exchange->connections[i];
-            return PD_OK;
-        }
+    *out = pd_exchange_find(exchange, rank);
+    if (*out != NULL) {
+        return PD_OK;
     }
     enum pd_status status = pd_exchange_contact(exchange, address, out, error);
     if (status == PD_OK) {
@@ -235,6 +243,8 @@ static enum pd_status on_welcome(struct pd_exchange *exchange, struct pd_connect
     connection->rank = welcome->rank;
     connection->rank_known = true;
     connection->state = PD_CONNECTION_READY;
+    connection->next.step = welcome->next_step;
+    connection->next.micro_batch = welcome->next_micro_batch;
     exchange->welcome = *welcome;
     return pd_request_welcomed(request, welcome, exchange->run_id, error);
 }

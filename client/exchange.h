@@ -42,10 +42,11 @@ struct pd_connection {
     struct pd_request *request; /* NULL: no part in the call */
     uint32_t address_index;     /* of those the address stands for: the one tried now */
     uint32_t address_count;
-    uint32_t attempt;      /* failures in a row */
-    uint64_t retry_ms;     /* CLOSED: not before */
-    uint64_t sent_ms;      /* when something last left: a lease runs from here */
-    struct pd_error fault; /* why it was lost last */
+    uint32_t attempt;        /* failures in a row */
+    uint64_t retry_ms;       /* CLOSED: not before */
+    uint64_t sent_ms;        /* when something last left: a lease runs from here */
+    struct pd_position next; /* as the last Welcome said: all pushes before it are accepted */
+    struct pd_error fault;   /* why it was lost last */
 };
 
 /* What all connections of a handle have in common. */
@@ -83,6 +84,9 @@ PD_MUST_CHECK
 enum pd_status pd_exchange_connection(struct pd_exchange *exchange, uint32_t rank,
                                       const char *address, struct pd_connection **out,
                                       struct pd_error *error);
+
+/* The same if there is one already, or NULL. */
+struct pd_connection *pd_exchange_find(const struct pd_exchange *exchange, uint32_t rank);
 
 /* The connection to whatever rank answers at the address; its Welcome says which.
  * Errors: PD_ENOMEM. */

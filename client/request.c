@@ -40,9 +40,9 @@ void pd_request_init_values(struct pd_request *request, const struct pd_lane *la
     request->arrays = *arrays;
 }
 
-static bool before(uint64_t step, uint32_t micro_batch, struct pd_position next)
+bool pd_position_is_after(struct pd_position position, uint64_t step, uint32_t micro_batch)
 {
-    return step < next.step || (step == next.step && micro_batch < next.micro_batch);
+    return position.step > step || (position.step == step && position.micro_batch > micro_batch);
 }
 
 /* The push counts: what is left is to pull what it makes, if that was wanted. */
@@ -66,7 +66,7 @@ void pd_request_init_push(struct pd_request *request, const struct pd_lane *lane
     request->push = *push;
     request->push.element_begin = lane->element_begin;
     request->push.element_count = lane->element_count;
-    if (before(push->step, push->micro_batch, next)) {
+    if (pd_position_is_after(next, push->step, push->micro_batch)) {
         accept_push(request);
     }
 }
@@ -198,7 +198,7 @@ enum pd_status pd_request_welcomed(struct pd_request *request, const struct pd_w
         (request->kind == PD_REQUEST_VALUES && request->asked_before && welcome->has_version)) {
         request->state = PD_REQUEST_DONE;
     } else if (request->kind == PD_REQUEST_PUSH && !request->accepted &&
-               before(request->push.step, request->push.micro_batch, next)) {
+               pd_position_is_after(next, request->push.step, request->push.micro_batch)) {
         accept_push(request);
     }
     return PD_OK;

@@ -45,6 +45,9 @@ struct pd_position {
     uint32_t micro_batch;
 };
 
+/* Whether a push of that step and micro-batch comes before `position`. */
+bool pd_position_is_after(struct pd_position position, uint64_t step, uint32_t micro_batch);
+
 /* The model and the arrays a request reads or fills; borrowed during the call. */
 struct pd_request_arrays {
     const struct pd_tensor_list *model;

@@ -226,6 +226,21 @@ static void note_absent(const struct paramd_client *client, const struct pd_requ
     }
 }
 
+/* What a lane has accepted, as it said in answers and, after a reconnect between calls, in its
+ * Welcome. */
+static struct pd_position accepted_by(struct paramd_client *client, uint32_t lane_index)
+{
+    struct pd_position accepted = client->acknowledged[lane_index];
+    const struct pd_connection *connection =
+        pd_exchange_find(&client->exchange, client->lanes.lanes[lane_index].rank);
+
+    if (connection != NULL &&
+        pd_position_is_after(connection->next, accepted.step, accepted.micro_batch)) {
+        return connection->next;
+    }
+    return accepted;
+}
+
 /* Push one micro-batch; with its last one of a step, pull into `values` unless it is NULL. */
 static enum pd_status push_lanes(struct paramd_client *client, const struct pd_call *call,
                                  const struct pd_request_arrays *arrays, struct pd_push *push,
@@ -241,7 +256,7 @@ static enum pd_status push_lanes(struct paramd_client *client, const struct pd_c
     for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
         if (!lane_is_empty(client, i)) {
             pd_request_init_push(&client->requests[i], &client->lanes.lanes[i], arrays, push,
-                                 client->acknowledged[i]);
+                                 accepted_by(client, i));
         }
     }
     enum pd_status status = run_lanes(client, call, error);

@@ -41,7 +41,7 @@ void fake_rank_finish(struct fake_rank *fake);
 
 void fake_accept(struct fake_rank *fake);
 void fake_hang_up(struct fake_rank *fake);
-/* The client must close the connection. */
+/* The client must close the connection, after pings alone. */
 void fake_expect_end(struct fake_rank *fake);
 
 /* The next message but pings, which must be of that kind; the rank's until the next one. */
