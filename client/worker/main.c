@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define LEAVE_TIMEOUT_MS 1000 /* to say goodbye after a signal */
+
 static volatile sig_atomic_t signal_caught;
 
 static void on_signal(int number)
@@ -196,6 +198,9 @@ static int work(struct paramd_client *client, struct mlp *mlp, const struct digi
     }
     int caught = signal_caught;
     signal_caught = 0;
+    if (caught != 0) {
+        paramd_set_timeout(client, LEAVE_TIMEOUT_MS); /* The daemon may be going, too. */
+    }
     if (status == PARAMD_OK || status == PARAMD_EINTERRUPTED) {
         status = paramd_leave(client, &error);
     }
