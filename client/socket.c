@@ -102,7 +102,7 @@ enum pd_status pd_socket_open(int *out, const char *address, uint32_t address_in
     tune(fd, chosen->ai_addr);
     if (connect(fd, chosen->ai_addr, chosen->ai_addrlen) != 0 && errno != EINPROGRESS &&
         errno != EINTR) {
-        status = pd_error_set(error, PD_ECONNECTION, "connect: %s", strerror(errno));
+        status = pd_error_set(error, PD_ECONNECTION, "%s", strerror(errno));
         close(fd);
         goto done;
     }
@@ -122,7 +122,7 @@ enum pd_status pd_socket_connected(int fd, struct pd_error *error)
         fault = errno;
     }
     if (fault != 0) {
-        return pd_error_set(error, PD_ECONNECTION, "connect: %s", strerror(fault));
+        return pd_error_set(error, PD_ECONNECTION, "%s", strerror(fault));
     }
     return PD_OK;
 }
