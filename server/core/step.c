@@ -199,7 +199,8 @@ static void sum_block(struct pd_step_machine *machine, const struct pd_block *bl
     }
 }
 
-/* With the average of a block of the shard in place: clip by value and take the partial norms. */
+/* With the average of a block of the shard in place: clip by value and take the partial norms. An
+ * infinity must not become a large number by that: it makes the step one to skip. */
 static void measure_block(struct pd_step_machine *machine, uint64_t index)
 {
     const struct pd_block *block = shard_block(machine, index);
@@ -209,7 +210,9 @@ static void measure_block(struct pd_step_machine *machine, uint64_t index)
         memset(&machine->partials[POWER_COUNT * index], 0, POWER_COUNT * sizeof(double));
         return;
     }
-    if (!isnan(machine->config->clip.value)) {
+    if (!isnan(machine->config->clip.value) &&
+        pd_reduce_find_nonfinite(gradient, PD_DTYPE_FLOAT32, block->element_count) ==
+            block->element_count) {
         pd_reduce_clamp(gradient, (float)machine->config->clip.value, block->element_count);
     }
     pd_reduce_norms(gradient, block->element_count, machine->config->clip.norm_type,
