@@ -32,11 +32,12 @@ struct pd_option {
     const char *key;
     enum pd_option_type type;
     size_t offset; /* of the field in the struct the table is for */
-    const char
-        *default_text; /* as in YAML; "null": none (a REAL becomes NaN, a TEXT or REALS empty, a
-                          UINT 0); NULL: none, the key is a section or must be given */
-    double low, high;  /* a `high` of INFINITY, not open, allows inf; one of 2^53 or more, open or
-                          beyond any use, is shown as no bound */
+    /* As in YAML. "null": none (a REAL becomes NaN, a TEXT or REALS empty, a UINT 0). NULL: none,
+     * the key is a section or must be given. */
+    const char *default_text;
+    /* A `high` of INFINITY, not open, allows inf; one of 2^53 or more, open or beyond any use, is
+     * shown as no bound. */
+    double low, high;
     unsigned char low_open, high_open, nullable;
     const char *const *choices; /* CHOICE: NULL-terminated */
     const char *unit;           /* "s", "elements", "" */
