@@ -251,18 +251,38 @@ static void order_registration(struct pd_engine *engine, const struct pd_member 
     order->tensors = (struct pd_tensor_list){0};
 }
 
+static void send_registered(struct pd_engine *engine, const struct pd_member *member,
+                            bool values_needed)
+{
+    const struct pd_worker *worker = pd_roster_find(engine->roster, member->id);
+    struct pd_message message = {.kind = PD_MESSAGE_REGISTERED};
+    struct pd_registered *registered = &message.registered;
+
+    if (worker->connection == PD_CONNECTION_NONE) {
+        return;
+    }
+    registered->lane_count = engine->lane_count;
+    registered->values_needed = values_needed;
+    registered->block_elements = (uint32_t)engine->config->block_size;
+    registered->step = engine->leader->step_next;
+    for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
+        uint32_t rank = member->replica * engine->lane_count + lane;
+        registered->lanes[lane].rank = rank;
+        snprintf(registered->lanes[lane].address, sizeof registered->lanes[lane].address, "%s",
+                 engine->topology->addresses[rank]);
+        registered->lanes[lane].element_begin = engine->plan->lanes[lane].element_begin;
+        registered->lanes[lane].element_count = engine->plan->lanes[lane].element_count;
+    }
+    pd_engine_send(engine, worker->connection, &message);
+}
+
 enum pd_status pd_member_register(struct pd_engine *engine, struct pd_member *member,
                                   const struct pd_tensor_list *tensors, struct pd_error *error)
 {
     struct pd_leader *leader = engine->leader;
 
-    if (member->state != PD_MEMBER_JOINED) {
-        return pd_error_set(error, PD_EPROTOCOL, "register: worker %u has registered already",
-                            member->id);
-    }
-    if (member->registering) {
-        return pd_error_set(error, PD_EPROTOCOL,
-                            "register before the answer to the one before has been read");
+    if (member->state == PD_MEMBER_LEAVING) {
+        return pd_error_set(error, PD_EPROTOCOL, "register: worker %u has left", member->id);
     }
     if (leader->register_ordered && !engine->has_model) {
         return pd_error_set(error, PD_EREFUSED,
@@ -287,34 +307,15 @@ enum pd_status pd_member_register(struct pd_engine *engine, struct pd_member *me
         pd_shard_plan_destroy(plan);
         order_registration(engine, member, tensors);
     }
+    if (member->state == PD_MEMBER_ACTIVE) {
+        /* The answer was lost with a connection. */
+        send_registered(engine, member,
+                        leader->initializer == member->id && !leader->publish_ordered);
+        return PD_OK;
+    }
     member->registering = true;
     leader->changed = true;
     return PD_OK;
-}
-
-static void send_registered(struct pd_engine *engine, const struct pd_member *member,
-                            bool values_needed)
-{
-    const struct pd_worker *worker = pd_roster_find(engine->roster, member->id);
-    struct pd_message message = {.kind = PD_MESSAGE_REGISTERED};
-    struct pd_registered *registered = &message.registered;
-
-    if (worker->connection == PD_CONNECTION_NONE) {
-        return;
-    }
-    registered->lane_count = engine->lane_count;
-    registered->values_needed = values_needed;
-    registered->block_elements = (uint32_t)engine->config->block_size;
-    registered->step = engine->leader->step_next;
-    for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
-        uint32_t rank = member->replica * engine->lane_count + lane;
-        registered->lanes[lane].rank = rank;
-        snprintf(registered->lanes[lane].address, sizeof registered->lanes[lane].address, "%s",
-                 engine->topology->addresses[rank]);
-        registered->lanes[lane].element_begin = engine->plan->lanes[lane].element_begin;
-        registered->lanes[lane].element_count = engine->plan->lanes[lane].element_count;
-    }
-    pd_engine_send(engine, worker->connection, &message);
 }
 
 /* From its answer on, a worker's lanes must be connected within the time to resume. */
