@@ -493,21 +493,26 @@ static void send_beats(struct pd_engine *engine)
     }
 }
 
-/* This rank was itself stopped for a while: what it did not hear then proves nothing. */
+/* When this rank was itself stopped for a while, what it did not hear then proves nothing. Noticed at
+ * the first event after it, which may come before a tick. */
 static void forgive_silence(struct pd_engine *engine)
 {
+    if (engine->tick_ms == 0 || engine->now_ms - engine->tick_ms <= STOPPED_MS) {
+        return;
+    }
+    engine->tick_ms = engine->now_ms;
     engine->leader_heard_ms = engine->now_ms;
     for (pd_connection_id id = 0; id < engine->session_end; id++) {
         engine->sessions[id].received_ms = engine->now_ms;
         engine->sessions[id].sent_ms = engine->now_ms;
     }
+    if (engine->leader != NULL) {
+        pd_member_forgive_silence(engine);
+    }
 }
 
 static void on_tick(struct pd_engine *engine)
 {
-    if (engine->tick_ms != 0 && engine->now_ms - engine->tick_ms > STOPPED_MS) {
-        forgive_silence(engine);
-    }
     engine->tick_ms = engine->now_ms;
     send_beats(engine);
     pd_session_tick(engine);
@@ -588,6 +593,7 @@ void pd_engine_step(struct pd_engine *engine, const struct pd_event *event,
     engine->now_ms = event->now_ms;
     engine->entropy = event->entropy;
     engine->actions = actions;
+    forgive_silence(engine);
     dispatch(engine, event);
     do {
         if (engine->leader != NULL && !engine->exiting) {

@@ -165,6 +165,8 @@ bool pd_member_contributes(const struct pd_engine *engine, const struct pd_membe
 void pd_member_reset(struct pd_member *member);
 /* Evict those whose time is over, answer joins and registrations that have become possible. */
 void pd_member_advance(struct pd_engine *engine);
+/* Rank 0 was stopped for a while: those it waits for have their time anew. */
+void pd_member_forgive_silence(struct pd_engine *engine);
 const char *pd_member_state_name(const struct pd_member *member);
 
 /* ---- admin and status ---- */

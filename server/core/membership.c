@@ -553,3 +553,13 @@ void pd_member_advance(struct pd_engine *engine)
         advance_member(engine, &leader->members[slot]);
     }
 }
+
+void pd_member_forgive_silence(struct pd_engine *engine)
+{
+    struct pd_leader *leader = engine->leader;
+
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        leader->members[slot].missing_since_ms = engine->now_ms;
+        leader->members[slot].leave_ms = engine->now_ms;
+    }
+}
