@@ -1,0 +1,169 @@
+/* Legend: p parameter, g gradient, m and v running averages of g and of its square, t the optimizer
+ * step counted from 1. */
+#include "tests/simulation/formulas.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Every micro-batch weighs its share of all samples. */
+static void average(struct sim_oracle *oracle, const struct pd_order *order, double samples)
+{
+    uint64_t count = oracle->model->element_count;
+    float *elements = sim_alloc(count, sizeof *elements);
+    uint16_t *wire = sim_alloc(count, sizeof *wire);
+
+    memset(oracle->average, 0, count * sizeof(double));
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        const struct sim_contribution *contribution =
+            sim_ledger_find(oracle->ledger, order->contributors[i], order->step);
+        const char *name = sim_ledger_member(oracle->ledger, order->contributors[i])->name;
+        for (uint32_t k = 0; k < contribution->batch_count; k++) {
+            const struct sim_batch *batch = &contribution->batches[k];
+            if (batch->samples == 0 || batch->stored_lanes == 0) {
+                continue;
+            }
+            sim_gradient_fill(oracle->ledger, name, order->step, k, batch->poison, 0, count,
+                              elements);
+            if (batch->dtype != PD_DTYPE_FLOAT32) {
+                pd_convert_from_float32(wire, batch->dtype, elements, count);
+                pd_convert_to_float32(elements, wire, batch->dtype, count);
+            }
+            for (uint64_t e = 0; e < count; e++) {
+                oracle->average[e] += (double)batch->samples / samples * (double)elements[e];
+            }
+        }
+    }
+    free(wire);
+    free(elements);
+}
+
+static double norm(const double *elements, uint64_t count, double norm_type)
+{
+    double total = 0.0;
+
+    for (uint64_t i = 0; i < count; i++) {
+        double size = fabs(elements[i]);
+        if (isinf(norm_type)) {
+            total = size > total ? size : total;
+        } else {
+            total += pow(size, norm_type);
+        }
+    }
+    return isinf(norm_type) ? total : pow(total, 1.0 / norm_type);
+}
+
+static void clip(struct sim_oracle *oracle)
+{
+    const struct pd_config *config = oracle->config;
+    uint64_t count = oracle->model->element_count;
+    double scale = 1.0;
+
+    for (uint64_t i = 0; i < count && !isnan(config->clip.value); i++) {
+        oracle->average[i] =
+            fmax(-config->clip.value, fmin(config->clip.value, oracle->average[i]));
+    }
+    if (!isnan(config->clip.norm)) {
+        double total = norm(oracle->average, count, config->clip.norm_type);
+        scale = fmin(1.0, config->clip.norm / (total + 1e-6));
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        oracle->average[i] *= scale;
+    }
+}
+
+/* torch.optim.SGD */
+static void sgd(const struct pd_hyper *hyper, double lr, double t, double *p, double g, double *buf)
+{
+    double d = g + hyper->weight_decay * *p;
+
+    if (hyper->momentum > 0.0) {
+        *buf = t > 1.5 ? hyper->momentum * *buf + (1.0 - hyper->dampening) * d : d;
+        d = hyper->nesterov ? d + hyper->momentum * *buf : *buf;
+    }
+    *p -= lr * d;
+}
+
+/* Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2. */
+static void adam(const struct pd_hyper *hyper, double lr, double t, bool decoupled, double *p,
+                 double g, double *m, double *v)
+{
+    double d = decoupled ? g : g + hyper->weight_decay * *p;
+
+    if (decoupled) {
+        *p -= lr * hyper->weight_decay * *p;
+    }
+    *m = hyper->betas[0] * *m + (1.0 - hyper->betas[0]) * d;
+    *v = hyper->betas[1] * *v + (1.0 - hyper->betas[1]) * d * d;
+    double m_hat = *m / (1.0 - pow(hyper->betas[0], t));
+    double v_hat = *v / (1.0 - pow(hyper->betas[1], t));
+    *p -= lr * m_hat / (sqrt(v_hat) + hyper->eps);
+}
+
+/* You et al. 2020, algorithm 2, with timm.optim.Lamb's clipping of the gradient beforehand. */
+static void lamb(const struct pd_hyper *hyper, double lr, double t, double excess, double *p,
+                 const double *g, double *m, double *v, double *u, uint64_t count)
+{
+    double p_norm = 0.0;
+    double u_norm = 0.0;
+
+    for (uint64_t i = 0; i < count; i++) {
+        double d = g[i] / excess;
+        m[i] = hyper->betas[0] * m[i] + (1.0 - hyper->betas[0]) * d;
+        v[i] = hyper->betas[1] * v[i] + (1.0 - hyper->betas[1]) * d * d;
+        double m_hat = m[i] / (1.0 - pow(hyper->betas[0], t));
+        double v_hat = v[i] / (1.0 - pow(hyper->betas[1], t));
+        u[i] = m_hat / (sqrt(v_hat) + hyper->eps) + hyper->weight_decay * p[i];
+        p_norm += p[i] * p[i];
+        u_norm += u[i] * u[i];
+    }
+    bool adapts = hyper->weight_decay > 0.0 && p_norm > 0.0 && u_norm > 0.0;
+    double ratio = adapts ? sqrt(p_norm / u_norm) : 1.0;
+    for (uint64_t i = 0; i < count; i++) {
+        p[i] -= lr * ratio * u[i];
+    }
+}
+
+static void step_tensor(struct sim_oracle *oracle, const struct pd_order *order, uint32_t index,
+                        double total_norm)
+{
+    const struct pd_tensor *tensor = &oracle->model->tensors[index];
+    uint32_t group = oracle->groups[index];
+    const struct pd_hyper *hyper = &oracle->config->groups[group].hyper;
+    const char *rule = oracle->config->optimizer->name;
+    double lr = order->lrs[group];
+    double t = (double)(oracle->applied + 1);
+    uint64_t begin = tensor->element_begin;
+
+    if (strcmp(rule, "lamb") == 0) {
+        double excess = isnan(hyper->max_grad_norm) ? 1.0 : total_norm / hyper->max_grad_norm;
+        lamb(hyper, lr, t, fmax(1.0, excess), oracle->exact + begin, oracle->average + begin,
+             oracle->first + begin, oracle->second + begin, oracle->update + begin,
+             tensor->element_count);
+        return;
+    }
+    for (uint64_t i = begin; i < begin + tensor->element_count; i++) {
+        if (strcmp(rule, "sgd") == 0) {
+            sgd(hyper, lr, t, &oracle->exact[i], oracle->average[i], &oracle->first[i]);
+        } else {
+            adam(hyper, lr, t, strcmp(rule, "adamw") == 0, &oracle->exact[i], oracle->average[i],
+                 &oracle->first[i], &oracle->second[i]);
+        }
+    }
+}
+
+void sim_formulas_step(struct sim_oracle *oracle, const struct pd_order *order)
+{
+    double samples = 0.0;
+
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        samples += (double)sim_contribution_samples(
+            sim_ledger_find(oracle->ledger, order->contributors[i], order->step));
+    }
+    average(oracle, order, samples);
+    clip(oracle);
+    double total_norm = norm(oracle->average, oracle->model->element_count, 2.0);
+    for (uint32_t i = 0; i < oracle->model->count; i++) {
+        step_tensor(oracle, order, i, total_norm);
+    }
+}

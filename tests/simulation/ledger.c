@@ -1,0 +1,302 @@
+#include "tests/simulation/ledger.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void sim_ledger_init(struct sim_ledger *ledger, struct sim_agenda *agenda)
+{
+    memset(ledger, 0, sizeof *ledger);
+    ledger->agenda = agenda;
+}
+
+void sim_ledger_finish(struct sim_ledger *ledger)
+{
+    free(ledger->contributions);
+    free(ledger->members);
+    memset(ledger, 0, sizeof *ledger);
+}
+
+struct sim_member *sim_ledger_member(struct sim_ledger *ledger, uint32_t worker_id)
+{
+    for (size_t i = 0; i < ledger->member_count; i++) {
+        if (ledger->members[i].id == worker_id) {
+            return &ledger->members[i];
+        }
+    }
+    sim_fail(ledger->agenda, "worker %u has never joined", worker_id);
+}
+
+struct sim_contribution *sim_ledger_find(struct sim_ledger *ledger, uint32_t worker_id,
+                                         uint64_t step)
+{
+    for (size_t i = ledger->contribution_count; i > 0; i--) {
+        struct sim_contribution *contribution = &ledger->contributions[i - 1];
+        if (contribution->worker_id == worker_id && contribution->step == step) {
+            return contribution;
+        }
+    }
+    return NULL;
+}
+
+struct sim_batch *sim_ledger_batch(struct sim_ledger *ledger, uint32_t worker_id, uint64_t step,
+                                   uint32_t micro_batch)
+{
+    struct sim_contribution *contribution = sim_ledger_find(ledger, worker_id, step);
+
+    SIM_CHECK(ledger->agenda, micro_batch < SIM_BATCH_COUNT_MAX, "too many micro-batches");
+    if (contribution == NULL) {
+        ledger->contributions = sim_grow(ledger->contributions, ledger->contribution_count,
+                                         &ledger->contribution_capacity, sizeof *contribution);
+        contribution = &ledger->contributions[ledger->contribution_count++];
+        memset(contribution, 0, sizeof *contribution);
+        contribution->worker_id = worker_id;
+        contribution->step = step;
+    }
+    if (micro_batch >= contribution->batch_count) {
+        contribution->batch_count = micro_batch + 1;
+    }
+    return &contribution->batches[micro_batch];
+}
+
+bool sim_batch_whole(const struct sim_ledger *ledger, const struct sim_batch *batch)
+{
+    return (batch->stored_lanes & ledger->needed_lanes) == ledger->needed_lanes;
+}
+
+static bool acked(const struct sim_ledger *ledger, const struct sim_batch *batch)
+{
+    return (batch->acked_lanes & ledger->needed_lanes) == ledger->needed_lanes;
+}
+
+uint64_t sim_contribution_samples(const struct sim_contribution *contribution)
+{
+    uint64_t samples = 0;
+    for (uint32_t i = 0; i < contribution->batch_count; i++) {
+        samples +=
+            contribution->batches[i].stored_lanes != 0 ? contribution->batches[i].samples : 0;
+    }
+    return samples;
+}
+
+uint64_t sim_contribution_unit(const struct sim_contribution *contribution)
+{
+    for (uint32_t i = 0; i < contribution->batch_count; i++) {
+        if (contribution->batches[i].samples > 0) {
+            return contribution->batches[i].samples;
+        }
+    }
+    return 0;
+}
+
+void sim_ledger_stored(struct sim_ledger *ledger, uint32_t worker_id, const struct pd_push *push,
+                       uint32_t lane)
+{
+    struct sim_contribution *contribution = sim_ledger_find(ledger, worker_id, push->step);
+
+    SIM_CHECK(ledger->agenda, contribution != NULL && push->micro_batch < contribution->batch_count,
+              "lane %u stores a push that nobody sent", lane);
+    struct sim_batch *batch = &contribution->batches[push->micro_batch];
+    SIM_CHECK(ledger->agenda, (batch->stored_lanes >> lane & 1u) == 0,
+              "lane %u stores step %" PRIu64 ", micro-batch %u of worker %u twice", lane,
+              push->step, push->micro_batch, worker_id);
+    batch->stored_lanes |= 1ull << lane;
+    contribution->stored_us = ledger->agenda->now_us;
+}
+
+/* ---- Orders ---- */
+
+static void on_join(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    ledger->members = sim_grow(ledger->members, ledger->member_count, &ledger->member_capacity,
+                               sizeof *ledger->members);
+    struct sim_member *member = &ledger->members[ledger->member_count++];
+    memset(member, 0, sizeof *member);
+    member->id = order->worker_id;
+    member->replica = order->replica;
+    snprintf(member->name, sizeof member->name, "%s", order->name);
+    for (size_t i = 0; i + 1 < ledger->member_count; i++) {
+        const struct sim_member *earlier = &ledger->members[i];
+        SIM_CHECK(ledger->agenda, earlier->id != order->worker_id, "worker id %u is used again",
+                  order->worker_id);
+        SIM_CHECK(ledger->agenda, earlier->departed || strcmp(earlier->name, order->name) != 0,
+                  "two workers are called '%s'", order->name);
+    }
+}
+
+/* Whole on every lane, to its end. */
+static bool complete(const struct sim_ledger *ledger, const struct sim_contribution *contribution)
+{
+    for (uint32_t i = 0; i < contribution->batch_count; i++) {
+        if (!sim_batch_whole(ledger, &contribution->batches[i])) {
+            return false;
+        }
+        if (contribution->batches[i].last) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void on_depart(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    struct sim_member *member = sim_ledger_member(ledger, order->worker_id);
+    const struct sim_contribution *contribution =
+        sim_ledger_find(ledger, order->worker_id, order->step);
+
+    member->departed = true;
+    ledger->evicted += order->reason[0] != '\0';
+    member->pushed_out = strstr(order->reason, "administrator") != NULL ||
+                         strstr(order->reason, "took its name") != NULL;
+    if (contribution == NULL || member->pushed_out || contribution->counted ||
+        !complete(ledger, contribution)) {
+        return;
+    }
+    SIM_CHECK(ledger->agenda,
+              ledger->agenda->now_us - contribution->stored_us < ledger->report_us_max,
+              "worker %u departs and its whole gradient of step %" PRIu64 " with it: %s",
+              order->worker_id, order->step, order->reason);
+    member->pushed_out = true;
+}
+
+/* A contributor's gradient is whole; one that left may have sent less than a whole contribution. */
+static void check_contributor(struct sim_ledger *ledger, const struct pd_order *order,
+                              uint32_t worker_id)
+{
+    const struct sim_member *member = sim_ledger_member(ledger, worker_id);
+    struct sim_contribution *contribution = sim_ledger_find(ledger, worker_id, order->step);
+
+    SIM_CHECK(ledger->agenda, contribution != NULL && !member->departed,
+              "step %" PRIu64 " counts worker %u, which gave nothing", order->step, worker_id);
+    SIM_CHECK(ledger->agenda, !contribution->counted, "step %" PRIu64 " counts worker %u twice",
+              order->step, worker_id);
+    contribution->counted = true;
+    ledger->counted++;
+    if (complete(ledger, contribution)) {
+        return;
+    }
+    SIM_CHECK(ledger->agenda, member->left, "step %" PRIu64 " counts worker %u, which is not whole",
+              order->step, worker_id);
+    for (uint32_t i = 0; i < contribution->batch_count; i++) {
+        const struct sim_batch *batch = &contribution->batches[i];
+        SIM_CHECK(ledger->agenda, batch->stored_lanes == 0 || sim_batch_whole(ledger, batch),
+                  "step %" PRIu64 " counts worker %u, whose micro-batch %u is not on every lane",
+                  order->step, worker_id, i);
+    }
+}
+
+static void check_weights(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    uint64_t samples = 0;
+
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        samples +=
+            sim_contribution_samples(sim_ledger_find(ledger, order->contributors[i], order->step));
+    }
+    SIM_CHECK(ledger->agenda, order->skip == (samples == 0), "step %" PRIu64 ": skip is %d",
+              order->step, (int)order->skip);
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        uint64_t unit =
+            sim_contribution_unit(sim_ledger_find(ledger, order->contributors[i], order->step));
+        double weight = samples > 0 ? (double)unit / (double)samples : 0.0;
+        SIM_CHECK(ledger->agenda, !(fabs(weight - order->weights[i]) > 0.0),
+                  "step %" PRIu64 ": worker %u weighs %g, and %g would be right", order->step,
+                  order->contributors[i], order->weights[i], weight);
+    }
+}
+
+static void on_step(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    SIM_CHECK(ledger->agenda, order->step == ledger->steps_closed,
+              "step %" PRIu64 " is ordered after %" PRIu64 " steps", order->step,
+              ledger->steps_closed);
+    ledger->steps_closed++;
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        check_contributor(ledger, order, order->contributors[i]);
+        SIM_CHECK(ledger->agenda,
+                  i == 0 || strcmp(sim_ledger_member(ledger, order->contributors[i - 1])->name,
+                                   sim_ledger_member(ledger, order->contributors[i])->name) < 0,
+                  "step %" PRIu64 ": contributors are not in the order of their names",
+                  order->step);
+    }
+    for (size_t i = 0; i < ledger->contribution_count; i++) {
+        const struct sim_contribution *contribution = &ledger->contributions[i];
+        SIM_CHECK(ledger->agenda,
+                  contribution->step != order->step || contribution->counted ||
+                      !complete(ledger, contribution) ||
+                      sim_ledger_member(ledger, contribution->worker_id)->departed,
+                  "step %" PRIu64 " leaves out the whole gradient of worker %u", order->step,
+                  contribution->worker_id);
+    }
+    check_weights(ledger, order);
+}
+
+void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    switch (order->kind) {
+    case PD_ORDER_JOIN:
+        on_join(ledger, order);
+        break;
+    case PD_ORDER_DEPART:
+        on_depart(ledger, order);
+        break;
+    case PD_ORDER_STEP:
+        on_step(ledger, order);
+        break;
+    case PD_ORDER_REGISTER:
+    case PD_ORDER_PUBLISH:
+    case PD_ORDER_DRAIN:
+    case PD_ORDER_STOP:
+        break;
+    }
+}
+
+void sim_ledger_check(struct sim_ledger *ledger)
+{
+    for (size_t i = 0; i < ledger->contribution_count; i++) {
+        const struct sim_contribution *contribution = &ledger->contributions[i];
+        const struct sim_member *member = sim_ledger_member(ledger, contribution->worker_id);
+        bool all_acked = contribution->batch_count > 0;
+        for (uint32_t k = 0; k < contribution->batch_count; k++) {
+            all_acked = all_acked && acked(ledger, &contribution->batches[k]);
+        }
+        bool whole = contribution->batches[contribution->batch_count - 1].last || member->left;
+        SIM_CHECK(ledger->agenda,
+                  contribution->counted || !all_acked || !whole || member->pushed_out ||
+                      contribution->step >= ledger->steps_closed,
+                  "step %" PRIu64 " of worker %u was acknowledged everywhere and did not count",
+                  contribution->step, contribution->worker_id);
+    }
+}
+
+/* ---- Gradients ---- */
+
+static uint64_t hash_name(const char *name)
+{
+    uint64_t value = 0;
+    for (; *name != '\0'; name++) {
+        value = sim_mix(value, (uint8_t)*name);
+    }
+    return value;
+}
+
+/* Every element keeps its sign, so that no average comes near zero: there Adam's rules make much of
+ * little rounding. */
+void sim_gradient_fill(const struct sim_ledger *ledger, const char *name, uint64_t step,
+                       uint32_t micro_batch, enum sim_poison poison, uint64_t begin, uint64_t count,
+                       float *out)
+{
+    uint64_t mine = sim_mix(sim_mix(hash_name(name), step), micro_batch);
+
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t element = begin + i;
+        bool negative = sim_mix(ledger->agenda->seed, element) & 1u;
+        double size = 0.25 + (double)(sim_mix(mine, element) >> 11) * 0x1p-53;
+        out[i] = (float)(negative ? -size : size);
+        if (poison != SIM_POISON_NONE && element == 0) {
+            out[i] = poison == SIM_POISON_NAN ? NAN : INFINITY;
+        }
+    }
+}

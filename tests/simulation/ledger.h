@@ -1,0 +1,96 @@
+/* What the test itself knows of every gradient: what was pushed, what arrived whole on which lane,
+ * what was acknowledged, and what counted. worker, cluster -> [ledger] -> oracle. */
+#ifndef PD_TESTS_SIMULATION_LEDGER_H
+#define PD_TESTS_SIMULATION_LEDGER_H
+
+#include "common/message.h"
+#include "common/shard_plan.h"
+#include "tests/simulation/agenda.h"
+
+#define SIM_BATCH_COUNT_MAX 8u
+
+enum sim_poison {
+    SIM_POISON_NONE,
+    SIM_POISON_NAN,
+    SIM_POISON_INFINITY,
+};
+
+/* One micro-batch. */
+struct sim_batch {
+    uint64_t samples;
+    enum pd_dtype dtype;
+    bool last;
+    enum sim_poison poison;
+    uint64_t stored_lanes; /* bit per lane that it arrived on, whole */
+    uint64_t acked_lanes;  /* bit per lane whose acknowledgement has come back */
+};
+
+/* One worker's gradient for one step. */
+struct sim_contribution {
+    uint32_t worker_id;
+    uint64_t step;
+    uint32_t batch_count;
+    struct sim_batch batches[SIM_BATCH_COUNT_MAX];
+    uint64_t stored_us; /* when a batch arrived last */
+    bool counted;
+};
+
+/* One worker, as the orders tell of it. */
+struct sim_member {
+    uint32_t id;
+    char name[PD_NAME_BYTES_MAX + 1];
+    uint32_t replica;
+    bool left; /* it has said that it leaves */
+    bool departed;
+    bool pushed_out; /* departed though its gradient may have been whole: by order or by a successor
+                      */
+};
+
+struct sim_ledger {
+    struct sim_agenda *agenda;
+    uint64_t needed_lanes;
+    uint64_t report_us_max; /* what rank 0 may not know yet is younger */
+    struct sim_contribution *contributions;
+    size_t contribution_count;
+    size_t contribution_capacity;
+    struct sim_member *members;
+    size_t member_count;
+    size_t member_capacity;
+    uint64_t steps_closed;
+    uint64_t counted;
+    uint64_t evicted;
+};
+
+void sim_ledger_init(struct sim_ledger *ledger, struct sim_agenda *agenda);
+void sim_ledger_finish(struct sim_ledger *ledger);
+
+struct sim_member *sim_ledger_member(struct sim_ledger *ledger, uint32_t worker_id);
+/* NULL when there is none. */
+struct sim_contribution *sim_ledger_find(struct sim_ledger *ledger, uint32_t worker_id,
+                                         uint64_t step);
+/* The micro-batch, entered if it is new. */
+struct sim_batch *sim_ledger_batch(struct sim_ledger *ledger, uint32_t worker_id, uint64_t step,
+                                   uint32_t micro_batch);
+
+/* A push arrived whole on a lane, at a place the engine gave: for the first time. */
+void sim_ledger_stored(struct sim_ledger *ledger, uint32_t worker_id, const struct pd_push *push,
+                       uint32_t lane);
+
+/* Rank 0 has issued an order. */
+void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order);
+
+/* The run is over: what was acknowledged has counted. */
+void sim_ledger_check(struct sim_ledger *ledger);
+
+/* Whole on every lane. */
+bool sim_batch_whole(const struct sim_ledger *ledger, const struct sim_batch *batch);
+uint64_t sim_contribution_samples(const struct sim_contribution *contribution);
+/* Of its first micro-batch that has any. */
+uint64_t sim_contribution_unit(const struct sim_contribution *contribution);
+
+/* The gradient of a micro-batch in float32, elements [begin, begin + count) of the model. */
+void sim_gradient_fill(const struct sim_ledger *ledger, const char *name, uint64_t step,
+                       uint32_t micro_batch, enum sim_poison poison, uint64_t begin, uint64_t count,
+                       float *out);
+
+#endif

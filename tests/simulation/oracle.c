@@ -1,0 +1,362 @@
+#include "tests/simulation/oracle.h"
+
+#include "server/core/clip.h"
+#include "server/core/reduce.h"
+#include "tests/simulation/formulas.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+void sim_oracle_init(struct sim_oracle *oracle, struct sim_agenda *agenda,
+                     struct sim_ledger *ledger, const struct pd_config *config,
+                     const struct pd_tensor_list *model, uint32_t replica_count)
+{
+    struct pd_error error = {0};
+
+    memset(oracle, 0, sizeof *oracle);
+    oracle->agenda = agenda;
+    oracle->ledger = ledger;
+    oracle->config = config;
+    oracle->model = model;
+    oracle->replica_count = replica_count;
+    if (pd_shard_plan_create(&oracle->blocks, model, (uint32_t)config->block_size, 1, 1, &error) !=
+        PD_OK) {
+        sim_fail(agenda, "%s", error.message);
+    }
+    oracle->groups = sim_alloc(model->count, sizeof *oracle->groups);
+    for (uint32_t i = 0; i < model->count; i++) {
+        oracle->groups[i] =
+            pd_config_group_of(config, model->tensors[i].name, model->tensors[i].dimension_count);
+    }
+    for (size_t i = 0; i < PD_OPTIMIZER_STATE_COUNT_MAX; i++) {
+        oracle->state[i] = sim_alloc(model->element_count, sizeof(float));
+    }
+    oracle->gradient = sim_alloc(model->element_count, sizeof(float));
+    oracle->scratch =
+        sim_alloc(model->element_count, (replica_count + PD_WORKER_COUNT_MAX) * sizeof(float));
+    oracle->exact = sim_alloc(model->element_count, sizeof(double));
+    oracle->average = sim_alloc(model->element_count, sizeof(double));
+    oracle->first = sim_alloc(model->element_count, sizeof(double));
+    oracle->second = sim_alloc(model->element_count, sizeof(double));
+    oracle->update = sim_alloc(model->element_count, sizeof(double));
+}
+
+void sim_oracle_finish(struct sim_oracle *oracle)
+{
+    pd_shard_plan_destroy(oracle->blocks);
+    free(oracle->groups);
+    for (size_t i = 0; i < oracle->version_count; i++) {
+        free(oracle->versions[i]);
+    }
+    free(oracle->versions);
+    free(oracle->steps);
+    for (size_t i = 0; i < PD_OPTIMIZER_STATE_COUNT_MAX; i++) {
+        free(oracle->state[i]);
+    }
+    free(oracle->gradient);
+    free(oracle->scratch);
+    free(oracle->exact);
+    free(oracle->average);
+    free(oracle->first);
+    free(oracle->second);
+    free(oracle->update);
+    memset(oracle, 0, sizeof *oracle);
+}
+
+static float *add_version(struct sim_oracle *oracle)
+{
+    oracle->versions = sim_grow(oracle->versions, oracle->version_count, &oracle->version_capacity,
+                                sizeof(float *));
+    float *values = sim_alloc(oracle->model->element_count, sizeof(float));
+    oracle->versions[oracle->version_count++] = values;
+    return values;
+}
+
+void sim_oracle_begin(struct sim_oracle *oracle, const float *values)
+{
+    SIM_CHECK(oracle->agenda, oracle->version_count == 0, "a second version 0");
+    memcpy(add_version(oracle), values, oracle->model->element_count * sizeof(float));
+    for (uint64_t i = 0; i < oracle->model->element_count; i++) {
+        oracle->exact[i] = (double)values[i];
+    }
+}
+
+/* ---- The gradient, with the kernels ---- */
+
+/* The elements of one micro-batch after their way over the wire. */
+static void fill_batch(const struct sim_oracle *oracle, const struct sim_contribution *contribution,
+                       uint32_t index, float *out)
+{
+    const struct sim_batch *batch = &contribution->batches[index];
+    const struct sim_member *member = sim_ledger_member(oracle->ledger, contribution->worker_id);
+    uint64_t count = oracle->model->element_count;
+
+    sim_gradient_fill(oracle->ledger, member->name, contribution->step, index, batch->poison, 0,
+                      count, out);
+    if (batch->dtype != PD_DTYPE_FLOAT32) {
+        uint16_t *wire = sim_alloc(count, sizeof *wire);
+        pd_convert_from_float32(wire, batch->dtype, out, count);
+        pd_convert_to_float32(out, wire, batch->dtype, count);
+        free(wire);
+    }
+}
+
+/* Micro-batches summed with the first weighing 1. */
+static void fill_contribution(const struct sim_oracle *oracle,
+                              const struct sim_contribution *contribution, float *out,
+                              float *scratch)
+{
+    uint64_t unit = sim_contribution_unit(contribution);
+    uint64_t count = oracle->model->element_count;
+    bool first = true;
+
+    for (uint32_t i = 0; i < contribution->batch_count; i++) {
+        const struct sim_batch *batch = &contribution->batches[i];
+        if (batch->samples == 0 || batch->stored_lanes == 0) {
+            continue;
+        }
+        struct pd_source source = {.elements = scratch,
+                                   .dtype = PD_DTYPE_FLOAT32,
+                                   .weight = (float)((double)batch->samples / (double)unit)};
+        fill_batch(oracle, contribution, i, scratch);
+        pd_reduce_add(out, &source, first, (uint32_t)count);
+        first = false;
+    }
+}
+
+static void sum_replica(struct sim_oracle *oracle, const struct pd_order *order, uint32_t replica,
+                        float *out)
+{
+    struct pd_source sources[PD_WORKER_COUNT_MAX];
+    uint64_t count = oracle->model->element_count;
+    uint32_t source_count = 0;
+
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        const struct sim_contribution *contribution =
+            sim_ledger_find(oracle->ledger, order->contributors[i], order->step);
+        const struct sim_member *member = sim_ledger_member(oracle->ledger, order->contributors[i]);
+        if (member->replica != replica || !(order->weights[i] > 0.0)) {
+            continue;
+        }
+        float *sum = oracle->scratch + (oracle->replica_count + source_count) * count;
+        fill_contribution(oracle, contribution, sum, sum + count);
+        sources[source_count++] = (struct pd_source){
+            .elements = sum, .dtype = PD_DTYPE_FLOAT32, .weight = (float)order->weights[i]};
+    }
+    pd_reduce_block(out, sources, source_count, (uint32_t)count);
+}
+
+static void average(struct sim_oracle *oracle, const struct pd_order *order)
+{
+    struct pd_source sources[PD_RANK_COUNT_MAX];
+    uint64_t count = oracle->model->element_count;
+
+    if (oracle->replica_count == 1) {
+        sum_replica(oracle, order, 0, oracle->gradient);
+        return;
+    }
+    for (uint32_t replica = 0; replica < oracle->replica_count; replica++) {
+        sources[replica] = (struct pd_source){.elements = oracle->scratch + replica * count,
+                                              .dtype = PD_DTYPE_FLOAT32,
+                                              .weight = 1.0f};
+        sum_replica(oracle, order, replica, oracle->scratch + replica * count);
+    }
+    pd_reduce_block(oracle->gradient, sources, oracle->replica_count, (uint32_t)count);
+}
+
+/* ---- The step, with the kernels ---- */
+
+static struct pd_optimizer_block block_view(struct sim_oracle *oracle, const struct pd_block *block,
+                                            float *next)
+{
+    struct pd_optimizer_block view = {
+        .count = block->element_count,
+        .gradient = oracle->gradient + block->element_begin,
+        .parameters = oracle->versions[oracle->version_count - 2] + block->element_begin,
+        .parameters_next = next + block->element_begin,
+    };
+    for (size_t i = 0; i < PD_OPTIMIZER_STATE_COUNT_MAX; i++) {
+        view.state[i] = oracle->state[i] + block->element_begin;
+    }
+    return view;
+}
+
+/* Update every block, and with sums over whole tensors apply what a rule of two passes left. */
+static void update(struct sim_oracle *oracle, const struct pd_optimizer_step *group_steps,
+                   float *next)
+{
+    const struct pd_optimizer *optimizer = oracle->config->optimizer;
+    const struct pd_shard_plan *plan = oracle->blocks;
+    double *sums = sim_alloc(oracle->model->count, PD_OPTIMIZER_SUM_COUNT * sizeof(double));
+
+    for (uint64_t i = 0; i < plan->block_count; i++) {
+        const struct pd_block *block = &plan->blocks[i];
+        struct pd_optimizer_block view = block_view(oracle, block, next);
+        double partial[PD_OPTIMIZER_SUM_COUNT] = {0};
+        optimizer->update(&group_steps[oracle->groups[block->tensor_index]], &view, partial);
+        for (uint32_t k = 0; k < PD_OPTIMIZER_SUM_COUNT; k++) {
+            sums[block->tensor_index * PD_OPTIMIZER_SUM_COUNT + k] += partial[k];
+        }
+    }
+    for (uint64_t i = 0; i < plan->block_count && optimizer->apply != NULL; i++) {
+        const struct pd_block *block = &plan->blocks[i];
+        struct pd_optimizer_block view = block_view(oracle, block, next);
+        optimizer->apply(&group_steps[oracle->groups[block->tensor_index]], &view,
+                         &sums[block->tensor_index * PD_OPTIMIZER_SUM_COUNT]);
+    }
+    free(sums);
+}
+
+static bool all_finite(const float *elements, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        if (!isfinite(elements[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Clip, take the norms and step; false when the gradient is not finite. */
+static bool step_with_kernels(struct sim_oracle *oracle, const struct pd_order *order, float *next)
+{
+    const struct pd_config *config = oracle->config;
+    const struct pd_shard_plan *plan = oracle->blocks;
+    struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
+    double *powers = sim_alloc(plan->block_count, 2 * sizeof(double));
+    double norm2 = 0.0;
+
+    average(oracle, order);
+    if (!all_finite(oracle->gradient, oracle->model->element_count)) {
+        free(powers);
+        return false;
+    }
+    for (uint64_t i = 0; i < plan->block_count; i++) {
+        const struct pd_block *block = &plan->blocks[i];
+        float *elements = oracle->gradient + block->element_begin;
+        if (!isnan(config->clip.value)) {
+            pd_reduce_clamp(elements, (float)config->clip.value, block->element_count);
+        }
+        pd_reduce_norms(elements, block->element_count, config->clip.norm_type, &powers[2 * i]);
+        norm2 += powers[2 * i + 1];
+    }
+    double norm = pd_clip_total_norm(powers, plan->block_count, config->clip.norm_type);
+    double scale = pd_clip_scale(norm, config->clip.norm);
+    for (uint32_t group = 0; group < config->group_count; group++) {
+        group_steps[group] = (struct pd_optimizer_step){.hyper = &config->groups[group].hyper,
+                                                        .lr = order->lrs[group],
+                                                        .number = oracle->applied + 1,
+                                                        .group_number = oracle->applied + 1,
+                                                        .gradient_scale = scale,
+                                                        .gradient_norm = sqrt(norm2) * scale};
+    }
+    update(oracle, group_steps, next);
+    free(powers);
+    return true;
+}
+
+static struct sim_step *note_step(struct sim_oracle *oracle, const struct pd_order *order)
+{
+    oracle->steps =
+        sim_grow(oracle->steps, order->step, &oracle->step_capacity, sizeof *oracle->steps);
+    struct sim_step *step = &oracle->steps[order->step];
+
+    step->applied = oracle->applied;
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        step->samples += sim_contribution_samples(
+            sim_ledger_find(oracle->ledger, order->contributors[i], order->step));
+    }
+    memcpy(step->lrs, order->lrs, order->lr_count * sizeof order->lrs[0]);
+    return step;
+}
+
+void sim_oracle_step(struct sim_oracle *oracle, const struct pd_order *order)
+{
+    uint64_t count = oracle->model->element_count;
+
+    SIM_CHECK(oracle->agenda, order->step + 1 == oracle->version_count,
+              "step %" PRIu64 " is ordered at version %zu", order->step, oracle->version_count - 1);
+    SIM_CHECK(oracle->agenda, order->optimizer_step == oracle->applied,
+              "step %" PRIu64 " is optimizer step %" PRIu64 ", should be %" PRIu64, order->step,
+              order->optimizer_step, oracle->applied);
+    struct sim_step *step = note_step(oracle, order);
+    float *next = add_version(oracle);
+    const float *now = oracle->versions[oracle->version_count - 2];
+
+    step->skipped = order->skip || !step_with_kernels(oracle, order, next);
+    if (step->skipped) {
+        memcpy(next, now, count * sizeof *next);
+        oracle->skipped++;
+        return;
+    }
+    sim_formulas_step(oracle, order);
+    oracle->applied++;
+    for (uint64_t i = 0; i < count; i++) {
+        double expected = oracle->exact[i];
+        double off = fabs((double)next[i] - expected);
+        SIM_CHECK(oracle->agenda, off <= 3e-5 * (1.0 + fabs(expected)),
+                  "version %" PRIu64 ", element %" PRIu64 " is %.9g; the formulas say %.9g",
+                  order->step + 1, i, (double)next[i], expected);
+    }
+}
+
+/* ---- Checks ---- */
+
+void sim_oracle_check(const struct sim_oracle *oracle, uint64_t version, uint64_t begin,
+                      uint64_t count, enum pd_dtype dtype, const void *values, const char *where)
+{
+    SIM_CHECK(oracle->agenda, version < oracle->version_count,
+              "%s has version %" PRIu64 ", which nobody ordered", where, version);
+    const float *expected = oracle->versions[version] + begin;
+    uint8_t *wire = sim_alloc(count, sizeof(float));
+    size_t element_bytes = pd_dtype_bytes(dtype);
+    pd_convert_from_float32(wire, dtype, expected, count);
+    for (uint64_t i = 0; i < count; i++) {
+        float got;
+        pd_convert_to_float32(&got, (const uint8_t *)values + i * element_bytes, dtype, 1);
+        SIM_CHECK(oracle->agenda,
+                  memcmp(wire + i * element_bytes, (const uint8_t *)values + i * element_bytes,
+                         element_bytes) == 0,
+                  "%s: version %" PRIu64 ", element %" PRIu64 " is %.9g, should be %.9g", where,
+                  version, begin + i, (double)got, (double)expected[i]);
+    }
+    free(wire);
+}
+
+static double expected_rate(const struct sim_oracle *oracle, uint64_t step, uint32_t group)
+{
+    const struct pd_config *config = oracle->config;
+    const struct sim_step *taken = &oracle->steps[step];
+    double lr = NAN;
+
+    for (uint32_t i = 0; i < oracle->override_count; i++) {
+        if (oracle->overrides[i].step <= step && oracle->overrides[i].group == group) {
+            lr = oracle->overrides[i].lr;
+        }
+    }
+    if (!isnan(lr)) {
+        return lr;
+    }
+    lr = pd_schedule_lr(config->schedules, config->schedule_count, config->groups[group].hyper.lr,
+                        taken->applied);
+    double ratio = (double)taken->samples / (double)config->lr_scaling.base_batch;
+    if (taken->samples == 0 || config->lr_scaling.rule == PD_LR_SCALING_NONE) {
+        return lr;
+    }
+    return lr * (config->lr_scaling.rule == PD_LR_SCALING_LINEAR ? ratio : sqrt(ratio));
+}
+
+void sim_oracle_check_rates(const struct sim_oracle *oracle)
+{
+    for (uint64_t step = 0; step + 1 < oracle->version_count; step++) {
+        for (uint32_t group = 0; group < oracle->config->group_count; group++) {
+            double expected = expected_rate(oracle, step, group);
+            double given = oracle->steps[step].lrs[group];
+            SIM_CHECK(oracle->agenda, fabs(given - expected) <= 1e-12 * fabs(expected),
+                      "step %" PRIu64 " has rate %.17g for group %u, should be %.17g", step, given,
+                      group, expected);
+        }
+    }
+}
