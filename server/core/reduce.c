@@ -14,8 +14,12 @@
 /* Elements converted or summed at a time, so that a chunk stays in the first-level cache. */
 #define CHUNK_COUNT 2048u
 
-/* Bits searched at a time for a non-finite element, before looking at single ones. */
+/* Elements searched at a time for a non-finite one, before looking at single ones. */
 #define SEARCH_COUNT 1024u
+
+/* Elements as bits, whatever type they were written as. */
+typedef uint32_t bits32 __attribute__((may_alias));
+typedef uint16_t bits16 __attribute__((may_alias, aligned(1)));
 
 PD_KERNEL
 static void scale_into(float *restrict out, const float *restrict from, float weight,
@@ -136,16 +140,25 @@ static void sum_magnitudes(const float *elements, uint32_t count, double out[LAN
     memcpy(out, lanes, sizeof lanes);
 }
 
-/* The largest magnitude; a NaN is passed over. Magnitudes order like their bits. */
+/* The largest magnitude of finite elements. As bits, because magnitudes order like theirs, and
+ * whole numbers have no NaN that would keep the loop from being vectorised. */
 PD_KERNEL
-static float max_magnitude(const float *elements, uint32_t count)
+static uint32_t max_magnitude_bits(const bits32 *elements, uint32_t count)
 {
-    float largest = 0;
+    uint32_t largest = 0;
     for (uint32_t i = 0; i < count; i++) {
-        float magnitude = fabsf(elements[i]);
+        uint32_t magnitude = elements[i] & 0x7fffffffu;
         largest = magnitude > largest ? magnitude : largest;
     }
     return largest;
+}
+
+static float max_magnitude(const float *elements, uint32_t count)
+{
+    uint32_t bits = max_magnitude_bits((const bits32 *)elements, count);
+    float magnitude = 0;
+    memcpy(&magnitude, &bits, sizeof magnitude);
+    return magnitude;
 }
 
 static double sum_powers(const float *elements, uint32_t count, double norm_type)
@@ -183,7 +196,7 @@ void pd_reduce_norms(const float *elements, uint32_t count, double norm_type, do
 
 /* Whether any of `count` elements has an exponent of ones only: infinity or NaN. */
 PD_KERNEL
-static bool any_nonfinite32(const uint32_t *bits, uint32_t count)
+static bool any_nonfinite32(const bits32 *bits, uint32_t count)
 {
     uint32_t found = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -193,7 +206,7 @@ static bool any_nonfinite32(const uint32_t *bits, uint32_t count)
 }
 
 PD_KERNEL
-static bool any_nonfinite16(const uint16_t *bits, uint16_t exponent, uint32_t count)
+static bool any_nonfinite16(const bits16 *bits, uint16_t exponent, uint32_t count)
 {
     uint16_t found = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -202,25 +215,17 @@ static bool any_nonfinite16(const uint16_t *bits, uint16_t exponent, uint32_t co
     return found != 0;
 }
 
-/* The elements are copied out as bits: what they point at may be floats or wire bytes. */
-static bool any_nonfinite(const char *bytes, enum pd_dtype dtype, uint32_t count)
+static bool any_nonfinite(const void *elements, enum pd_dtype dtype, uint32_t count)
 {
-    union {
-        uint32_t bits32[SEARCH_COUNT];
-        uint16_t bits16[SEARCH_COUNT];
-    } copy;
-
-    PD_ASSERT(count <= SEARCH_COUNT);
-    memcpy(&copy, bytes, count * pd_dtype_bytes(dtype));
     switch (dtype) {
     case PD_DTYPE_BFLOAT16:
-        return any_nonfinite16(copy.bits16, 0x7f80u, count);
+        return any_nonfinite16(elements, 0x7f80u, count);
     case PD_DTYPE_FLOAT16:
-        return any_nonfinite16(copy.bits16, 0x7c00u, count);
+        return any_nonfinite16(elements, 0x7c00u, count);
     case PD_DTYPE_FLOAT32:
         break;
     }
-    return any_nonfinite32(copy.bits32, count);
+    return any_nonfinite32(elements, count);
 }
 
 uint32_t pd_reduce_find_nonfinite(const void *elements, enum pd_dtype dtype, uint32_t count)
