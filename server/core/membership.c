@@ -137,9 +137,9 @@ static enum pd_status claim_name(struct pd_engine *engine, const char *name, str
                             "with that one first, or choose another name",
                             name, holder->id);
     }
-    if (pd_member_contributes(engine, holder)) {
+    if (holder->state == PD_MEMBER_LEAVING || pd_member_contributes(engine, holder)) {
         return pd_error_set(error, PD_EIDENTITY,
-                            "join: worker %u '%s' is lost, but its gradient still counts: try "
+                            "join: worker %u '%s' is gone, but its gradient still counts: try "
                             "again when step %" PRIu64 " has closed",
                             holder->id, name, engine->leader->step_next);
     }
