@@ -135,6 +135,8 @@ static enum pd_status find_leader(struct paramd_client *client, const char *addr
     /* The address that worked is kept for rank 0 itself, whatever it calls itself. */
     snprintf(client->leader, sizeof client->leader, "%s",
              connection->rank == 0 ? address : exchange->welcome.leader);
+    client->run_id = exchange->welcome.run_id;
+    client->rank_count = exchange->welcome.rank_count;
     if (connection->rank != 0) {
         pd_exchange_drop(exchange, connection);
     }
@@ -267,7 +269,7 @@ static enum pd_status admin(struct paramd_client *client, const struct paramd_co
     if (status != PD_OK) {
         return status;
     }
-    struct pd_call call = pd_client_call(client, message.command);
+    struct pd_call call = pd_client_call(client, "admin");
     pd_request_init_admin(&request, &message);
     status = pd_client_ask_leader(client, &call, &request, error);
     if (status != PD_OK) {
@@ -315,7 +317,7 @@ const char *paramd_worker_name(const struct paramd_client *client)
 
 uint64_t paramd_run_id(const struct paramd_client *client)
 {
-    return client->exchange.welcome.run_id;
+    return client->run_id;
 }
 
 uint64_t paramd_next_step(const struct paramd_client *client)
@@ -336,7 +338,7 @@ uint32_t paramd_accumulation_steps(const struct paramd_client *client)
 
 uint32_t paramd_rank_count(const struct paramd_client *client)
 {
-    return client->exchange.welcome.rank_count;
+    return client->rank_count;
 }
 
 uint32_t paramd_tensor_count(const struct paramd_client *client)

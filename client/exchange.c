@@ -4,7 +4,6 @@
 #include "common/assert.h"
 #include "common/heap.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
@@ -260,6 +259,9 @@ static enum pd_status on_draining(struct pd_exchange *exchange, const struct pd_
 static enum pd_status on_unasked(struct pd_connection *connection, const struct pd_message *message,
                                  struct pd_error *error)
 {
+    if (message->kind == PD_MESSAGE_ERROR && !message->error.fatal) {
+        return PD_OK;
+    }
     if (message->kind == PD_MESSAGE_ERROR) {
         pd_error_set(&connection->fault, (enum pd_status)message->error.status, "%s",
                      message->error.text);
@@ -291,14 +293,16 @@ static enum pd_status on_message(struct pd_exchange *exchange, struct pd_connect
         return on_unasked(connection, message, error);
     }
     enum pd_status status = pd_request_answered(request, message, payload_bytes, error);
-    if (status == PD_OK && request->state == PD_REQUEST_RECEIVING && payload_bytes > 0) {
-        struct pd_payload payload;
-        status = pd_request_place(request, &payload, error);
-        if (status == PD_OK) {
-            status = pd_receiver_place(&connection->receiver, &payload, error);
-        }
+    if (status != PD_OK || payload_bytes == 0) {
+        return status;
     }
-    return status;
+    if (request->state != PD_REQUEST_RECEIVING) {
+        return pd_error_set(error, PD_EPROTOCOL, "%s with a payload of %" PRIu64 " bytes",
+                            pd_message_kind_name(message->kind), payload_bytes);
+    }
+    struct pd_payload payload;
+    status = pd_request_place(request, &payload, error);
+    return status == PD_OK ? pd_receiver_place(&connection->receiver, &payload, error) : status;
 }
 
 /* What came ends the call. The stream is of use afterwards only if that was an answer after which
@@ -352,8 +356,8 @@ static enum pd_status receive_once(struct pd_exchange *exchange, struct pd_conne
 
     *byte_count = 0;
     if (pd_socket_receive(connection->socket, pieces, piece_count, byte_count, &fault) != PD_OK) {
-        /* A fatal Error that came before the end says more than the end. */
-        if (connection->fault.status != PD_OK && connection->state == PD_CONNECTION_READY) {
+        /* A fatal Error that came before the end, or a failed send, says more than the end. */
+        if (connection->fault.status != PD_OK) {
             fault = connection->fault;
         }
         lost(exchange, connection, &fault);
@@ -368,7 +372,7 @@ static enum pd_status receive_once(struct pd_exchange *exchange, struct pd_conne
 
 /* ---- What goes out ---- */
 
-static void send_once(struct pd_exchange *exchange, struct pd_connection *connection)
+static void send_once(struct pd_connection *connection)
 {
     struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX];
     size_t piece_count = pd_sender_gather(&connection->sender, pieces);
@@ -379,7 +383,11 @@ static void send_once(struct pd_exchange *exchange, struct pd_connection *connec
         return;
     }
     if (pd_socket_send(connection->socket, pieces, piece_count, &byte_count, &fault) != PD_OK) {
-        lost(exchange, connection, &fault);
+        /* What the rank said before it closed may still be there to read; the end comes after it.
+         */
+        connection->fault = fault;
+        pd_socket_shut(connection->socket);
+        pd_sender_reset(&connection->sender);
         return;
     }
     if (byte_count > 0) {
@@ -446,7 +454,7 @@ static enum pd_status advance(struct pd_exchange *exchange, struct pd_connection
         return prefix_where(connection, error);
     }
     if (connection->state >= PD_CONNECTION_GREETING) {
-        send_once(exchange, connection);
+        send_once(connection);
     }
     return PD_OK;
 }
@@ -706,7 +714,7 @@ uint64_t pd_exchange_keep_alive(struct pd_exchange *exchange, uint64_t now_ms)
         uint64_t due_ms = now_ms + exchange->welcome.lease_ms / 3 + 1;
         if (connection->state == PD_CONNECTION_READY) {
             if (start_sending(exchange, connection, now_ms, &fault) == PD_OK) {
-                send_once(exchange, connection);
+                send_once(connection);
             }
             due_ms = ping_due_ms(exchange, connection);
         }

@@ -18,6 +18,8 @@ struct paramd_client {
     enum pd_dtype push_dtype;
     enum pd_dtype pull_dtype;
     char leader[PD_ADDRESS_BYTES_MAX + 1];
+    uint64_t run_id; /* as rank 0 said at connect; here for readers without the lock */
+    uint32_t rank_count;
 
     struct pd_tensor_list model; /* once registered */
     bool registered;

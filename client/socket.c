@@ -164,6 +164,11 @@ enum pd_status pd_socket_receive(int fd, struct iovec *pieces, size_t piece_coun
     return PD_OK;
 }
 
+void pd_socket_shut(int fd)
+{
+    (void)shutdown(fd, SHUT_WR);
+}
+
 void pd_socket_close(int fd)
 {
     if (fd >= 0) {

@@ -37,6 +37,9 @@ PD_MUST_CHECK
 enum pd_status pd_socket_receive(int socket, struct iovec *pieces, size_t piece_count,
                                  size_t *byte_count, struct pd_error *error);
 
+/* Send no more; what the peer has said can still be received, and its end. */
+void pd_socket_shut(int socket);
+
 /* -1 is allowed. */
 void pd_socket_close(int socket);
 

@@ -13,6 +13,7 @@
 
 /* Two tensors, 6 elements; lane 0 has the first 3, lane 1 the others, which span both. */
 #define ELEMENT_COUNT 6u
+#define LONG_COUNT 4000000u
 
 static const uint64_t weight_shape[] = {2, 2};
 static const uint64_t bias_shape[] = {2};
@@ -403,6 +404,40 @@ START_TEST(a_refusal_says_what_and_where_and_leaves_the_connection_usable)
 }
 END_TEST
 
+/* Refuses at the first bytes of a long push, and closes with the others unread: a reset. */
+static void refuse_at_once(struct fake_rank *fake, void *context)
+{
+    struct pd_message pulled = {.kind = PD_MESSAGE_PULLED, .pulled = {.element_count = LONG_COUNT}};
+    static const float zeros[LONG_COUNT];
+    (void)context;
+    fake_welcome(fake, 0, 0);
+    fake_join(fake, 1);
+    fake_register(fake, lanes, 1, false, 0);
+    fake_receive(fake, PD_MESSAGE_PULL);
+    fake_send(fake, &pulled, zeros, sizeof zeros, 0);
+    fake_swallow(fake, 100);
+    fake_send_error(fake, PD_EMODEL, "no such lane", true);
+    fake_hang_up(fake);
+}
+
+START_TEST(a_fatal_refusal_is_heard_though_the_push_was_still_on_its_way)
+{
+    const uint64_t shape[] = {LONG_COUNT};
+    const struct paramd_tensor tensor = {"long", 1, shape};
+    float *array = pd_heap_zalloc(LONG_COUNT, sizeof *array);
+    const float *const sources[] = {array};
+    set_lane(&lanes[0], &leader, 0, LONG_COUNT);
+    fake_rank_run(&leader, refuse_at_once, NULL);
+    ck_assert_int_eq(paramd_connect(&options, &client, &error), PARAMD_OK);
+    ck_assert_int_eq(paramd_register(client, &tensor, 1, &array, &error), PARAMD_OK);
+    ck_assert_int_eq(paramd_push(client, sources, 8, NULL, 0, &error), PARAMD_EMODEL);
+    ck_assert_ptr_nonnull(strstr(error.message, "no such lane"));
+    paramd_close(client);
+    client = NULL;
+    pd_heap_free(array);
+}
+END_TEST
+
 static void restart(struct fake_rank *fake, void *context)
 {
     (void)context;
@@ -565,6 +600,7 @@ int main(void)
     tcase_add_test(tests, parameters_that_are_always_damaged_end_the_call);
     tcase_add_test(tests, a_push_that_arrived_damaged_is_sent_again);
     tcase_add_test(tests, a_refusal_says_what_and_where_and_leaves_the_connection_usable);
+    tcase_add_test(tests, a_fatal_refusal_is_heard_though_the_push_was_still_on_its_way);
     tcase_add_test(tests, a_restarted_daemon_is_recognised);
     tcase_add_test(tests, draining_ends_every_wait_and_every_later_call);
     tcase_add_test(tests, a_waiting_call_can_be_interrupted);

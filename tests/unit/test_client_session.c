@@ -374,7 +374,7 @@ START_TEST(an_observer_asks_without_joining)
     paramd_free(json);
     ck_assert_int_eq(paramd_admin(client, &checkpoint, &json, &error), PARAMD_EREFUSED);
     ck_assert_ptr_null(json);
-    ck_assert_ptr_nonnull(strstr(error.message, "checkpoint: rank 0 at "));
+    ck_assert_ptr_nonnull(strstr(error.message, "admin: rank 0 at "));
     ck_assert_int_eq(paramd_leave(client, &error), PARAMD_OK);
     ck_assert_int_eq(paramd_register(client, tensors, 2, values, &error), PARAMD_EINVALID);
 }
