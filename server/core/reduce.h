@@ -12,8 +12,8 @@ struct pd_source {
     float weight;
 };
 
-/* out[i] = sum over k, in order, of weight[k] * source[k][i]; no fused multiply-add. With no source,
- * zeros. `out` overlaps none of them. */
+/* out[i] = sum over k, in order, of weight[k] * source[k][i]; no fused multiply-add. With no
+ * source, zeros. `out` overlaps none of them. */
 void pd_reduce_block(float *out, const struct pd_source *sources, uint32_t source_count,
                      uint32_t count);
 
@@ -23,8 +23,8 @@ void pd_reduce_add(float *sum, const struct pd_source *source, bool first, uint3
 /* Clamp to [-value, value]; NaN stays NaN. */
 void pd_reduce_clamp(float *elements, float value, uint32_t count);
 
-/* Partial sums of one block: powers[0] = sum |g|^p (for p = infinity: max |g|), powers[1] = sum g^2.
- * Summed in double. Any non-finite element makes both NaN. */
+/* Partial sums of one block: powers[0] = sum |g|^p (for p = infinity: max |g|), powers[1] = sum
+ * g^2. Summed in double. Any non-finite element makes both NaN. */
 void pd_reduce_norms(const float *elements, uint32_t count, double norm_type, double powers[2]);
 
 /* Index of the first non-finite element, or `count`. */
