@@ -241,6 +241,7 @@ static void carry_out_register(struct pd_engine *engine, const struct pd_order *
     struct pd_error error = {0};
 
     engine->initializer = order->worker_id;
+    engine->values_stored = false;
     if (order->tensors.count == 0) {
         return;
     }
@@ -267,7 +268,6 @@ static void begin_publish(struct pd_engine *engine, const struct pd_order *order
 {
     struct pd_collective *broadcast = &engine->broadcast;
 
-    pd_session_end_values(engine);
     if (engine->replica_count == 1) {
         return;
     }
@@ -493,8 +493,8 @@ static void send_beats(struct pd_engine *engine)
     }
 }
 
-/* When this rank was itself stopped for a while, what it did not hear then proves nothing. Noticed at
- * the first event after it, which may come before a tick. */
+/* When this rank was itself stopped for a while, what it did not hear then proves nothing. Noticed
+ * at the first event after it, which may come before a tick. */
 static void forgive_silence(struct pd_engine *engine)
 {
     if (engine->tick_ms == 0 || engine->now_ms - engine->tick_ms <= STOPPED_MS) {
@@ -690,6 +690,7 @@ enum pd_status pd_engine_load_model(struct pd_engine *engine, const struct pd_te
         return status;
     }
     pd_param_store_publish_first(&engine->store);
+    engine->values_stored = true;
     if (engine->leader != NULL) {
         pd_leader_model_loaded(engine);
     }

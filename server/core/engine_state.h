@@ -48,6 +48,7 @@ struct pd_engine {
     struct pd_param_store store;
     struct pd_step_machine *step;
     uint32_t initializer; /* worker whose values become version 0 */
+    bool values_stored;   /* its values for this lane are here, whole */
 
     struct pd_order_queue queue;
     struct pd_order *running; /* a step or publish order under way */

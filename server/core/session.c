@@ -303,6 +303,10 @@ static enum pd_status check_range(const struct pd_engine *engine, const char *wh
         return pd_error_set(error, PD_EMODEL,
                             "%s: dtype %u; allowed: 0 float32, 1 bfloat16, 2 float16", what, dtype);
     }
+    if (lane->element_count == 0) {
+        return pd_error_set(error, PD_EMODEL, "%s: rank %u holds no part of the model", what,
+                            engine->topology->rank);
+    }
     if (element_begin != lane->element_begin || element_count != lane->element_count) {
         return pd_error_set(error, PD_EMODEL,
                             "%s: %" PRIu64 " elements from %" PRIu64 "; rank %u takes %" PRIu64
@@ -426,14 +430,20 @@ static void on_values(struct pd_engine *engine, const struct pd_event *event)
     struct pd_session *session = session_at(engine, event->connection);
     const struct pd_values *values = &event->message->values;
     const struct pd_worker *worker = worker_of(engine, session);
+    struct pd_message stored = {.kind = PD_MESSAGE_VALUES_STORED};
     struct pd_error error = {0};
 
-    if (!engine->has_model || engine->store.has_version || engine->running != NULL ||
-        worker->id != engine->initializer || worker->replica != engine->replica) {
+    if (!engine->has_model || worker->id != engine->initializer ||
+        worker->replica != engine->replica) {
         pd_error_set(&error, PD_EREFUSED, "values: rank %u needs no values from this worker",
                      engine->topology->rank);
     } else if (check_range(engine, "values", values->element_begin, values->element_count,
                            PD_DTYPE_FLOAT32, event->payload_bytes, &error) == PD_OK) {
+        if (engine->values_stored) {
+            drop_payload(engine, event);
+            pd_engine_send(engine, event->connection, &stored);
+            return;
+        }
         session->payload = PD_SESSION_PAYLOAD_VALUES;
         pd_actions_place(engine->actions, event->connection, pd_param_store_served(&engine->store));
         return;
@@ -491,20 +501,9 @@ static void values_arrived(struct pd_engine *engine, pd_connection_id connection
         return;
     }
     struct pd_report report = {.kind = PD_REPORT_VALUES, .worker_id = session->worker_id};
+    engine->values_stored = true;
     pd_engine_send(engine, connection, &message);
     pd_engine_report(engine, &report);
-}
-
-void pd_session_end_values(struct pd_engine *engine)
-{
-    struct pd_error error = {0};
-
-    pd_error_set(&error, PD_EREFUSED, "values: this lane has its values");
-    for (pd_connection_id id = 0; id < engine->session_end; id++) {
-        if (engine->sessions[id].payload == PD_SESSION_PAYLOAD_VALUES) {
-            pd_session_refuse(engine, id, &error, true);
-        }
-    }
 }
 
 void pd_session_payload(struct pd_engine *engine, const struct pd_event *event)

@@ -69,9 +69,6 @@ void pd_session_refuse(struct pd_engine *engine, pd_connection_id connection,
 /* Close; what is queued is sent first if `flush`. */
 void pd_session_close(struct pd_engine *engine, pd_connection_id connection, bool flush);
 
-/* The initial values are settled: cut off whoever is still sending some. */
-void pd_session_end_values(struct pd_engine *engine);
-
 /* Work on contributions: add micro-batches to their sums; true while there is more. */
 bool pd_session_work(struct pd_engine *engine);
 
