@@ -325,6 +325,11 @@ uint64_t paramd_next_step(const struct paramd_client *client)
     return client->next.step;
 }
 
+double paramd_loss_scale(const struct paramd_client *client)
+{
+    return client->loss_scale > 0.0 ? client->loss_scale : 1.0;
+}
+
 uint32_t paramd_next_micro_batch(const struct paramd_client *client)
 {
     return client->next.micro_batch;

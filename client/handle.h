@@ -30,6 +30,7 @@ struct paramd_client {
     uint64_t version; /* pulled last */
     double lr;
     uint64_t skipped_steps;
+    double loss_scale;                             /* 0 before the first pull */
     struct pd_request requests[PD_RANK_COUNT_MAX]; /* of the call, by lane */
 
     bool keeping_alive; /* `keeper` runs */

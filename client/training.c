@@ -82,6 +82,7 @@ static void note_pulled(struct paramd_client *client)
         client->version = request->pulled.version;
         client->lr = request->pulled.lr;
         client->skipped_steps = request->pulled.skipped_steps;
+        client->loss_scale = request->pulled.loss_scale;
         break;
     }
     if (client->version > client->next.step) {
@@ -270,13 +271,15 @@ static enum pd_status push_lanes(struct paramd_client *client, const struct pd_c
     return PD_OK;
 }
 
-static struct pd_push describe_push(uint64_t samples, const double *loss, unsigned flags)
+static struct pd_push describe_push(const struct paramd_client *client, uint64_t samples,
+                                    const double *loss, unsigned flags)
 {
     return (struct pd_push){
         .last = (flags & PARAMD_LAST) != 0,
         .samples = samples,
         .has_loss = loss != NULL,
         .loss = loss != NULL ? *loss : 0.0,
+        .scale = (flags & PARAMD_SCALED) != 0 ? paramd_loss_scale(client) : 0.0,
     };
 }
 
@@ -285,9 +288,9 @@ enum paramd_status paramd_push(struct paramd_client *client, const float *const 
                                struct paramd_error *error)
 {
     struct pd_error fault = {0};
-    struct pd_push push = describe_push(samples, loss, flags);
 
     pthread_mutex_lock(&client->lock);
+    struct pd_push push = describe_push(client, samples, loss, flags);
     enum pd_status status = check_registered(client, "push", gradients, &fault);
     if (status == PD_OK) {
         struct pd_call call = pd_client_call(client, "push");
@@ -324,9 +327,9 @@ enum paramd_status paramd_step(struct paramd_client *client, const float *const 
                                struct paramd_error *error)
 {
     struct pd_error fault = {0};
-    struct pd_push push = describe_push(samples, loss, flags);
 
     pthread_mutex_lock(&client->lock);
+    struct pd_push push = describe_push(client, samples, loss, flags);
     enum pd_status status =
         check_registered(client, "step", values == NULL ? NULL : gradients, &fault);
     if (status == PD_OK) {
@@ -340,6 +343,7 @@ enum paramd_status paramd_step(struct paramd_client *client, const float *const 
         info->version = client->version;
         info->lr = client->lr;
         info->skipped_steps = client->skipped_steps;
+        info->loss_scale = paramd_loss_scale(client);
     }
     pthread_mutex_unlock(&client->lock);
     return pd_client_result(&fault, error);

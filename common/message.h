@@ -130,6 +130,7 @@ struct pd_push {
     bool pull;
     uint32_t pull_dtype;
     struct pd_tensor_set absent;
+    double scale; /* loss scale, 0 is 1 */
 };
 
 struct pd_pushed {
@@ -150,6 +151,7 @@ struct pd_pulled {
     uint64_t element_count;
     double lr;
     uint64_t skipped_steps;
+    double loss_scale;
 };
 
 struct pd_error_message {

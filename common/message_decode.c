@@ -265,6 +265,7 @@ static void take_push(struct checker *checker, const Paramd__Push *from, struct 
     to->element_count = from->element_count;
     to->pull = from->pull != 0;
     to->pull_dtype = from->pull_dtype;
+    to->scale = from->scale;
     to->loss = to->has_loss ? from->loss : 0;
     take_set(checker, &from->absent, &to->absent);
 }
@@ -277,6 +278,7 @@ static void take_pulled(const Paramd__Pulled *from, struct pd_pulled *to)
     to->element_count = from->element_count;
     to->lr = from->lr;
     to->skipped_steps = from->skipped_steps;
+    to->loss_scale = from->loss_scale;
 }
 
 static void take_error(struct checker *checker, const Paramd__Error *from,

@@ -175,6 +175,7 @@ static void pack_push(struct packer *packer, const struct pd_push *from)
     to.pull = from->pull;
     to.pull_dtype = from->pull_dtype;
     to.absent = lend_set(&from->absent);
+    to.scale = from->scale;
     pack(packer, &to.base);
 }
 
@@ -207,6 +208,7 @@ static void pack_pulled(struct packer *packer, const struct pd_pulled *from)
     to.element_count = from->element_count;
     to.lr = from->lr;
     to.skipped_steps = from->skipped_steps;
+    to.loss_scale = from->loss_scale;
     pack(packer, &to.base);
 }
 

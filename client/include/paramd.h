@@ -127,6 +127,8 @@ PARAMD_API enum paramd_status paramd_register(struct paramd_client *client,
     1u /* close the contribution with this micro-batch, though more were expected                  \
         */
 
+#define PARAMD_SCALED 2u /* the gradients are those of the loss times paramd_loss_scale */
+
 /* Give the gradient of one micro-batch: the mean over its samples. A NULL array says that its
  * tensor has no gradient; a tensor that no worker has one for is left alone by the step. The
  * library counts them; the paramd_accumulation_steps-th of a step closes the contribution. The next
@@ -154,6 +156,7 @@ struct paramd_step_info {
     uint64_t version;       /* of the values this handle got last: steps closed until then */
     double lr;              /* of the first group in the step that made that version */
     uint64_t skipped_steps; /* so far: closed without an update (non-finite gradients) */
+    double loss_scale;      /* to multiply the loss of the next step by; 1 without loss scaling */
 };
 
 /* Push, and with the last micro-batch of a step wait for the new parameters, in one round trip.
@@ -202,6 +205,9 @@ PARAMD_API const char *paramd_worker_name(const struct paramd_client *client);
 PARAMD_API uint64_t paramd_run_id(const struct paramd_client *client);
 /* The step and micro-batch that the next push is for. */
 PARAMD_API uint64_t paramd_next_step(const struct paramd_client *client);
+/* What to multiply the loss by, as the last pull said; 1 without loss scaling. Gradients of a
+ * scaled loss are pushed with PARAMD_SCALED, and the daemon divides them by this scale. */
+PARAMD_API double paramd_loss_scale(const struct paramd_client *client);
 PARAMD_API uint32_t paramd_next_micro_batch(const struct paramd_client *client);
 /* Micro-batches of one contribution, at least 1. */
 PARAMD_API uint32_t paramd_accumulation_steps(const struct paramd_client *client);

@@ -4,6 +4,7 @@
 #define PD_SERVER_CORE_CONFIG_H
 
 #include "common/error.h"
+#include "server/core/loss_scale.h"
 #include "server/core/optimizer.h"
 #include "server/core/schedule.h"
 
@@ -44,6 +45,7 @@ struct pd_config {
         double norm_type; /* may be infinity */
         double value;     /* NaN: off */
     } clip;
+    struct pd_loss_scale_options loss_scale;
     char model[PD_PATH_BYTES_MAX + 1]; /* safetensors file with the initial values; "" none */
     uint64_t block_size;               /* elements */
     double handshake_s;                /* time a new connection has to say hello */

@@ -126,6 +126,11 @@ void pd_contribution_finish_payload(struct pd_contribution *contribution)
     contribution->state = PD_CONTRIBUTION_FOLDING;
 }
 
+static double inverse_scale(const struct pd_push *push)
+{
+    return push->scale > 0.0 ? pd_loss_scale_inverse(push->scale) : 1.0;
+}
+
 bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element_count)
 {
     const struct pd_push *push = &contribution->push;
@@ -141,7 +146,7 @@ bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element
             .elements = (const char *)contribution->payload +
                         contribution->folded * pd_dtype_bytes(push->dtype),
             .dtype = push->dtype,
-            .weight = (float)((double)push->samples / unit),
+            .weight = (float)((double)push->samples / unit * inverse_scale(push)),
         };
         pd_reduce_add(contribution->sum + contribution->folded, &source, first, (uint32_t)count);
         contribution->folded += count;
@@ -164,6 +169,7 @@ struct pd_source pd_contribution_source(const struct pd_contribution *contributi
         source.elements = contribution->sum + begin;
     } else {
         source.dtype = contribution->push.dtype;
+        source.weight = (float)(weight * inverse_scale(&contribution->push));
         source.elements =
             (const char *)contribution->payload + begin * pd_dtype_bytes(source.dtype);
     }

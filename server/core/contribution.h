@@ -14,6 +14,7 @@
 #define PD_SERVER_CORE_CONTRIBUTION_H
 
 #include "common/message.h"
+#include "server/core/loss_scale.h"
 #include "server/core/reduce.h"
 
 enum pd_contribution_state {
@@ -28,8 +29,8 @@ struct pd_contribution {
     enum pd_contribution_state state;
     uint64_t element_count; /* of the lane */
     void *payload;          /* element_count at up to 4 bytes: the micro-batch as it came */
-    float *sum;             /* element_count: micro-batches weighted by samples / unit_samples */
-    bool started;           /* a push has been accepted: next_step means something */
+    float *sum;   /* element_count: micro-batches unscaled and weighted by samples / unit_samples */
+    bool started; /* a push has been accepted: next_step means something */
     uint64_t next_step;
     uint32_t next_micro_batch;
     struct pd_push push;   /* header of the payload received, folded or held */

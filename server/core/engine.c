@@ -392,6 +392,9 @@ static void close_step(struct pd_engine *engine)
         report_nonfinite(engine, order);
     }
     struct pd_step_outcome outcome = pd_step_finish(engine->step);
+    if (!outcome.skipped || outcome.nonfinite) {
+        pd_loss_scale_update(&engine->loss_scale, &engine->config->loss_scale, outcome.nonfinite);
+    }
     if (outcome.skipped) {
         engine->skipped_steps++;
     } else {
@@ -627,6 +630,7 @@ enum pd_status pd_engine_create(struct pd_engine **out, const struct pd_config *
     }
     engine->replica_count = topology->rank_count / engine->lane_count;
     engine->replica = topology->rank / engine->lane_count;
+    pd_loss_scale_init(&engine->loss_scale, &config->loss_scale);
     engine->sessions = pd_heap_zalloc(PD_CONNECTION_COUNT_MAX, sizeof *engine->sessions);
     engine->roster = pd_heap_zalloc(1, sizeof *engine->roster);
     if (engine->sessions == NULL || engine->roster == NULL || !queue_grow(&engine->queue)) {

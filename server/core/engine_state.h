@@ -10,6 +10,7 @@
 #include "common/checksum.h"
 #include "server/core/engine.h"
 #include "server/core/leader.h"
+#include "server/core/loss_scale.h"
 #include "server/core/param_store.h"
 #include "server/core/roster.h"
 #include "server/core/session.h"
@@ -58,6 +59,7 @@ struct pd_engine {
 
     double last_lr; /* of group 0, in the last step applied */
     uint64_t skipped_steps;
+    struct pd_loss_scale loss_scale; /* for the step in collection */
 
     bool work_asked;       /* a WORK event is on its way */
     bool collective_asked; /* a COLLECTIVE event is on its way */

@@ -45,7 +45,8 @@ static void send_parameters(struct pd_engine *engine, pd_connection_id connectio
                    .element_begin = store->lane.element_begin,
                    .element_count = store->lane.element_count,
                    .lr = engine->last_lr,
-                   .skipped_steps = engine->skipped_steps},
+                   .skipped_steps = engine->skipped_steps,
+                   .loss_scale = engine->loss_scale.scale},
     };
     uint64_t payload_bytes =
         store->lane.element_count * pd_dtype_bytes((enum pd_dtype)session->pull.dtype);

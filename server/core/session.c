@@ -5,6 +5,7 @@
 #include "server/core/engine_state.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -374,6 +375,11 @@ static enum pd_status check_push(const struct pd_engine *engine, const struct pd
         return pd_error_set(error, PD_EINVALID,
                             "%s: pull_dtype %u; allowed: 0 float32, 1 bfloat16, 2 float16", what,
                             push->pull_dtype);
+    }
+    if (!(push->scale >= 0.0) || isinf(push->scale)) {
+        return pd_error_set(error, PD_EINVALID,
+                            "%s: loss scale %g; allowed: a finite number above 0, or 0 for none",
+                            what, push->scale);
     }
     return check_range(engine, what, push->element_begin, push->element_count, push->dtype,
                        payload_bytes, error);

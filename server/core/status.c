@@ -64,6 +64,13 @@ static json_t *workers(const struct pd_engine *engine)
     return list;
 }
 
+static json_t *loss_scale(const struct pd_engine *engine)
+{
+    return isnan(engine->config->loss_scale.init_scale)
+               ? json_null()
+               : json_real((double)engine->loss_scale.scale);
+}
+
 static const char *state_name(const struct pd_engine *engine)
 {
     const struct pd_leader *leader = engine->leader;
@@ -93,7 +100,7 @@ char *pd_status_json(struct pd_engine *engine)
 
     current_lrs(engine, lrs);
     return dump(json_pack(
-        "{s:s, s:I, s:I, s:f, s:o, s:i, s:s, s:s, s:o, s:I, s:o, s:f, s:o, s:n, s:I, s:s?, s:n, "
+        "{s:s, s:I, s:I, s:f, s:o, s:i, s:s, s:s, s:o, s:I, s:o, s:f, s:o, s:o, s:I, s:s?, s:n, "
         "s:f, s:s, s:b, s:I}",
         "state", state_name(engine), "step", (json_int_t)version_of(engine), "version",
         (json_int_t)version_of(engine), "lr", lrs[0], "groups", groups(engine), "shards",
@@ -102,7 +109,7 @@ char *pd_status_json(struct pd_engine *engine)
         "workers", workers(engine), "effective_batch", (json_int_t)leader->effective_batch,
         "grad_norm", real_or_null(leader->outcome.gradient_norm), "clip_scale",
         leader->outcome.clip_scale, "loss", real_or_null(leader->loss), "loss_scale",
-        "skipped_steps", (json_int_t)engine->skipped_steps, "last_skip_reason",
+        loss_scale(engine), "skipped_steps", (json_int_t)engine->skipped_steps, "last_skip_reason",
         leader->last_skip_reason[0] != '\0' ? leader->last_skip_reason : NULL, "checkpoint",
         "uptime_s", (double)(engine->now_ms - engine->started_ms) / 1000.0, "optimizer",
         config->optimizer->name, "paused", (int)leader->paused, "parameters",
