@@ -1,0 +1,207 @@
+/* Cases that are no trajectory, against the core: casts and clipping. */
+#include "common/heap.h"
+#include "server/core/clip.h"
+#include "server/core/reduce.h"
+#include "tests/replay/case.h"
+#include "tests/support/vectors.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Of the largest magnitude of a tensor. */
+#define TOLERANCE (16 * 0x1p-23)
+
+#define BLOCK_COUNT_MAX 4096u
+
+/* ---- Casts ---- */
+
+static uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* Both ways, to the bit; any NaN will do for a NaN. */
+static void cast(const json_t *document, enum pd_dtype dtype, const char *bits_key,
+                 const char *back_key, struct replay_result *result)
+{
+    uint32_t count = 0;
+    float *values = vectors_floats(json_object_get(document, "x"), &count);
+    float *backs = vectors_floats(json_object_get(document, back_key), &count);
+
+    for (uint32_t i = 0; i < count; i++) {
+        const json_t *expected = json_array_get(json_object_get(document, bits_key), i);
+        uint16_t bits = 0;
+        float back = 0;
+        pd_convert_from_float32(&bits, dtype, &values[i], 1);
+        pd_convert_to_float32(&back, &bits, dtype, 1);
+        bool same = isnan(backs[i]) ? isnan(back)
+                                    : bits == json_integer_value(expected) &&
+                                          bits_of(back) == bits_of(backs[i]);
+        if (replay_take_error(result, same ? 0 : INFINITY) && !same) {
+            replay_say(result, REPLAY_FAILED, "%s of x[%u] = %.9g: %#x, not %#x",
+                       pd_dtype_name(dtype), i, (double)values[i], bits,
+                       (unsigned)json_integer_value(expected));
+        }
+    }
+    pd_heap_free(values);
+    pd_heap_free(backs);
+}
+
+static void replay_cast(const json_t *document, struct replay_result *result)
+{
+    cast(document, PD_DTYPE_BFLOAT16, "bf16_bits", "bf16_back", result);
+    cast(document, PD_DTYPE_FLOAT16, "fp16_bits", "fp16_back", result);
+}
+
+/* ---- Clipping ---- */
+
+static uint32_t smaller(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* The norm over all tensors of a call, from partials of blocks as ranks take them. */
+static double total_norm(json_t *gradients, double norm_type)
+{
+    static double powers[2 * BLOCK_COUNT_MAX];
+    uint32_t block_count = 0;
+    const char *name = NULL;
+    json_t *list = NULL;
+
+    json_object_foreach(gradients, name, list)
+    {
+        uint32_t count = 0;
+        float *gradient = vectors_floats(list, &count);
+        for (uint32_t begin = 0; begin < count && block_count < BLOCK_COUNT_MAX;
+             begin += REPLAY_BLOCK_SIZE) {
+            pd_reduce_norms(gradient + begin, smaller(REPLAY_BLOCK_SIZE, count - begin), norm_type,
+                            &powers[2 * block_count++]);
+        }
+        pd_heap_free(gradient);
+    }
+    return pd_clip_total_norm(powers, block_count, norm_type);
+}
+
+static double largest_of(const float *elements, uint32_t count)
+{
+    double largest = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        largest = fmax(largest, fabs((double)elements[i]));
+    }
+    return largest;
+}
+
+static void take(struct replay_result *result, double actual, double expected, double allowed,
+                 size_t call, const char *what)
+{
+    double error = actual == expected ? 0 : fabs(actual - expected) / allowed;
+
+    error = isnan(error) ? (isnan(actual) && isnan(expected) ? 0 : INFINITY) : error;
+    if (replay_take_error(result, error) && error > 1) {
+        replay_say(result, REPLAY_FAILED, "call %zu, %s: %.9g, not %.9g", call, what, actual,
+                   expected);
+    }
+}
+
+/* Compare the gradients of a call, scaled (value NaN) or cut at a value, with the reference's. */
+static void compare_clipped(json_t *call, size_t index, double scale, double value,
+                            struct replay_result *result)
+{
+    const char *name = NULL;
+    json_t *list = NULL;
+
+    json_object_foreach(json_object_get(call, "clipped"), name, list)
+    {
+        uint32_t count = 0;
+        float *expected = vectors_floats(list, &count);
+        float *gradient =
+            vectors_floats(json_object_get(json_object_get(call, "grads"), name), &count);
+        double allowed = isnan(value) ? TOLERANCE * largest_of(expected, count) : 0;
+        if (!isnan(value)) {
+            pd_reduce_clamp(gradient, (float)value, count);
+        }
+        for (uint32_t i = 0; i < count; i++) {
+            float clipped = isnan(value) ? gradient[i] * (float)scale : gradient[i];
+            take(result, (double)clipped, (double)expected[i], allowed, index, name);
+        }
+        pd_heap_free(expected);
+        pd_heap_free(gradient);
+    }
+}
+
+static bool is_finite(const json_t *calls)
+{
+    for (size_t i = 0; i < json_array_size(calls); i++) {
+        const json_t *norm = json_object_get(json_array_get(calls, i), "total_norm");
+        if (norm != NULL && !isfinite(vectors_number(norm))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void replay_clip_norm(const json_t *document, struct replay_result *result)
+{
+    const json_t *hyper = json_object_get(document, "hyperparameters");
+    double max_norm = vectors_number(json_object_get(hyper, "max_norm"));
+    double norm_type = vectors_number(json_object_get(hyper, "norm_type"));
+    json_t *calls = json_object_get(document, "calls");
+    size_t index = 0;
+    json_t *call = NULL;
+
+    if (!is_finite(calls)) {
+        replay_say(result, REPLAY_SKIPPED,
+                   "a step whose gradient is not finite is skipped, not clipped to zeros and NaNs");
+        return;
+    }
+    json_array_foreach(calls, index, call)
+    {
+        double norm = total_norm(json_object_get(call, "grads"), norm_type);
+        double expected = vectors_number(json_object_get(call, "total_norm"));
+        take(result, norm, expected, TOLERANCE * expected, index, "total_norm");
+        compare_clipped(call, index, pd_clip_scale(norm, max_norm), NAN, result);
+    }
+}
+
+static void replay_clip_value(const json_t *document, struct replay_result *result)
+{
+    const json_t *hyper = json_object_get(document, "hyperparameters");
+    double value = vectors_number(json_object_get(hyper, "clip_value"));
+    size_t index = 0;
+    json_t *call = NULL;
+
+    json_array_foreach(json_object_get(document, "calls"), index, call)
+    {
+        compare_clipped(call, index, 1, value, result);
+    }
+}
+
+/* ---- All of them ---- */
+
+static const struct {
+    const char *op;
+    void (*replay)(const json_t *document, struct replay_result *result);
+} ops[] = {
+    {"cast", replay_cast},
+    {"clip_grad_norm_", replay_clip_norm},
+    {"clip_grad_value_", replay_clip_value},
+};
+
+/* Calls are cheap, so that listing the skipped ones may as well make them. */
+void replay_calls(const struct replay_options *options, const json_t *document,
+                  struct replay_result *result)
+{
+    const char *op = json_string_value(json_object_get(document, "op"));
+
+    (void)options;
+    for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
+        if (strcmp(ops[i].op, op) == 0) {
+            ops[i].replay(document, result);
+            return;
+        }
+    }
+    replay_say(result, REPLAY_SKIPPED, "the core has no %s", op);
+}

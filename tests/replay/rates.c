@@ -1,0 +1,80 @@
+/* Schedule cases: the rates the daemon announces against those of the reference. */
+#include "client/include/paramd.h"
+#include "tests/replay/case.h"
+#include "tests/replay/settings.h"
+#include "tests/support/cluster.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+
+/* Of the base rate: references step by recursion, whose rounding errors add up. */
+#define TOLERANCE 1e-12
+
+#define ASK_COUNT 1000u /* rates asked for at once */
+
+/* Rates of the first group from step `begin` on; new, for json_decref. */
+static json_t *ask(struct paramd_client *client, uint64_t begin, uint64_t count)
+{
+    struct paramd_command command = {.command = "schedule", .begin = begin, .count = count};
+    struct paramd_error error = {0};
+    char *text = NULL;
+
+    ck_assert_msg(paramd_admin(client, &command, &text, &error) == PARAMD_OK, "%s", error.message);
+    json_t *reply = json_loads(text, 0, NULL);
+    paramd_free(text);
+    ck_assert_ptr_nonnull(reply);
+    return reply;
+}
+
+static void compare(struct paramd_client *client, const json_t *document,
+                    struct replay_result *result)
+{
+    const json_t *expected = json_object_get(document, "lr");
+    double base_lr = json_number_value(json_object_get(document, "base_lr"));
+
+    for (size_t begin = 0; begin < json_array_size(expected); begin += ASK_COUNT) {
+        json_t *reply = ask(client, begin, ASK_COUNT);
+        const json_t *rates = json_object_get(reply, "lrs");
+        for (size_t i = 0; i < ASK_COUNT && begin + i < json_array_size(expected); i++) {
+            double rate = json_number_value(json_array_get(json_array_get(rates, i), 0));
+            double right = vectors_number(json_array_get(expected, begin + i));
+            double error = fabs(rate - right) / (TOLERANCE * base_lr);
+            error = isnan(error) ? INFINITY : error;
+            if (replay_take_error(result, error) && error > 1) {
+                replay_say(result, REPLAY_FAILED, "step %zu: rate %.17g, not %.17g", begin + i,
+                           rate, right);
+            }
+        }
+        json_decref(reply);
+    }
+}
+
+void replay_rates(const struct replay_options *options, const json_t *document,
+                  struct replay_result *result)
+{
+    json_t *settings = settings_create(options, 1);
+    char *text =
+        settings_add_schedule(settings, document, result) ? settings_text(settings, result) : NULL;
+    struct paramd_options asking;
+    struct paramd_client *client = NULL;
+    struct paramd_error error = {0};
+    struct cluster cluster;
+
+    json_decref(settings);
+    if (text == NULL || options->list_skipped) {
+        free(text);
+        return;
+    }
+    cluster_start(&cluster, options->shard_count == 1 ? CLUSTER_ALONE : options->shard_count, "%s",
+                  text);
+    paramd_options_init(&asking);
+    asking.address = cluster.addresses[0];
+    asking.observer = 1;
+    ck_assert_msg(paramd_connect(&asking, &client, &error) == PARAMD_OK, "%s", error.message);
+    compare(client, document, result);
+    paramd_close(client);
+    cluster_drain(&cluster);
+    cluster_stop(&cluster);
+    free(text);
+}
