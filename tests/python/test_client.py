@@ -1,0 +1,331 @@
+"""paramd.Client and paramd.Admin against real daemons."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import paramd
+import pytest
+
+SGD = {"optimizer": {"name": "sgd", "lr": 0.5}}
+
+
+def ones():
+    return {"weight": np.ones((3, 2), np.float32), "bias": np.zeros((), np.float32)}
+
+
+def after(seconds, function):
+    timer = threading.Timer(seconds, function)
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_step_gives_the_new_parameters(start, ranks):
+    with paramd.Client(start(SGD, ranks).address, name="a") as client:
+        first = client.register(ones())
+        second = client.step({"weight": np.full((3, 2), 0.5), "bias": np.float32(1)}, samples=4, loss=2.0)
+        np.testing.assert_array_equal(first["weight"], np.ones((3, 2)))
+        np.testing.assert_array_equal(second["weight"], np.full((3, 2), 0.75, np.float32))
+        assert second["bias"] == -0.5
+        assert (client.version, client.lr, client.skipped_steps, client.next_step) == (1, 0.5, 0, 1)
+        assert (client.name, client.shards) == ("a", ranks)
+        assert client.status()["loss"] == 2.0
+
+
+def test_workers_are_averaged_by_their_samples(start, together):
+    address = start({**SGD, "workers": {"expected": 2}}).address
+
+    def work(name, gradient, samples):
+        with paramd.Client(address, name=name) as client:
+            client.register(ones())
+            return client.step({"bias": np.float32(gradient)}, samples=samples)
+
+    results = together(lambda: work("a", 1, 1), lambda: work("b", 5, 3))
+    for parameters in results:
+        assert parameters["bias"] == -0.5 * (1 * 1 + 5 * 3) / 4
+
+
+def test_a_second_worker_gets_the_current_parameters_not_its_own(start):
+    address = start(SGD).address
+    with paramd.Client(address) as first:
+        first.register(ones())
+    with paramd.Client(address) as second:
+        own = {"weight": np.zeros((3, 2)), "bias": np.ones(())}
+        got = second.register(own)
+        np.testing.assert_array_equal(got["weight"], np.ones((3, 2)))
+        assert own["bias"] == 1
+
+
+def test_push_and_pull_apart_are_a_step(start):
+    with paramd.Client(start(SGD).address) as client:
+        client.register(ones())
+        client.push({"bias": np.float32(1)}, samples=1)
+        out = ones()
+        assert client.pull(out, min_version=paramd.NEXT) is out
+        assert out["bias"] == -0.5
+        assert client.version == 1
+        assert client.pull()["bias"] == -0.5
+
+
+def test_parameters_change_with_the_last_micro_batch(start):
+    with paramd.Client(start({**SGD, "accumulation_steps": 2}).address) as client:
+        client.register(ones())
+        assert client.accumulation_steps == 2
+        assert client.step({"bias": np.float32(1)}, samples=1) is None
+        assert client.step({"bias": np.float32(3)}, samples=1)["bias"] == -1
+        assert client.step({"bias": np.float32(1)}, samples=1, last=True)["bias"] == -1.5
+
+
+def test_a_tensor_without_gradient_is_left_alone(start):
+    config = {"optimizer": {"name": "adamw", "lr": 0.1, "weight_decay": 0.5}}
+    with paramd.Client(start(config).address) as client:
+        client.register(ones())
+        parameters = client.step({"bias": np.float32(1), "weight": None}, samples=1)
+        np.testing.assert_array_equal(parameters["weight"], np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_wire_types_round_what_is_sent(start, dtype):
+    with paramd.Client(start({"optimizer": {"name": "sgd", "lr": 1.0}}).address, wire_dtype=dtype) as client:
+        client.register({"x": np.zeros(1)})
+        value = client.step({"x": np.array([1 / 3])}, samples=1)["x"][0]
+        assert value != np.float32(-1 / 3)
+        assert value == pytest.approx(-1 / 3, rel=2**-8)
+
+
+def test_float32_arrays_are_not_copied(start):
+    big = np.zeros(4_000_000, np.float32)
+    with paramd.Client(start(SGD, 2).address) as client:
+        parameters = client.register({"big": big}, out={"big": big})
+        assert parameters["big"] is big
+        gradient = np.ones_like(big)
+        tracemalloc.start()
+        client.step({"big": gradient}, samples=1, out=parameters)
+        client.pull(parameters)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < big.nbytes / 100
+    np.testing.assert_array_equal(big, np.full_like(big, -0.5))
+
+
+def test_other_threads_run_while_a_call_waits(start):
+    with paramd.Client(start(SGD).address, timeout=0.8) as client:
+        client.register(ones())
+        ran = []
+        thread = threading.Thread(target=lambda: [ran.append(time.sleep(0.01)) for _ in range(50)])
+        thread.start()
+        with pytest.raises(paramd.DeadlineError, match="no version 1 after 0.8 s"):
+            client.pull(min_version=paramd.NEXT)
+        assert len(ran) >= 40
+        thread.join()
+
+
+def test_ctrl_c_ends_a_wait_and_the_client_goes_on(start):
+    with paramd.Client(start(SGD).address) as client:
+        client.register(ones())
+        begin = time.monotonic()
+        after(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            client.pull(min_version=paramd.NEXT)
+        assert time.monotonic() - begin < 1.5
+        assert client.step({"bias": np.float32(1)}, samples=1)["bias"] == -0.5
+
+
+def test_what_a_signal_handler_raises_comes_out_of_the_call(start):
+    def stop(*_):
+        raise SystemExit(3)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with paramd.Client(start(SGD).address) as client:
+            client.register(ones())
+            after(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            with pytest.raises(SystemExit):
+                client.pull(min_version=paramd.NEXT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_handler_that_returns_lets_the_wait_go_on(start):
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+    try:
+        with paramd.Client(start(SGD).address, timeout=1.0) as client:
+            client.register(ones())
+            after(0.2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+            with pytest.raises(paramd.DeadlineError):
+                client.pull(min_version=paramd.NEXT)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [1]
+
+
+def test_the_daemon_s_words_are_the_exception_s(start):
+    address = start(SGD).address
+    with paramd.Client(address, name="a") as client, paramd.Client(address, name="b") as other:
+        client.register(ones())
+        with pytest.raises(paramd.ModelError, match=r"weight.*\[3, ?3\]|weight"):
+            other.register({"weight": np.ones((3, 3)), "bias": np.zeros(())})
+        with pytest.raises(paramd.IdentityError, match="'a'"):
+            paramd.Client(address, name="a")
+        with pytest.raises(paramd.StepError):
+            client.pull(min_version=7)
+
+
+def test_nobody_there_is_a_connection_error():
+    with pytest.raises(ConnectionError, match="127.0.0.1:1"):
+        paramd.Client("127.0.0.1:1", connect_timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "message"),
+    [
+        ({"weight": np.ones((2, 3))}, r"'weight' has shape \(2, 3\), registered was \(3, 2\)"),
+        ({"wight": np.ones((3, 2))}, "no tensor is registered as 'wight'"),
+    ],
+)
+def test_wrong_gradients_are_refused_before_they_are_sent(start, gradients, message):
+    with paramd.Client(start(SGD).address) as client:
+        client.register(ones())
+        with pytest.raises(ValueError, match=message):
+            client.push(gradients, samples=1)
+        with pytest.raises(ValueError, match="samples -1"):
+            client.push({}, samples=-1)
+        assert client.step({"bias": np.float32(1)}, samples=1)["bias"] == -0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda out: out.pop("bias"), ValueError, "'bias'"),
+        (lambda out: out.update(weight=np.ones((3, 2))), TypeError, "'weight'.*float32"),
+        (lambda out: out.update(weight=np.ones((2, 3), np.float32)), ValueError, "'weight'.*shape"),
+        (lambda out: out.update(weight=np.ones((2, 3), np.float32).T), ValueError, "'weight'.*contiguous"),
+        (lambda out: out["weight"].setflags(write=False), ValueError, "'weight'.*writeable"),
+    ],
+)
+def test_an_out_that_cannot_be_filled_in_place_is_refused(start, change, error, message):
+    with paramd.Client(start(SGD).address) as client:
+        client.register(ones())
+        out = ones()
+        change(out)
+        with pytest.raises(error, match=message):
+            client.pull(out)
+
+
+def test_calls_out_of_order_say_so(start):
+    client = paramd.Client(start(SGD).address)
+    with pytest.raises(paramd.InvalidError, match="register first"):
+        client.push({}, samples=1)
+    client.register(ones())
+    with pytest.raises(paramd.InvalidError, match="already"):
+        client.register(ones())
+    client.close()
+    client.close()
+    with pytest.raises(paramd.InvalidError, match="closed"):
+        client.pull()
+    with pytest.raises(ValueError, match="wire type 'float64'; allowed: float32, bfloat16, float16"):
+        paramd.Client("127.0.0.1:1", wire_dtype="float64")
+
+
+def names(admin):
+    return [worker["name"] for worker in admin.workers()["workers"]]
+
+
+def test_an_exception_in_the_block_leaves_too(start):
+    daemon = start(SGD)
+    with paramd.Admin(daemon.address) as admin:
+        with pytest.raises(ZeroDivisionError), paramd.Client(daemon.address, name="a") as client:
+            client.register(ones())
+            assert names(admin) == ["a"]
+            raise ZeroDivisionError
+        assert names(admin) == []
+
+
+def test_a_program_that_ends_without_leaving_has_left(start):
+    daemon = start(SGD)
+    program = (
+        "import paramd, sys, numpy\n"
+        "client = paramd.Client(sys.argv[1], name='a')\n"
+        "client.register({'x': numpy.zeros(1)})\n"
+        "raise SystemExit(5)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, daemon.address], check=False).returncode == 5
+    with paramd.Admin(daemon.address) as admin:
+        assert names(admin) == []
+
+
+def test_a_forked_child_leaves_the_parent_s_client_alone(start):
+    with paramd.Client(start(SGD).address, name="a") as client:
+        client.register(ones())
+        child = os.fork()
+        if child == 0:
+            client.close()
+            del client
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert client.step({"bias": np.float32(1)}, samples=1)["bias"] == -0.5
+
+
+def test_admin_does_what_paramctl_does(start):
+    daemon = start({**SGD, "groups": [{"name": "biases", "match": ["bias"], "lr_multiplier": 0.1}]}, 2)
+    with paramd.Admin(daemon.address) as admin:
+        client = paramd.Client(daemon.address, name="a")
+        client.register(ones())
+        assert admin.status()["shards"] == 2
+        assert [group["lr"] for group in admin.lr()["groups"]] == pytest.approx([0.5, 0.05])
+        assert admin.step() == {"step": 0, "version": 0, "skipped_steps": 0}
+        assert len(admin.schedule(begin=3, count=4)["lrs"]) == 4
+        assert {tensor["name"]: tensor["group"] for tensor in admin.tensors()["tensors"]} == {
+            "weight": "default",
+            "bias": "biases",
+        }
+        assert "0.25" in admin.set_lr(0.25, "biases")["text"]
+        assert [group["lr"] for group in admin.lr()["groups"]] == pytest.approx([0.5, 0.25])
+        assert "schedule" in admin.set_lr(None)["text"]
+        admin.pause()
+        assert admin.status()["paused"] is True
+        admin.resume()
+        with pytest.raises(paramd.Error, match="checkpoint"):
+            admin.checkpoint()
+        with pytest.raises(paramd.InvalidError, match="nobody"):
+            admin.evict("nobody")
+        admin.evict("a")
+        with pytest.raises(paramd.IdentityError):
+            client.step({}, samples=1)
+        client.close()
+        admin.drain()
+    assert daemon.stop() == 0
+
+
+def test_draining_ends_a_wait(start):
+    daemon = start({**SGD, "workers": {"expected": 2}, "drain_timeout_s": 0.5})
+    with paramd.Admin(daemon.address) as admin, pytest.raises(paramd.DrainingError):
+        client = paramd.Client(daemon.address)
+        client.register(ones())
+        after(0.3, admin.drain)
+        client.step({}, samples=1)
+
+
+def test_a_missing_library_says_where_it_looked(tmp_path):
+    program = "import paramd; paramd.Client('127.0.0.1:1')"
+    environment = {**os.environ, "PARAMD_LIBRARY": str(tmp_path / "nowhere.so")}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert "LibraryNotFoundError" in last
+    assert f"{tmp_path}/nowhere.so: no such file" in last
+    assert "PARAMD_LIBRARY" in last
+
+
+def test_a_daemon_that_does_not_start_says_why():
+    with pytest.raises(RuntimeError, match="no_such_key"):
+        paramd.Daemon({"no_such_key": 1})
