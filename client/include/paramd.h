@@ -123,11 +123,10 @@ PARAMD_API enum paramd_status paramd_register(struct paramd_client *client,
                                               float *const *values, struct paramd_error *error);
 
 /* Flags of paramd_push and paramd_step. */
-#define PARAMD_LAST                                                                                \
-    1u /* close the contribution with this micro-batch, though more were expected                  \
-        */
-
-#define PARAMD_SCALED 2u /* the gradients are those of the loss times paramd_loss_scale */
+/* Close the contribution with this micro-batch, though more were expected. */
+#define PARAMD_LAST 1u
+/* The gradients are those of the loss times paramd_loss_scale. */
+#define PARAMD_SCALED 2u
 
 /* Give the gradient of one micro-batch: the mean over its samples. A NULL array says that its
  * tensor has no gradient; a tensor that no worker has one for is left alone by the step. The
