@@ -43,7 +43,7 @@ static const struct pd_message examples[] = {
                                               .block_elements = 64,
                                               .step = 11}},
     [PD_MESSAGE_VALUES] = {.values = {1, 2}},
-    [PD_MESSAGE_PUSH] = {.push = {1, 2, true, 3, true, -0.5, 99, 4, 5, true, 98}},
+    [PD_MESSAGE_PUSH] = {.push = {1, 2, true, 3, true, -0.5, 99, 4, 5, true, 98, false}},
     [PD_MESSAGE_PUSHED] = {.pushed = {1, 2, true}},
     [PD_MESSAGE_PULL] = {.pull = {1, 2}},
     [PD_MESSAGE_PULLED] = {.pulled = {1, 2, 3, 4, 1e-3, 6}},
@@ -68,7 +68,7 @@ static const struct pd_message examples[] = {
                                     .skip = true,
                                     .reason = "why"}},
     [PD_MESSAGE_REPORT] = {.report = {PD_REPORT_CONTRIBUTED, 1, 2, 3, 4, true, 5, true, 0, true,
-                                      "where"}},
+                                      "where", false}},
     [PD_MESSAGE_BEAT] = {.kind = PD_MESSAGE_BEAT},
 };
 
