@@ -330,8 +330,9 @@ static enum pd_status start(struct daemon *daemon, const struct pd_arguments *ar
 /* The end, in order: no more MPI calls, no more events, then what they used. */
 static void finish(struct daemon *daemon)
 {
-    uint32_t timeout_s = daemon->config == NULL ? 0 : 1 + (uint32_t)daemon->config->rank_timeout_s;
-
+    if (daemon->config != NULL) {
+        pd_world_limit_end(1 + (uint32_t)daemon->config->rank_timeout_s);
+    }
     pd_collectives_destroy(daemon->collectives);
     pd_loop_destroy(daemon->loop);
     pd_engine_destroy(daemon->engine);
@@ -340,7 +341,7 @@ static void finish(struct daemon *daemon)
         (void)close(daemon->listen_fd);
     }
     pd_config_destroy(daemon->config);
-    pd_world_destroy(daemon->world, timeout_s);
+    pd_world_destroy(daemon->world);
 }
 
 int pd_daemon_run(const struct pd_arguments *arguments)

@@ -56,14 +56,14 @@ enum pd_status pd_world_create(struct pd_world **out, struct pd_error *error)
                               (unsigned)world->rank_count, PD_RANK_COUNT_MAX);
     }
     if (status != PD_OK) {
-        pd_world_destroy(world, 0);
+        pd_world_destroy(world);
         return status;
     }
     *out = world;
     return PD_OK;
 }
 
-static void on_finalize_timeout(int number)
+static void on_end_timeout(int number)
 {
     static const char text[] = "mpi: the other ranks did not come to the end; leaving\n";
     ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
@@ -72,13 +72,17 @@ static void on_finalize_timeout(int number)
     _exit(3);
 }
 
-void pd_world_destroy(struct pd_world *world, uint32_t timeout_s)
+void pd_world_limit_end(uint32_t timeout_s)
+{
+    (void)signal(SIGALRM, on_end_timeout);
+    (void)alarm(timeout_s);
+}
+
+void pd_world_destroy(struct pd_world *world)
 {
     if (world == NULL) {
         return;
     }
-    (void)signal(SIGALRM, on_finalize_timeout);
-    (void)alarm(timeout_s);
     if (world->lane_comm != MPI_COMM_NULL) {
         MPI_Comm_free(&world->lane_comm);
     }

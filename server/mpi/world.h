@@ -18,9 +18,12 @@ struct pd_world;
 PD_MUST_CHECK
 enum pd_status pd_world_create(struct pd_world **out, struct pd_error *error);
 
-/* End MPI: waits for all ranks. The process ends with exit code 3 if they do not come within
- * `timeout_s`. NULL is allowed. */
-void pd_world_destroy(struct pd_world *world, uint32_t timeout_s);
+/* The end begins: if MPI has not ended on this rank within `timeout_s`, because another does not
+ * come or a collective is stuck, the process ends with exit code 3. Local. */
+void pd_world_limit_end(uint32_t timeout_s);
+
+/* End MPI: waits for all ranks. NULL is allowed. */
+void pd_world_destroy(struct pd_world *world);
 
 /* Local. */
 uint32_t pd_world_rank(const struct pd_world *world);

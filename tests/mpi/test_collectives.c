@@ -321,6 +321,7 @@ int main(int argc, char **argv)
         /* The other ranks wait for this one: only the launcher can end them. */
         _exit(EXIT_FAILURE);
     }
-    pd_world_destroy(world, DEADLINE_S);
+    pd_world_limit_end(DEADLINE_S);
+    pd_world_destroy(world);
     return EXIT_SUCCESS;
 }

@@ -117,6 +117,7 @@ int main(void)
         /* The other ranks wait for this one: only the launcher can end them. */
         _exit(EXIT_FAILURE);
     }
-    pd_world_destroy(world, 10);
+    pd_world_limit_end(10);
+    pd_world_destroy(world);
     return EXIT_SUCCESS;
 }
