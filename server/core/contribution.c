@@ -131,6 +131,13 @@ static double inverse_scale(const struct pd_push *push)
     return push->scale > 0.0 ? pd_loss_scale_inverse(push->scale) : 1.0;
 }
 
+bool pd_contribution_has_pushes(const struct pd_contribution *contribution, uint64_t step)
+{
+    return contribution->started &&
+           (contribution->next_step > step ||
+            (contribution->next_step == step && contribution->next_micro_batch > 0));
+}
+
 bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element_count)
 {
     const struct pd_push *push = &contribution->push;

@@ -67,6 +67,9 @@ void pd_contribution_drop_payload(struct pd_contribution *contribution);
 /* The payload is whole: the push is accepted. */
 void pd_contribution_finish_payload(struct pd_contribution *contribution);
 
+/* Whether any push for that step, which is the one in collection, has been accepted. */
+bool pd_contribution_has_pushes(const struct pd_contribution *contribution, uint64_t step);
+
 /* While FOLDING: add up to `element_count` more elements; true when the fold is complete. */
 PD_MUST_CHECK
 bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element_count);

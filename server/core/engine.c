@@ -175,11 +175,14 @@ static void part_session(struct pd_engine *engine, struct pd_worker *worker,
 {
     pd_connection_id connection = worker->connection;
     struct pd_session *session = &engine->sessions[connection];
+    bool idle = session->payload == PD_SESSION_PAYLOAD_NONE && !session->push_parked;
     struct pd_error error = {0};
 
+    if (session->payload == PD_SESSION_PAYLOAD_PUSH) {
+        pd_contribution_drop_payload(&worker->contribution);
+    }
     worker->connection = PD_CONNECTION_NONE;
-    if (order->reason[0] == '\0' && session->payload == PD_SESSION_PAYLOAD_NONE) {
-        session->push_parked = false;
+    if (order->reason[0] == '\0' && idle) {
         session->state = PD_SESSION_GUEST;
         return;
     }
@@ -189,15 +192,23 @@ static void part_session(struct pd_engine *engine, struct pd_worker *worker,
     pd_session_refuse(engine, connection, &error, true);
 }
 
+/* No push of the worker is accepted after this. One that had left may be struck off by a second
+ * order, which means nothing to ranks that it had pushed nothing to. */
 static void carry_out_depart(struct pd_engine *engine, const struct pd_order *order)
 {
     struct pd_worker *worker = pd_roster_find(engine->roster, order->worker_id);
 
-    PD_ASSERT(worker != NULL);
+    if (worker == NULL) {
+        return;
+    }
     if (worker->connection != PD_CONNECTION_NONE) {
         part_session(engine, worker, order);
     }
-    pd_roster_remove(engine->roster, worker, order->reason[0] != '\0' ? order->reason : "it left");
+    if (order->reason[0] != '\0') {
+        pd_roster_remove(engine->roster, worker, order->reason);
+    } else {
+        pd_roster_leave(engine->roster, worker, engine->store.version);
+    }
 }
 
 static enum pd_status adopt_model(struct pd_engine *engine, const struct pd_tensor_list *model,
@@ -392,6 +403,7 @@ static void close_step(struct pd_engine *engine)
         report_nonfinite(engine, order);
     }
     struct pd_step_outcome outcome = pd_step_finish(engine->step);
+    pd_roster_sweep(engine->roster);
     if (!outcome.skipped || outcome.nonfinite) {
         pd_loss_scale_update(&engine->loss_scale, &engine->config->loss_scale, outcome.nonfinite);
     }

@@ -18,7 +18,7 @@ enum pd_member_state {
     PD_MEMBER_JOINING,
     PD_MEMBER_JOINED,  /* takes part in no step yet */
     PD_MEMBER_ACTIVE,  /* every step waits for it */
-    PD_MEMBER_LEAVING, /* what it has pushed still counts */
+    PD_MEMBER_LEAVING, /* pushes no more; what it has pushed still counts */
 };
 
 struct pd_member {
@@ -36,9 +36,8 @@ struct pd_member {
     uint64_t missing_since_ms;
     bool expired; /* its lease is over */
     char missing_text[PD_ERROR_BYTES_MAX];
-    uint64_t leave_step; /* LEAVING: the next push it would have sent */
-    uint32_t leave_micro_batch;
-    uint64_t leave_ms;
+    bool leave_ordered;   /* LEAVING */
+    uint64_t leave_index; /* index of its depart order: after it no push is accepted */
 
     /* Of the step in collection. */
     uint32_t lane_micro_batches[PD_RANK_COUNT_MAX]; /* whole on that lane */

@@ -420,14 +420,7 @@ bool pd_member_settled(const struct pd_engine *engine, const struct pd_member *m
     if (member->state != PD_MEMBER_LEAVING) {
         return pd_member_complete(engine, member);
     }
-    if (member->leave_step > engine->leader->step_next) {
-        return pd_member_complete(engine, member);
-    }
-    bool none_expected =
-        member->leave_step < engine->leader->step_next || member->leave_micro_batch == 0;
-    return none_expected
-               ? member->micro_batches == 0 || lanes_agree(engine, member)
-               : lanes_agree(engine, member) && member->micro_batches >= member->leave_micro_batch;
+    return member->leave_ordered && pd_leader_executed_by_all(engine) > member->leave_index;
 }
 
 bool pd_member_contributes(const struct pd_engine *engine, const struct pd_member *member)
@@ -436,7 +429,7 @@ bool pd_member_contributes(const struct pd_engine *engine, const struct pd_membe
         return pd_member_complete(engine, member);
     }
     return member->state == PD_MEMBER_LEAVING && member->micro_batches > 0 &&
-           pd_member_settled(engine, member);
+           pd_member_settled(engine, member) && lanes_agree(engine, member);
 }
 
 void pd_member_reset(struct pd_member *member)
@@ -453,35 +446,41 @@ void pd_member_reset(struct pd_member *member)
 
 /* ---- Leaving ---- */
 
-void pd_member_leave(struct pd_engine *engine, struct pd_member *member,
-                     const struct pd_leave *leave)
-{
-    pd_actions_log(engine->actions, "worker %u '%s' leaves at step %" PRIu64, member->id,
-                   member->name, engine->leader->step_next);
-    member->leave_step = member->state == PD_MEMBER_ACTIVE ? leave->step : 0;
-    member->leave_micro_batch = member->state == PD_MEMBER_ACTIVE ? leave->micro_batch : 0;
-    member->leave_ms = engine->now_ms;
-    member->state = PD_MEMBER_LEAVING;
-    member->registering = false;
-    engine->leader->changed = true;
-}
-
-void pd_member_depart(struct pd_engine *engine, struct pd_member *member, const char *reason)
+static void order_departure(struct pd_engine *engine, const struct pd_member *member,
+                            const char *reason)
 {
     struct pd_leader *leader = engine->leader;
     struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_DEPART);
 
     order->worker_id = member->id;
     snprintf(order->reason, sizeof order->reason, "%s", reason);
-    if (reason[0] != '\0') {
-        pd_actions_log(engine->actions, "worker %u '%s' evicted at step %" PRIu64 ": %s",
-                       member->id, member->name, leader->step_next, reason);
-    }
     if (leader->has_initializer && leader->initializer == member->id) {
         leader->has_initializer = false;
     }
-    member->state = PD_MEMBER_NONE;
     pd_leader_issue(engine);
+}
+
+void pd_member_leave(struct pd_engine *engine, struct pd_member *member,
+                     const struct pd_leave *leave)
+{
+    if (member->state == PD_MEMBER_LEAVING) {
+        return;
+    }
+    pd_actions_log(engine->actions,
+                   "worker %u '%s' leaves before its push of step %" PRIu64 ", micro-batch %u",
+                   member->id, member->name, leave->step, leave->micro_batch);
+    member->state = PD_MEMBER_LEAVING;
+    member->leave_ordered = false;
+    member->registering = false;
+    engine->leader->changed = true;
+}
+
+void pd_member_depart(struct pd_engine *engine, struct pd_member *member, const char *reason)
+{
+    pd_actions_log(engine->actions, "worker %u '%s' evicted at step %" PRIu64 ": %s", member->id,
+                   member->name, engine->leader->step_next, reason);
+    member->state = PD_MEMBER_NONE;
+    order_departure(engine, member, reason);
 }
 
 /* Why a member's time is over, or PD_OK. One whose gradient counts stays until its step closes. */
@@ -503,17 +502,20 @@ static enum pd_status check_member(const struct pd_engine *engine, const struct 
     return PD_OK;
 }
 
+/* Once every rank has carried out its depart order, all its pushes are reported: they count in the
+ * next step if the lanes have got the same ones. */
 static void advance_leaving(struct pd_engine *engine, struct pd_member *member)
 {
-    double waited_s = (double)(engine->now_ms - member->leave_ms) / 1000.0;
-
-    if (pd_member_settled(engine, member)) {
-        if (member->micro_batches == 0) {
-            pd_member_depart(engine, member, "");
-        }
-    } else if (waited_s > engine->config->workers.resume_s) {
-        pd_member_depart(engine, member,
-                         "it left, and the pushes it spoke of did not reach every lane");
+    if (!member->leave_ordered) {
+        member->leave_ordered = true;
+        member->leave_index = engine->leader->order_next;
+        order_departure(engine, member, "");
+    } else if (!pd_member_settled(engine, member)) {
+        return;
+    } else if (member->micro_batches == 0) {
+        member->state = PD_MEMBER_NONE;
+    } else if (!lanes_agree(engine, member)) {
+        pd_member_depart(engine, member, "it left, and its last push did not reach every lane");
     }
 }
 
@@ -560,6 +562,5 @@ void pd_member_forgive_silence(struct pd_engine *engine)
 
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         leader->members[slot].missing_since_ms = engine->now_ms;
-        leader->members[slot].leave_ms = engine->now_ms;
     }
 }

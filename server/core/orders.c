@@ -208,6 +208,9 @@ static void close_collection(struct pd_leader *leader)
             member->step_next = leader->step_next + 1;
         }
         pd_member_reset(member);
+        if (member->state == PD_MEMBER_LEAVING) {
+            member->state = PD_MEMBER_NONE;
+        }
     }
     leader->step_next++;
 }

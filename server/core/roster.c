@@ -47,15 +47,45 @@ enum pd_status pd_roster_equip(struct pd_worker *worker, uint64_t element_count,
     return status;
 }
 
-void pd_roster_remove(struct pd_roster *roster, struct pd_worker *worker, const char *reason)
+static void remember(struct pd_roster *roster, uint32_t worker_id, const char *reason)
 {
     struct pd_departed *departed = &roster->departed[roster->departed_count++ % PD_DEPARTED_COUNT];
 
-    departed->id = worker->id;
+    departed->id = worker_id;
     snprintf(departed->reason, sizeof departed->reason, "%s", reason);
+}
+
+static void strike_off(struct pd_worker *worker)
+{
     pd_contribution_finish(&worker->contribution);
     worker->has_contribution = false;
     worker->present = false;
+}
+
+void pd_roster_remove(struct pd_roster *roster, struct pd_worker *worker, const char *reason)
+{
+    remember(roster, worker->id, reason);
+    strike_off(worker);
+}
+
+void pd_roster_leave(struct pd_roster *roster, struct pd_worker *worker, uint64_t step)
+{
+    remember(roster, worker->id, "it left");
+    if (worker->has_contribution && pd_contribution_has_pushes(&worker->contribution, step)) {
+        worker->leaving = true;
+    } else {
+        strike_off(worker);
+    }
+}
+
+void pd_roster_sweep(struct pd_roster *roster)
+{
+    for (uint32_t slot = 0; slot < roster->slot_end; slot++) {
+        struct pd_worker *worker = &roster->workers[slot];
+        if (worker->present && worker->leaving) {
+            strike_off(worker);
+        }
+    }
 }
 
 enum pd_status pd_roster_explain(const struct pd_roster *roster, uint32_t worker_id,

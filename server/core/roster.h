@@ -12,6 +12,7 @@
 
 struct pd_worker {
     bool present;
+    bool leaving; /* it has left, and stays until the step that it has pushed for is closed */
     uint32_t id;
     uint64_t token;
     char name[PD_NAME_BYTES_MAX + 1];
@@ -49,6 +50,11 @@ enum pd_status pd_roster_equip(struct pd_worker *worker, uint64_t element_count,
 
 /* Strike a worker off; `reason` is kept for a while. */
 void pd_roster_remove(struct pd_roster *roster, struct pd_worker *worker, const char *reason);
+
+/* Let a worker go that has left: at once, or when the step is closed if it has pushed for it. */
+void pd_roster_leave(struct pd_roster *roster, struct pd_worker *worker, uint64_t step);
+/* A step is closed: strike off those that stayed for it. */
+void pd_roster_sweep(struct pd_roster *roster);
 
 /* One line for a worker that is not present: why, if that is still known. */
 enum pd_status pd_roster_explain(const struct pd_roster *roster, uint32_t worker_id,

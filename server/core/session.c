@@ -224,7 +224,7 @@ static enum pd_status resume(struct pd_engine *engine, pd_connection_id connecti
                             ": join again",
                             hello->worker_id, hello->run_id, engine->topology->run_id);
     }
-    if (worker == NULL) {
+    if (worker == NULL || worker->leaving) {
         return pd_roster_explain(engine->roster, hello->worker_id, error);
     }
     if (hello->token != worker->token) {

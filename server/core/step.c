@@ -23,7 +23,6 @@ struct pd_step_machine {
     struct pd_roster *roster;
     uint32_t rank;
     uint32_t lane;
-    uint32_t replica;
     uint32_t *tensor_groups; /* model.count */
     uint64_t *tensor_misses; /* model.count: steps applied that the tensor had no gradient in */
 
@@ -94,7 +93,6 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
     machine->roster = roster;
     machine->rank = rank;
     machine->lane = pd_shard_plan_lane_of(plan, rank);
-    machine->replica = pd_shard_plan_replica_of(plan, rank);
     if (!allocate(machine)) {
         goto fail_machine;
     }
@@ -165,18 +163,26 @@ static bool is_absent(const struct pd_step_machine *machine, const struct pd_blo
 
 /* ---- Sum ---- */
 
+/* The contributor at `index` of the order if its gradient is here, else NULL. One that has left is
+ * kept only where it has pushed something. */
+static struct pd_worker *contributor_here(const struct pd_step_machine *machine,
+                                          const struct pd_order *order, uint32_t index)
+{
+    struct pd_worker *worker = pd_roster_find(machine->roster, order->contributors[index]);
+
+    return worker != NULL && worker->has_contribution ? worker : NULL;
+}
+
 /* The contributions that are here, in the order of summation. Those without weight stay out: their
  * elements may be anything. */
 static void collect_sources(struct pd_step_machine *machine)
 {
     machine->source_count = 0;
     for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
-        struct pd_worker *worker = pd_roster_find(machine->roster, machine->order->contributors[i]);
-        PD_ASSERT(worker != NULL);
-        if (worker->replica != machine->replica || !(machine->order->weights[i] > 0.0)) {
+        const struct pd_worker *worker = contributor_here(machine, machine->order, i);
+        if (worker == NULL || !(machine->order->weights[i] > 0.0)) {
             continue;
         }
-        PD_ASSERT(worker->has_contribution);
         machine->sources[machine->source_count++] =
             pd_contribution_source(&worker->contribution, 0, machine->order->weights[i]);
     }
@@ -584,8 +590,8 @@ struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine)
 {
     PD_ASSERT(machine->state == PD_STEP_DONE);
     for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
-        struct pd_worker *worker = pd_roster_find(machine->roster, machine->order->contributors[i]);
-        if (worker->has_contribution) {
+        struct pd_worker *worker = contributor_here(machine, machine->order, i);
+        if (worker != NULL) {
             pd_contribution_release(&worker->contribution);
         }
     }
@@ -602,8 +608,8 @@ bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct 
     const struct pd_range *lane = &machine->store->lane;
 
     for (uint32_t i = 0; i < order->contributor_count; i++) {
-        struct pd_worker *worker = pd_roster_find(machine->roster, order->contributors[i]);
-        if (worker->replica != machine->replica || !(order->weights[i] > 0.0)) {
+        const struct pd_worker *worker = contributor_here(machine, order, i);
+        if (worker == NULL || !(order->weights[i] > 0.0)) {
             continue;
         }
         for (uint64_t index = 0; index < lane->block_count; index++) {
