@@ -11,7 +11,7 @@
 #include <sys/types.h>
 
 /* How long anything may take that should come to an end; far beyond what a busy machine needs. */
-#define PROCESS_DEADLINE_MS 120000
+#define PROCESS_DEADLINE_MS 90000
 
 struct process; /* a thread of its own collects the output */
 

@@ -78,7 +78,10 @@ static void average(const struct state *state, uint64_t step)
 
     memset(state->gradient, 0, REFERENCE_ELEMENT_COUNT * sizeof *state->gradient);
     for (uint32_t worker = 0; worker < training->worker_count; worker++) {
-        for (uint32_t micro = 0; micro < training->micro_batch_count; micro++) {
+        uint32_t micro_batch_count = training->micro_batches_of != NULL
+                                         ? training->micro_batches_of(worker, step)
+                                         : training->micro_batch_count;
+        for (uint32_t micro = 0; micro < micro_batch_count; micro++) {
             double samples = (double)reference_samples(worker, step, micro);
             reference_gradient(gradient, worker, step, micro);
             pd_convert_from_float32(wire, training->wire, gradient, REFERENCE_ELEMENT_COUNT);

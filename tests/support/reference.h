@@ -46,6 +46,8 @@ struct reference_training {
     uint64_t warmup_steps; /* linear from a tenth; 0: constant */
     uint32_t worker_count;
     uint32_t micro_batch_count;
+    /* How many micro-batches a worker gives for a step; NULL: always micro_batch_count. */
+    uint32_t (*micro_batches_of)(uint32_t worker, uint64_t step);
     uint64_t step_count;
     enum pd_dtype wire; /* of pushed gradients */
 };

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 struct worker {
     struct training *training;
@@ -181,6 +182,16 @@ static void *run_worker(void *argument)
 
 /* ---- All workers ---- */
 
+/* Wait for the next change, with the lock held; false when nothing has changed for too long. */
+static bool await_change(struct training *training)
+{
+    struct timespec deadline;
+
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_sec += PROCESS_DEADLINE_MS / 1000;
+    return pthread_cond_timedwait(&training->changed, &training->lock, &deadline) == 0;
+}
+
 /* Workers join one after the other, in the order asked for, and then run at once. */
 struct training *training_start(const struct training_options *options)
 {
@@ -210,7 +221,8 @@ struct training *training_start(const struct training_options *options)
     pthread_mutex_lock(&training->lock);
     bool ended = false;
     while (training->registered_count < options->worker_count && !ended) {
-        pthread_cond_wait(&training->changed, &training->lock);
+        ck_assert_msg(await_change(training), "%u of %u workers have registered",
+                      training->registered_count, options->worker_count);
         for (uint32_t i = 0; i < options->worker_count; i++) {
             ended = ended || training->workers[i].ended;
         }
@@ -233,12 +245,20 @@ void training_advance(struct training *training, uint64_t step)
     pthread_mutex_lock(&training->lock);
     for (uint32_t i = 0; i < training->options.worker_count; i++) {
         struct worker *worker = &training->workers[i];
-        while (worker->step < step && !worker->ended) {
-            pthread_cond_wait(&training->changed, &training->lock);
+        bool moving = true;
+        while (worker->step < step && !worker->ended && moving) {
+            moving = await_change(training);
         }
-        ck_assert_msg(worker->step >= step, "worker %u at step %lu: %s", worker->number,
+        ck_assert_msg(worker->step >= step, "worker %u is at step %lu: %s", worker->number,
                       (unsigned long)worker->step, worker->error.message);
     }
+    pthread_mutex_unlock(&training->lock);
+}
+
+void training_values(struct training *training, uint32_t index, float *values)
+{
+    pthread_mutex_lock(&training->lock);
+    memcpy(values, training->workers[index].values, sizeof training->workers[index].values);
     pthread_mutex_unlock(&training->lock);
 }
 

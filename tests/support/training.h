@@ -35,6 +35,9 @@ void training_advance(struct training *training, uint64_t step);
 /* Let them go on, without waiting. */
 void training_allow(struct training *training, uint64_t step);
 
+/* The parameters worker `index` has, while it waits. */
+void training_values(struct training *training, uint32_t index, float *values);
+
 /* Let every worker do its steps and leave; `values`, if not NULL, gets the parameters of the last
  * version, which all must have alike. The test fails if any call of any worker did. */
 void training_finish(struct training *training, float *values);
