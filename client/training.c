@@ -90,20 +90,43 @@ static void note_pulled(struct paramd_client *client)
     }
 }
 
-static enum pd_status pull_lanes(struct paramd_client *client, const struct pd_call *call,
-                                 uint64_t min_version, float *const *values, struct pd_error *error)
+static void prepare_pull(struct paramd_client *client, uint64_t min_version, float *const *values,
+                         enum pd_dtype dtype)
 {
     struct pd_request_arrays arrays = {.model = &client->model, .targets = values};
 
     for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
         if (!lane_is_empty(client, i)) {
             pd_request_init_pull(&client->requests[i], &client->lanes.lanes[i], &arrays,
-                                 min_version, client->pull_dtype);
+                                 min_version, dtype);
         }
     }
+}
+
+static enum pd_status pull_lanes(struct paramd_client *client, const struct pd_call *call,
+                                 uint64_t min_version, float *const *values, struct pd_error *error)
+{
+    prepare_pull(client, min_version, values, client->pull_dtype);
     enum pd_status status = run_lanes(client, call, error);
     if (status == PD_OK) {
         note_pulled(client);
+    }
+    return status;
+}
+
+/* Averaged parameters are to look at: they say nothing about the step the worker is at. */
+static enum pd_status pull_average(struct paramd_client *client, const struct pd_call *call,
+                                   float *const *values, uint64_t *version, struct pd_error *error)
+{
+    prepare_pull(client, PARAMD_CURRENT, values, PD_DTYPE_FLOAT32);
+    for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
+        client->requests[i].pull.averaged = true;
+    }
+    enum pd_status status = run_lanes(client, call, error);
+    for (uint32_t i = 0; i < client->lanes.lane_count && version != NULL; i++) {
+        if (status == PD_OK && client->lanes.lanes[i].element_count > 0) {
+            *version = client->requests[i].pulled.version;
+        }
     }
     return status;
 }
@@ -318,6 +341,22 @@ enum paramd_status paramd_pull(struct paramd_client *client, uint64_t min_versio
         *version = client->version;
     }
     pthread_mutex_unlock(&client->lock);
+    return pd_client_result(&fault, error);
+}
+
+enum paramd_status paramd_pull_average(struct paramd_client *client, float *const *values,
+                                       uint64_t *version, struct paramd_error *error)
+{
+    struct pd_error fault = {0};
+
+    pthread_mutex_lock(&client->lock);
+    enum pd_status status = check_registered(client, "pull", values, &fault);
+    if (status == PD_OK) {
+        struct pd_call call = pd_client_call(client, "pull");
+        status = pull_average(client, &call, values, version, &fault);
+    }
+    pthread_mutex_unlock(&client->lock);
+    (void)status;
     return pd_client_result(&fault, error);
 }
 

@@ -142,6 +142,7 @@ struct pd_pushed {
 struct pd_pull {
     uint64_t min_version;
     uint32_t dtype;
+    bool averaged;
 };
 
 struct pd_pulled {
@@ -152,6 +153,7 @@ struct pd_pulled {
     double lr;
     uint64_t skipped_steps;
     double loss_scale;
+    bool averaged;
 };
 
 struct pd_error_message {

@@ -279,6 +279,7 @@ static void take_pulled(const Paramd__Pulled *from, struct pd_pulled *to)
     to->lr = from->lr;
     to->skipped_steps = from->skipped_steps;
     to->loss_scale = from->loss_scale;
+    to->averaged = from->averaged != 0;
 }
 
 static void take_error(struct checker *checker, const Paramd__Error *from,

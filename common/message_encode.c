@@ -209,6 +209,7 @@ static void pack_pulled(struct packer *packer, const struct pd_pulled *from)
     to.lr = from->lr;
     to.skipped_steps = from->skipped_steps;
     to.loss_scale = from->loss_scale;
+    to.averaged = from->averaged;
     pack(packer, &to.base);
 }
 

@@ -149,6 +149,13 @@ PARAMD_API enum paramd_status paramd_pull(struct paramd_client *client, uint64_t
                                           float *const *values, uint64_t *version,
                                           struct paramd_error *error);
 
+/* Get the averaged parameters (ema or swa of the configuration) of the version served now, whose
+ * number goes to `version` (NULL is allowed). The next step is not affected.
+ * Errors: PARAMD_EREFUSED if the daemon keeps no average. */
+PARAMD_API enum paramd_status paramd_pull_average(struct paramd_client *client,
+                                                  float *const *values, uint64_t *version,
+                                                  struct paramd_error *error);
+
 /* What a step came to. */
 struct paramd_step_info {
     int pulled;             /* 1: values were filled; 0: more micro-batches of this step to come */

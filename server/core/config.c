@@ -171,7 +171,8 @@ static const struct pd_node *find_nearest(const struct pd_node *root, const char
 static enum pd_status read_plain(struct pd_config *config, const struct pd_node *root,
                                  struct pd_error *error)
 {
-    static const char *const names[] = {"workers", "lr_scaling", "clip", "loss_scale"};
+    static const char *const names[] = {"workers", "lr_scaling", "clip",      "lookahead",
+                                        "ema",     "swa",        "loss_scale"};
     struct section section = {.map = root, .path = "", .prefix = ""};
 
     section.targets[0] = (struct target){pd_config_options, config};

@@ -4,6 +4,7 @@
 #define PD_SERVER_CORE_CONFIG_H
 
 #include "common/error.h"
+#include "server/core/average.h"
 #include "server/core/loss_scale.h"
 #include "server/core/optimizer.h"
 #include "server/core/schedule.h"
@@ -46,6 +47,8 @@ struct pd_config {
         double value;     /* NaN: off */
     } clip;
     struct pd_loss_scale_options loss_scale;
+    struct pd_lookahead_options lookahead;
+    struct pd_average_options average;
     char model[PD_PATH_BYTES_MAX + 1]; /* safetensors file with the initial values; "" none */
     uint64_t block_size;               /* elements */
     double handshake_s;                /* time a new connection has to say hello */

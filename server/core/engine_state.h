@@ -94,11 +94,12 @@ void pd_engine_report(struct pd_engine *engine, const struct pd_report *report);
 /* ---- serve ---- */
 
 /* Answer a pull as soon as its version exists.
- * Errors: PD_ESTEP for a version too far ahead, PD_EINVALID for a dtype, PD_EPROTOCOL for a second
- * pull before the first is answered. */
+ * Errors: PD_EREFUSED for averaged parameters that are not kept; PD_ESTEP for a version too far
+ * ahead, PD_EINVALID for a dtype, PD_EPROTOCOL for a second pull before the first is answered. */
 PD_MUST_CHECK
 enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connection,
-                             uint64_t min_version, uint32_t dtype, struct pd_error *error);
+                             uint64_t min_version, uint32_t dtype, bool averaged,
+                             struct pd_error *error);
 
 /* A new version, or more of its copy in a dtype, is there: answer what can be answered. */
 void pd_serve_answer(struct pd_engine *engine);

@@ -29,6 +29,18 @@ enum pd_status pd_param_store_init(struct pd_param_store *store, const struct pd
         if (store->buffers[i].parameters == NULL) {
             goto fail;
         }
+        if (pd_average_enabled(&config->average)) {
+            store->buffers[i].average = pd_heap_zalloc(store->lane.element_count, sizeof(float));
+            if (store->buffers[i].average == NULL) {
+                goto fail;
+            }
+        }
+    }
+    if (config->lookahead.k > 0) {
+        store->slow = pd_heap_zalloc(store->shard.element_count, sizeof(float));
+        if (store->slow == NULL) {
+            goto fail;
+        }
     }
     store->state_count = state_count_of(config);
     for (uint32_t i = 0; i < store->state_count; i++) {
@@ -53,6 +65,7 @@ void pd_param_store_finish(struct pd_param_store *store)
 {
     for (size_t i = 0; i < 2; i++) {
         pd_heap_free(store->buffers[i].parameters);
+        pd_heap_free(store->buffers[i].average);
         for (size_t dtype = 0; dtype < PD_DTYPE_COUNT; dtype++) {
             pd_heap_free(store->buffers[i].halves[dtype]);
         }
@@ -60,6 +73,7 @@ void pd_param_store_finish(struct pd_param_store *store)
     for (size_t i = 0; i < PD_OPTIMIZER_STATE_COUNT_MAX; i++) {
         pd_heap_free(store->state[i]);
     }
+    pd_heap_free(store->slow);
     memset(store, 0, sizeof *store);
 }
 
@@ -75,7 +89,17 @@ float *pd_param_store_spare(struct pd_param_store *store)
 
 void pd_param_store_publish_first(struct pd_param_store *store)
 {
+    const struct pd_param_buffer *buffer = &store->buffers[store->served];
+
     PD_ASSERT(!store->has_version);
+    if (buffer->average != NULL) {
+        memcpy(buffer->average, buffer->parameters, store->lane.element_count * sizeof(float));
+    }
+    if (store->slow != NULL) {
+        memcpy(store->slow,
+               buffer->parameters + (store->shard.element_begin - store->lane.element_begin),
+               store->shard.element_count * sizeof(float));
+    }
     store->has_version = true;
     store->version = 0;
 }
@@ -95,6 +119,11 @@ void pd_param_store_publish_same(struct pd_param_store *store)
 {
     PD_ASSERT(store->has_version);
     store->version++;
+}
+
+const float *pd_param_store_average(const struct pd_param_store *store)
+{
+    return store->buffers[store->served].average;
 }
 
 const void *pd_param_store_payload(const struct pd_param_store *store, enum pd_dtype dtype)

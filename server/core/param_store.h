@@ -16,6 +16,7 @@ struct pd_param_buffer {
     float *parameters;                  /* lane.element_count */
     uint16_t *halves[PD_DTYPE_COUNT];   /* bfloat16 and float16 copies, made on demand */
     uint64_t converted[PD_DTYPE_COUNT]; /* elements of `halves` that are up to date */
+    float *average; /* with ema or swa: lane.element_count, of the same version */
     uint32_t users;
 };
 
@@ -28,6 +29,7 @@ struct pd_param_store {
     uint64_t version; /* closed steps, skipped ones too */
     uint32_t state_count;
     float *state[PD_OPTIMIZER_STATE_COUNT_MAX]; /* shard.element_count each */
+    float *slow;                                /* with lookahead: shard.element_count */
 };
 
 /* Allocate for one rank's part of the plan; no version yet.
@@ -41,12 +43,16 @@ void pd_param_store_finish(struct pd_param_store *store);
 float *pd_param_store_served(struct pd_param_store *store);
 float *pd_param_store_spare(struct pd_param_store *store);
 
-/* Serve the first version, which is in the served buffer. */
+/* Serve the first version, which is in the served buffer; averages and slow weights begin with it.
+ */
 void pd_param_store_publish_first(struct pd_param_store *store);
 /* Serve what the spare buffer holds as the next version. It must have no users. */
 void pd_param_store_publish_spare(struct pd_param_store *store);
 /* The next version has the same parameters. */
 void pd_param_store_publish_same(struct pd_param_store *store);
+
+/* The averaged parameters of the version served, or NULL without ema or swa. */
+const float *pd_param_store_average(const struct pd_param_store *store);
 
 /* Bytes to send for `dtype`, or NULL while its copy is not finished: call convert until it is. */
 const void *pd_param_store_payload(const struct pd_param_store *store, enum pd_dtype dtype);

@@ -8,7 +8,8 @@
 #define TURN_ELEMENTS (512u * 1024u)
 
 enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connection,
-                             uint64_t min_version, uint32_t dtype, struct pd_error *error)
+                             uint64_t min_version, uint32_t dtype, bool averaged,
+                             struct pd_error *error)
 {
     struct pd_session *session = &engine->sessions[connection];
     const struct pd_param_store *store = &engine->store;
@@ -21,6 +22,14 @@ enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connecti
         return pd_error_set(error, PD_EINVALID,
                             "pull: dtype %u; allowed: 0 float32, 1 bfloat16, 2 float16", dtype);
     }
+    if (averaged && !pd_average_enabled(&engine->config->average)) {
+        return pd_error_set(error, PD_EREFUSED,
+                            "pull: there are no averaged parameters: the configuration sets "
+                            "neither ema.decay nor swa.every");
+    }
+    if (averaged && dtype != PD_DTYPE_FLOAT32) {
+        return pd_error_set(error, PD_EINVALID, "pull: averaged parameters come as float32 only");
+    }
     if (store->has_version ? min_version > store->version + 1 : min_version > 0) {
         return pd_error_set(error, PD_ESTEP,
                             "pull of version %" PRIu64 " is from the future: %s is %" PRIu64,
@@ -30,6 +39,7 @@ enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connecti
     session->pull_waiting = true;
     session->pull.min_version = min_version;
     session->pull.dtype = dtype;
+    session->pull.averaged = averaged;
     return PD_OK;
 }
 
@@ -46,7 +56,8 @@ static void send_parameters(struct pd_engine *engine, pd_connection_id connectio
                    .element_count = store->lane.element_count,
                    .lr = engine->last_lr,
                    .skipped_steps = engine->skipped_steps,
-                   .loss_scale = engine->loss_scale.scale},
+                   .loss_scale = engine->loss_scale.scale,
+                   .averaged = session->pull.averaged},
     };
     uint64_t payload_bytes =
         store->lane.element_count * pd_dtype_bytes((enum pd_dtype)session->pull.dtype);
@@ -69,6 +80,15 @@ static bool due(const struct pd_engine *engine, const struct pd_session *session
            engine->store.has_version && session->pull.min_version <= engine->store.version;
 }
 
+/* What the pull asks for, or NULL while it is being converted. */
+static const void *payload_of(const struct pd_engine *engine, const struct pd_session *session)
+{
+    if (session->pull.averaged) {
+        return pd_param_store_average(&engine->store);
+    }
+    return pd_param_store_payload(&engine->store, (enum pd_dtype)session->pull.dtype);
+}
+
 void pd_serve_answer(struct pd_engine *engine)
 {
     for (pd_connection_id id = 0; id < engine->session_end; id++) {
@@ -76,8 +96,7 @@ void pd_serve_answer(struct pd_engine *engine)
         if (!due(engine, session)) {
             continue;
         }
-        const void *payload =
-            pd_param_store_payload(&engine->store, (enum pd_dtype)session->pull.dtype);
+        const void *payload = payload_of(engine, session);
         if (payload == NULL) {
             pd_engine_want_work(engine);
             continue;
@@ -91,7 +110,7 @@ void pd_serve_work(struct pd_engine *engine)
     for (pd_connection_id id = 0; id < engine->session_end; id++) {
         const struct pd_session *session = &engine->sessions[id];
         enum pd_dtype dtype = (enum pd_dtype)session->pull.dtype;
-        if (!due(engine, session) || pd_param_store_payload(&engine->store, dtype) != NULL) {
+        if (!due(engine, session) || payload_of(engine, session) != NULL) {
             continue;
         }
         struct pd_error error = {0};

@@ -344,7 +344,8 @@ static void answer_push(struct pd_engine *engine, pd_connection_id connection,
         send_pushed(engine, connection, push, duplicate);
         return;
     }
-    if (pd_serve_pull(engine, connection, push->step + 1, push->pull_dtype, &error) != PD_OK) {
+    if (pd_serve_pull(engine, connection, push->step + 1, push->pull_dtype, false, &error) !=
+        PD_OK) {
         pd_session_refuse(engine, connection, &error, true);
         return;
     }
@@ -604,8 +605,8 @@ static void on_pull(struct pd_engine *engine, const struct pd_event *event)
 {
     const struct pd_pull *pull = &event->message->pull;
     struct pd_error error = {0};
-    enum pd_status status =
-        pd_serve_pull(engine, event->connection, pull->min_version, pull->dtype, &error);
+    enum pd_status status = pd_serve_pull(engine, event->connection, pull->min_version, pull->dtype,
+                                          pull->averaged, &error);
 
     if (status != PD_OK) {
         pd_session_refuse(engine, event->connection, &error, status == PD_EPROTOCOL);

@@ -401,6 +401,39 @@ static void update_block(struct pd_step_machine *machine, const struct pd_block 
     machine->config->optimizer->update(&step, &view, sums);
 }
 
+/* With the new parameters of a block of the shard in place: Lookahead. */
+static void finish_block(struct pd_step_machine *machine, const struct pd_block *block)
+{
+    struct pd_param_store *store = machine->store;
+
+    if (store->slow != NULL) {
+        pd_lookahead_block(store->slow + in_shard(machine, block),
+                           pd_param_store_spare(store) + in_lane(machine, block),
+                           &machine->config->lookahead, machine->order->optimizer_step,
+                           block->element_count);
+    }
+}
+
+/* Every rank averages what it serves, so that averages need no exchange. */
+static bool turn_average(struct pd_step_machine *machine)
+{
+    const struct pd_range *lane = &machine->store->lane;
+    const struct pd_param_buffer *served = &machine->store->buffers[machine->store->served];
+    struct pd_param_buffer *spare = &machine->store->buffers[1 - machine->store->served];
+    double weight = pd_average_weight(&machine->config->average, machine->order->optimizer_step);
+
+    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < lane->block_count;) {
+        const struct pd_block *block =
+            &machine->plan->blocks[lane->block_begin + machine->next_block];
+        uint64_t begin = in_lane(machine, block);
+        pd_average_block(spare->average + begin, served->average + begin, spare->parameters + begin,
+                         weight, block->element_count);
+        done += block->element_count;
+        machine->next_block++;
+    }
+    return machine->next_block == lane->block_count;
+}
+
 static bool turn_update(struct pd_step_machine *machine)
 {
     const struct pd_range *shard = &machine->store->shard;
@@ -409,6 +442,9 @@ static bool turn_update(struct pd_step_machine *machine)
         const struct pd_block *block = shard_block(machine, machine->next_block);
         update_block(machine, block,
                      &machine->partials[PD_OPTIMIZER_SUM_COUNT * machine->next_block]);
+        if (machine->config->optimizer->apply == NULL) {
+            finish_block(machine, block);
+        }
         done += block->element_count;
         machine->next_block++;
     }
@@ -442,6 +478,7 @@ static bool turn_apply(struct pd_step_machine *machine)
             machine->config->optimizer->apply(
                 &step, &view, &machine->tensor_sums[PD_OPTIMIZER_SUM_COUNT * block->tensor_index]);
         }
+        finish_block(machine, block);
         done += block->element_count;
         machine->next_block++;
     }
@@ -564,6 +601,12 @@ enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
     case PD_STEP_APPLY:
         return turn_apply(machine) ? enter_gather(machine) : PD_STEP_WANTS_WORK;
     case PD_STEP_GATHER:
+        enter(machine, PD_STEP_AVERAGE);
+        return PD_STEP_WANTS_WORK;
+    case PD_STEP_AVERAGE:
+        if (pd_average_enabled(&machine->config->average) && !turn_average(machine)) {
+            return PD_STEP_WANTS_WORK;
+        }
         count_misses(machine);
         pd_param_store_publish_spare(machine->store);
         enter(machine, PD_STEP_DONE);

@@ -2,8 +2,8 @@
  * contribution, orders -> [step] -> param_store. Pure: works a few blocks at a time and asks for
  * collectives; the engine feeds it turns. Owner: the loop thread.
  *
- *   IDLE -> BUFFER -> SUM -> EXCHANGE -> COMBINE -> NORMS -> UPDATE -> TENSOR_SUMS -> APPLY ->
- * GATHER -> DONE
+ *   IDLE -> BUFFER -> SUM -> EXCHANGE -> COMBINE -> NORMS -> UPDATE -> TENSOR_SUMS -> APPLY
+ *        -> GATHER -> AVERAGE -> DONE
  *
  * EXCHANGE, COMBINE and GATHER are skipped without replicas, NORMS and TENSOR_SUMS have no
  * collective on a lone rank, TENSOR_SUMS and APPLY are for rules of two passes. A non-finite sum
@@ -27,6 +27,7 @@ enum pd_step_state {
     PD_STEP_TENSOR_SUMS,
     PD_STEP_APPLY,
     PD_STEP_GATHER,
+    PD_STEP_AVERAGE,
     PD_STEP_DONE,
 };
 
