@@ -322,15 +322,15 @@ static bool folding(const struct pd_engine *engine)
 }
 
 /* An order is done: remember it, and tell rank 0, which answers peers once all ranks have done it.
- */
+ * Steps with collectives need no word: they end together. */
 static void complete(struct pd_engine *engine, struct pd_order *order)
 {
-    bool is_step = order->kind == PD_ORDER_STEP;
+    bool told_by_collectives = order->kind == PD_ORDER_STEP && !order->skip;
 
     hash_order(engine, order);
     engine->orders_executed = order->index + 1;
     recycle(engine, order);
-    if (!is_step) {
+    if (!told_by_collectives) {
         struct pd_report report = {.kind = PD_REPORT_EXECUTED,
                                    .order_index = engine->orders_executed - 1};
         pd_engine_report(engine, &report);

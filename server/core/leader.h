@@ -87,8 +87,10 @@ struct pd_leader {
     uint64_t lanes_needed; /* bit per lane that has elements */
 
     /* Steps. */
-    uint64_t step_next;                          /* the step in collection */
-    uint64_t applied_steps;                      /* without the skipped ones */
+    uint64_t step_next;     /* the step in collection */
+    uint64_t barrier;       /* orders that all ranks carry out before another step: one without
+                               collectives holds nobody back by itself */
+    uint64_t applied_steps; /* without the skipped ones */
     double lr_overrides[PD_GROUP_COUNT_MAX + 1]; /* NaN: the schedule's */
     double lrs[PD_GROUP_COUNT_MAX + 1];          /* of the last step */
     bool paused;

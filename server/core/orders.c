@@ -229,6 +229,7 @@ static void issue_step(struct pd_engine *engine)
     if (samples == 0) {
         order->skip = true;
         snprintf(order->reason, sizeof order->reason, "no worker had samples");
+        leader->barrier = leader->order_next + 1;
     }
     pd_leader_issue(engine);
     close_collection(leader);
@@ -240,7 +241,8 @@ static bool step_is_due(struct pd_engine *engine)
     uint32_t contributor_count;
 
     if (!engine->store.has_version || engine->store.version != leader->step_next ||
-        !leader->started || leader->paused || leader->drain >= PD_DRAIN_ORDERED) {
+        !leader->started || leader->paused || leader->drain >= PD_DRAIN_ORDERED ||
+        pd_leader_executed_by_all(engine) < leader->barrier) {
         return false;
     }
     return everybody_is_in(engine, &contributor_count) && contributor_count > 0;

@@ -7,6 +7,10 @@
 /* What one turn converts for pulls in a two-byte type. */
 #define TURN_ELEMENTS (512u * 1024u)
 
+/* Rank 0 may collect a step while this rank has the one before the last still to close, and a
+ * worker that joins is told to begin with what that makes. */
+#define VERSIONS_AHEAD 2u
+
 enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connection,
                              uint64_t min_version, uint32_t dtype, bool averaged,
                              struct pd_error *error)
@@ -30,7 +34,7 @@ enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connecti
     if (averaged && dtype != PD_DTYPE_FLOAT32) {
         return pd_error_set(error, PD_EINVALID, "pull: averaged parameters come as float32 only");
     }
-    if (store->has_version ? min_version > store->version + 1 : min_version > 0) {
+    if (min_version > (store->has_version ? store->version + VERSIONS_AHEAD : VERSIONS_AHEAD - 1)) {
         return pd_error_set(error, PD_ESTEP,
                             "pull of version %" PRIu64 " is from the future: %s is %" PRIu64,
                             min_version, store->has_version ? "the next" : "the first",
