@@ -230,7 +230,8 @@ static void try_collective(struct sim_rank *rank)
         if (takes_part(rank, peer)) {
             peer->collective_moved = true;
             peer->collective_count++;
-            sim_after(cluster->agenda, 1 + sim_below(cluster->agenda, cluster->collective_us_max),
+            sim_after(cluster->agenda,
+                      1 + sim_below(cluster->agenda, peer->slow * cluster->collective_us_max),
                       collective_done, peer, 0);
         }
     }
@@ -326,7 +327,8 @@ static void carry_out(struct sim_rank *rank, const struct pd_action *action)
     case PD_ACTION_WORK:
         SIM_CHECK(agenda, !rank->work_asked, "rank %u asks for work twice", rank->rank);
         rank->work_asked = true;
-        sim_after(agenda, 1 + sim_below(agenda, rank->cluster->work_us_max), on_work, rank, 0);
+        sim_after(agenda, 1 + sim_below(agenda, rank->slow * rank->cluster->work_us_max), on_work,
+                  rank, 0);
         break;
     case PD_ACTION_LOG:
         snprintf(rank->last_log, sizeof rank->last_log, "%s", text);
@@ -468,6 +470,7 @@ static void init_rank(struct sim_cluster *cluster, uint32_t number, uint64_t run
 
     rank->cluster = cluster;
     rank->rank = number;
+    rank->slow = sim_chance(cluster->agenda, 5) ? sim_between(cluster->agenda, 2, 200) : 1;
     rank->topology.rank = number;
     rank->topology.rank_count = cluster->rank_count;
     rank->topology.run_id = run_id;

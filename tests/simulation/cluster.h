@@ -26,6 +26,7 @@ struct sim_rank {
     struct pd_actions actions;
     uint64_t clock_ms;                                /* what its clock showed at the beginning */
     uint64_t wake_us;                                 /* stopped until then */
+    uint64_t slow;                                    /* its work takes that many times longer */
     struct sim_link *links[SIM_CONNECTION_COUNT_MAX]; /* by the engine's connection id */
     int sides[SIM_CONNECTION_COUNT_MAX];
     struct pd_push pushes[SIM_CONNECTION_COUNT_MAX]; /* whose payload is on its way */

@@ -84,7 +84,7 @@ uint64_t sim_contribution_samples(const struct sim_contribution *contribution)
 uint64_t sim_contribution_unit(const struct sim_contribution *contribution)
 {
     for (uint32_t i = 0; i < contribution->batch_count; i++) {
-        if (contribution->batches[i].samples > 0) {
+        if (contribution->batches[i].samples > 0 && contribution->batches[i].stored_lanes != 0) {
             return contribution->batches[i].samples;
         }
     }
@@ -121,7 +121,9 @@ static void on_join(struct sim_ledger *ledger, const struct pd_order *order)
         const struct sim_member *earlier = &ledger->members[i];
         SIM_CHECK(ledger->agenda, earlier->id != order->worker_id, "worker id %u is used again",
                   order->worker_id);
-        SIM_CHECK(ledger->agenda, earlier->departed || strcmp(earlier->name, order->name) != 0,
+        SIM_CHECK(ledger->agenda,
+                  earlier->departed || earlier->left_ordered ||
+                      strcmp(earlier->name, order->name) != 0,
                   "two workers are called '%s'", order->name);
     }
 }
@@ -146,8 +148,13 @@ static void on_depart(struct sim_ledger *ledger, const struct pd_order *order)
     const struct sim_contribution *contribution =
         sim_ledger_find(ledger, order->worker_id, order->step);
 
+    if (order->reason[0] == '\0') {
+        SIM_CHECK(ledger->agenda, member->left, "worker %u is said to have left", order->worker_id);
+        member->left_ordered = true;
+        return;
+    }
     member->departed = true;
-    ledger->evicted += order->reason[0] != '\0';
+    ledger->evicted++;
     member->pushed_out = strstr(order->reason, "administrator") != NULL ||
                          strstr(order->reason, "took its name") != NULL;
     if (contribution == NULL || member->pushed_out || contribution->counted ||

@@ -40,7 +40,8 @@ struct sim_member {
     uint32_t id;
     char name[PD_NAME_BYTES_MAX + 1];
     uint32_t replica;
-    bool left; /* it has said that it leaves */
+    bool left;         /* it has said that it leaves */
+    bool left_ordered; /* the ranks have been told */
     bool departed;
     bool pushed_out; /* departed though its gradient may have been whole: by order or by a successor
                       */

@@ -161,6 +161,7 @@ static void choose_worker(struct sim_worker_plan *worker, struct sim_agenda *cha
     worker->checksum = sim_chance(chance, 2);
     worker->last_step = steady ? steps : sim_between(chance, 1, steps);
     worker->leave_batches = (uint32_t)sim_below(chance, 3);
+    worker->hasty = sim_chance(chance, 4);
     worker->short_one_in = sim_chance(chance, 3) ? 3 : 0;
     worker->empty_one_in = sim_chance(chance, 4) ? 4 : 0;
     worker->poison_one_in = sim_chance(chance, 5) ? 8 : 0;

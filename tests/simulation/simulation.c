@@ -225,13 +225,29 @@ struct sim_caller *sim_simulation_call(struct sim_simulation *simulation,
     return caller;
 }
 
+static bool callers_done(const struct sim_simulation *simulation)
+{
+    for (uint32_t i = 0; i < simulation->caller_count; i++) {
+        if (!simulation->callers[i].done) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* One call at a time: of two, nobody could say which came first. */
 static void call_planned(void *context, uint64_t index)
 {
     struct sim_simulation *simulation = context;
 
-    if (!simulation->drained && !simulation->killed) {
-        sim_simulation_call(simulation, &simulation->plan->commands[index]);
+    if (simulation->drained || simulation->killed) {
+        return;
     }
+    if (!callers_done(simulation)) {
+        sim_after(&simulation->agenda, 1000, call_planned, simulation, index);
+        return;
+    }
+    sim_simulation_call(simulation, &simulation->plan->commands[index]);
 }
 
 /* ---- Misfortunes of ranks ---- */
@@ -376,16 +392,6 @@ static uint32_t workers_at_work(const struct sim_simulation *simulation)
         count += simulation->workers[i].phase != SIM_PHASE_DONE;
     }
     return count;
-}
-
-static bool callers_done(const struct sim_simulation *simulation)
-{
-    for (uint32_t i = 0; i < simulation->caller_count; i++) {
-        if (!simulation->callers[i].done) {
-            return false;
-        }
-    }
-    return true;
 }
 
 /* Nothing hangs: say who does. */

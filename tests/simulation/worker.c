@@ -491,6 +491,10 @@ static void on_pulled(struct sim_contact *contact, const struct pd_pulled *pulle
                       uint64_t payload_bytes)
 {
     struct sim_worker *worker = contact->worker;
+    if (worker->phase == SIM_PHASE_LEAVING) {
+        sim_link_place(contact->link, 0, NULL);
+        return;
+    }
     uint64_t expected_version =
         contact->request == SIM_REQUEST_PUSH ? worker->step + 1 : worker->step;
 
@@ -522,6 +526,9 @@ static void on_payload(void *owner, struct sim_link *link, int side, bool checks
     (void)link;
     (void)side;
 
+    if (worker->phase == SIM_PHASE_LEAVING) {
+        return;
+    }
     SIM_CHECK(worker->agenda, waits_for_payload(contact) && !contact->done,
               "'%s' gets parameters it did not ask for", worker->plan->name);
     if (!checksum_ok) {
@@ -538,6 +545,9 @@ static void on_pushed(struct sim_contact *contact, const struct pd_pushed *pushe
 {
     struct sim_worker *worker = contact->worker;
 
+    if (worker->phase == SIM_PHASE_LEAVING) {
+        return;
+    }
     if (contact->done || contact->request != SIM_REQUEST_PUSH || pushed->step != worker->step ||
         pushed->micro_batch != worker->micro_batch) {
         SIM_CHECK(worker->agenda, pushed->duplicate, "'%s' gets an answer it did not ask for",
@@ -554,6 +564,9 @@ static void on_error(struct sim_contact *contact, const struct pd_error_message 
 
     sim_trace(worker->agenda, "worker '%s' is refused: %s", worker->plan->name, error->text);
     snprintf(worker->last_error, sizeof worker->last_error, "%s", error->text);
+    if (worker->phase == SIM_PHASE_LEAVING && contact->request != SIM_REQUEST_LEAVE) {
+        return; /* to the push that it did not wait for */
+    }
     if (error->status == PD_ECHECKSUM && !contact->done) {
         contact->asked = false;
         advance(contact);
@@ -726,6 +739,15 @@ static void leave(struct sim_worker *worker)
     request(contact_of(worker, 0), SIM_REQUEST_LEAVE);
 }
 
+static void leave_hastily(void *context, uint64_t incarnation)
+{
+    struct sim_worker *worker = context;
+
+    if (worker->incarnation == incarnation && worker->phase == SIM_PHASE_PUSHING) {
+        leave(worker);
+    }
+}
+
 /* Compute the next micro-batch, unless this was the last. */
 static void go_on(struct sim_worker *worker)
 {
@@ -738,7 +760,13 @@ static void go_on(struct sim_worker *worker)
     }
     if (worker->step > plan->last_step ||
         (worker->step == plan->last_step && worker->micro_batch >= leave_batches)) {
-        leave(worker);
+        if (plan->hasty && worker->step == plan->last_step) {
+            push(worker, worker->incarnation);
+            sim_after(worker->agenda, sim_below(worker->agenda, 3 * worker->network->delay_us_max),
+                      leave_hastily, worker, worker->incarnation);
+        } else {
+            leave(worker);
+        }
         return;
     }
     worker->phase = SIM_PHASE_COMPUTING;

@@ -18,6 +18,7 @@ struct sim_worker_plan {
     uint64_t compute_us;    /* of a micro-batch, on average */
     uint64_t last_step;     /* it leaves when this one has closed */
     uint32_t leave_batches; /* it leaves with so many micro-batches of the next step pushed */
+    bool hasty;             /* it leaves while its last push is still under way */
     enum pd_dtype push_dtype;
     enum pd_dtype pull_dtype;
     bool combined; /* pushes and pulls in one round trip */
