@@ -37,6 +37,7 @@ struct pd_config {
         double resume_s;   /* time a worker whose connection closed has to come back */
     } workers;
     uint64_t accumulation_steps;
+    bool outer; /* workers push parameters: the gradient is what is served less their average */
     struct {
         int rule; /* enum pd_lr_scaling */
         uint64_t base_batch;

@@ -89,6 +89,12 @@ static const struct pd_option config_rows[] = {
      .low = 1,
      .high = PD_ACCUMULATION_STEPS_MAX,
      .help = "micro-batches a worker pushes for one step"},
+    {.key = "outer",
+     .type = PD_OPTION_BOOL,
+     FIELD(outer),
+     .default_text = "false",
+     .help = "workers push their parameters after local steps; what is served less their average "
+             "is the gradient (DiLoCo, FedOpt)"},
     {.key = "lr_scaling",
      .type = PD_OPTION_SECTION,
      .help = "learning rate by effective batch: samples of one step over all workers"},

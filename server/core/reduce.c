@@ -84,6 +84,14 @@ void pd_reduce_add(float *sum, const struct pd_source *source, bool first, uint3
 }
 
 PD_KERNEL
+void pd_reduce_subtract_from(float *elements, const float *from, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        elements[i] = from[i] - elements[i];
+    }
+}
+
+PD_KERNEL
 void pd_reduce_clamp(float *elements, float value, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {

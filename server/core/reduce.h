@@ -23,6 +23,9 @@ void pd_reduce_add(float *sum, const struct pd_source *source, bool first, uint3
 /* Clamp to [-value, value]; NaN stays NaN. */
 void pd_reduce_clamp(float *elements, float value, uint32_t count);
 
+/* elements[i] = from[i] - elements[i]: how far averaged parameters have moved away from `from`. */
+void pd_reduce_subtract_from(float *elements, const float *from, uint32_t count);
+
 /* Partial sums of one block: powers[0] = sum |g|^p (for p = infinity: max |g|), powers[1] = sum
  * g^2. Summed in double. Any non-finite element makes both NaN. */
 void pd_reduce_norms(const float *elements, uint32_t count, double norm_type, double powers[2]);

@@ -377,6 +377,11 @@ static enum pd_status check_push(const struct pd_engine *engine, const struct pd
                             "%s: pull_dtype %u; allowed: 0 float32, 1 bfloat16, 2 float16", what,
                             push->pull_dtype);
     }
+    if (engine->config->outer && push->absent.byte_count > 0) {
+        return pd_error_set(error, PD_EINVALID,
+                            "%s: with `outer` every tensor is pushed; some are said to be absent",
+                            what);
+    }
     if (!(push->scale >= 0.0) || isinf(push->scale)) {
         return pd_error_set(error, PD_EINVALID,
                             "%s: loss scale %g; allowed: a finite number above 0, or 0 for none",

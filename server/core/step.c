@@ -216,6 +216,11 @@ static void measure_block(struct pd_step_machine *machine, uint64_t index)
         memset(&machine->partials[POWER_COUNT * index], 0, POWER_COUNT * sizeof(double));
         return;
     }
+    if (machine->config->outer) {
+        pd_reduce_subtract_from(gradient,
+                                pd_param_store_served(machine->store) + in_lane(machine, block),
+                                block->element_count);
+    }
     if (!isnan(machine->config->clip.value) &&
         pd_reduce_find_nonfinite(gradient, PD_DTYPE_FLOAT32, block->element_count) ==
             block->element_count) {

@@ -290,7 +290,8 @@ static const struct {
 } refusals[] = {
     {"\n\nclipp: 1\n", NULL,
      "f:3: clipp: unknown key; did you mean clip? allowed: listen, advertise, insecure, "
-     "aggregation, lanes, workers, accumulation_steps, lr_scaling, clip, lookahead, ema, swa, "
+     "aggregation, lanes, workers, accumulation_steps, outer, lr_scaling, clip, lookahead, ema, "
+     "swa, "
      "loss_scale, model, "
      "block_size, "
      "handshake_s, send_timeout_s, rank_timeout_s, drain_timeout_s, optimizer, groups, schedule, "

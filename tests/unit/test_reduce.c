@@ -199,6 +199,18 @@ START_TEST(the_first_nonfinite_element_is_found_in_every_type)
 }
 END_TEST
 
+START_TEST(subtracting_from_gives_how_far_the_average_has_moved_away)
+{
+    float moved[3] = {1.0f, -2.0f, 0.5f};
+    const float from[3] = {1.5f, -2.0f, 0.0f};
+
+    pd_reduce_subtract_from(moved, from, 3);
+    ck_assert_float_eq(moved[0], 0.5f);
+    ck_assert_float_eq(moved[1], 0.0f);
+    ck_assert_float_eq(moved[2], -0.5f);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("reduce");
@@ -215,6 +227,7 @@ int main(void)
     tcase_add_test(tests, one_nonfinite_element_makes_both_partials_nan);
     tcase_add_test(tests, the_largest_float_is_finite_in_the_sum_of_squares);
     tcase_add_loop_test(tests, the_first_nonfinite_element_is_found_in_every_type, 0, 3);
+    tcase_add_test(tests, subtracting_from_gives_how_far_the_average_has_moved_away);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);
