@@ -126,11 +126,12 @@ static void clip(const struct state *state)
 }
 
 /* Source: torch.optim.SGD. */
-static void step_sgd(const struct state *state, uint64_t number, double lr)
+static void step_sgd(const struct state *state, uint64_t number, double scheduled_lr)
 {
     const struct reference_training *training = state->training;
 
     for (uint64_t i = 0; i < REFERENCE_ELEMENT_COUNT; i++) {
+        double lr = training->lr_of != NULL ? training->lr_of(number - 1, i) : scheduled_lr;
         double grad = state->gradient[i] + training->weight_decay * state->parameters[i];
         double *buffer = &state->first[i];
         *buffer =

@@ -44,6 +44,8 @@ struct reference_training {
     double clip_norm_type; /* infinity for the largest magnitude */
     double clip_value;     /* 0: none */
     uint64_t warmup_steps; /* linear from a tenth; 0: constant */
+    /* For SGD, the learning rate of an element at a step; NULL: lr and warmup_steps say. */
+    double (*lr_of)(uint64_t step, uint64_t element);
     uint32_t worker_count;
     uint32_t micro_batch_count;
     /* How many micro-batches a worker gives for a step; NULL: always micro_batch_count. */
