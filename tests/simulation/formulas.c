@@ -23,8 +23,7 @@ static void average(struct sim_oracle *oracle, const struct pd_order *order, dou
             if (batch->samples == 0 || batch->stored_lanes == 0) {
                 continue;
             }
-            sim_gradient_fill(oracle->ledger, name, order->step, k, batch->poison, 0, count,
-                              elements);
+            sim_gradient_fill(oracle->ledger, name, order->step, k, batch, elements);
             if (batch->dtype != PD_DTYPE_FLOAT32) {
                 pd_convert_from_float32(wire, batch->dtype, elements, count);
                 pd_convert_to_float32(elements, wire, batch->dtype, count);
@@ -132,10 +131,12 @@ static void step_tensor(struct sim_oracle *oracle, const struct pd_order *order,
     const struct pd_hyper *hyper = &oracle->config->groups[group].hyper;
     const char *rule = oracle->config->optimizer->name;
     double lr = order->lrs[group];
-    double t = (double)(oracle->applied + 1);
+    double t = (double)(oracle->applied + 1 - oracle->misses[index]);
     uint64_t begin = tensor->element_begin;
 
     if (strcmp(rule, "lamb") == 0) {
+        /* timm counts the steps of the group. */
+        t = (double)(oracle->applied + 1);
         double excess = isnan(hyper->max_grad_norm) ? 1.0 : total_norm / hyper->max_grad_norm;
         lamb(hyper, lr, t, fmax(1.0, excess), oracle->exact + begin, oracle->average + begin,
              oracle->first + begin, oracle->second + begin, oracle->update + begin,
@@ -164,6 +165,8 @@ void sim_formulas_step(struct sim_oracle *oracle, const struct pd_order *order)
     clip(oracle);
     double total_norm = norm(oracle->average, oracle->model->element_count, 2.0);
     for (uint32_t i = 0; i < oracle->model->count; i++) {
-        step_tensor(oracle, order, i, total_norm);
+        if (!(oracle->absent >> i & 1u)) {
+            step_tensor(oracle, order, i, total_norm);
+        }
     }
 }

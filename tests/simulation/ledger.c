@@ -6,10 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-void sim_ledger_init(struct sim_ledger *ledger, struct sim_agenda *agenda)
+void sim_ledger_init(struct sim_ledger *ledger, struct sim_agenda *agenda,
+                     const struct pd_tensor_list *model)
 {
     memset(ledger, 0, sizeof *ledger);
     ledger->agenda = agenda;
+    ledger->model = model;
 }
 
 void sim_ledger_finish(struct sim_ledger *ledger)
@@ -214,6 +216,34 @@ static void check_weights(struct sim_ledger *ledger, const struct pd_order *orde
     }
 }
 
+uint64_t sim_ledger_absent(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    uint64_t absent = UINT64_MAX;
+
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        const struct sim_contribution *contribution =
+            sim_ledger_find(ledger, order->contributors[i], order->step);
+        for (uint32_t k = 0; k < contribution->batch_count; k++) {
+            const struct sim_batch *batch = &contribution->batches[k];
+            if (batch->stored_lanes != 0 && batch->samples > 0) {
+                absent &= batch->absent;
+            }
+        }
+    }
+    return absent;
+}
+
+static void check_absent(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    uint64_t absent = sim_ledger_absent(ledger, order);
+
+    for (uint32_t i = 0; i < ledger->model->count && !order->skip; i++) {
+        SIM_CHECK(ledger->agenda, pd_tensor_set_has(&order->absent, i) == ((absent >> i & 1u) != 0),
+                  "step %" PRIu64 ": tensor %u is taken for absent, or is and is not", order->step,
+                  i);
+    }
+}
+
 static void on_step(struct sim_ledger *ledger, const struct pd_order *order)
 {
     SIM_CHECK(ledger->agenda, order->step == ledger->steps_closed,
@@ -238,6 +268,7 @@ static void on_step(struct sim_ledger *ledger, const struct pd_order *order)
                   contribution->worker_id);
     }
     check_weights(ledger, order);
+    check_absent(ledger, order);
 }
 
 void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order)
@@ -292,18 +323,22 @@ static uint64_t hash_name(const char *name)
 /* Every element keeps its sign, so that no average comes near zero: there Adam's rules make much of
  * little rounding. */
 void sim_gradient_fill(const struct sim_ledger *ledger, const char *name, uint64_t step,
-                       uint32_t micro_batch, enum sim_poison poison, uint64_t begin, uint64_t count,
-                       float *out)
+                       uint32_t micro_batch, const struct sim_batch *batch, float *out)
 {
     uint64_t mine = sim_mix(sim_mix(hash_name(name), step), micro_batch);
 
-    for (uint64_t i = 0; i < count; i++) {
-        uint64_t element = begin + i;
-        bool negative = sim_mix(ledger->agenda->seed, element) & 1u;
-        double size = 0.25 + (double)(sim_mix(mine, element) >> 11) * 0x1p-53;
+    for (uint64_t i = 0; i < ledger->model->element_count; i++) {
+        bool negative = sim_mix(ledger->agenda->seed, i) & 1u;
+        double size = 0.25 + (double)(sim_mix(mine, i) >> 11) * 0x1p-53;
         out[i] = (float)(negative ? -size : size);
-        if (poison != SIM_POISON_NONE && element == 0) {
-            out[i] = poison == SIM_POISON_NAN ? NAN : INFINITY;
+    }
+    if (batch->poison != SIM_POISON_NONE) {
+        out[0] = batch->poison == SIM_POISON_NAN ? NAN : INFINITY;
+    }
+    for (uint32_t i = 0; i < ledger->model->count; i++) {
+        const struct pd_tensor *tensor = &ledger->model->tensors[i];
+        if (batch->absent >> i & 1u) {
+            memset(out + tensor->element_begin, 0, tensor->element_count * sizeof *out);
         }
     }
 }

@@ -21,6 +21,7 @@ struct sim_batch {
     enum pd_dtype dtype;
     bool last;
     enum sim_poison poison;
+    uint64_t absent;       /* bit per tensor that it has no gradient for */
     uint64_t stored_lanes; /* bit per lane that it arrived on, whole */
     uint64_t acked_lanes;  /* bit per lane whose acknowledgement has come back */
 };
@@ -49,6 +50,7 @@ struct sim_member {
 
 struct sim_ledger {
     struct sim_agenda *agenda;
+    const struct pd_tensor_list *model;
     uint64_t needed_lanes;
     uint64_t report_us_max; /* what rank 0 may not know yet is younger */
     struct sim_contribution *contributions;
@@ -62,7 +64,8 @@ struct sim_ledger {
     uint64_t evicted;
 };
 
-void sim_ledger_init(struct sim_ledger *ledger, struct sim_agenda *agenda);
+void sim_ledger_init(struct sim_ledger *ledger, struct sim_agenda *agenda,
+                     const struct pd_tensor_list *model);
 void sim_ledger_finish(struct sim_ledger *ledger);
 
 struct sim_member *sim_ledger_member(struct sim_ledger *ledger, uint32_t worker_id);
@@ -89,9 +92,11 @@ uint64_t sim_contribution_samples(const struct sim_contribution *contribution);
 /* Of its first micro-batch that has any. */
 uint64_t sim_contribution_unit(const struct sim_contribution *contribution);
 
-/* The gradient of a micro-batch in float32, elements [begin, begin + count) of the model. */
+/* Tensors that nobody has a gradient for in the step of an order; bit per tensor. */
+uint64_t sim_ledger_absent(struct sim_ledger *ledger, const struct pd_order *order);
+
+/* The gradient of a micro-batch in float32, all elements of the model. */
 void sim_gradient_fill(const struct sim_ledger *ledger, const char *name, uint64_t step,
-                       uint32_t micro_batch, enum sim_poison poison, uint64_t begin, uint64_t count,
-                       float *out);
+                       uint32_t micro_batch, const struct sim_batch *batch, float *out);
 
 #endif

@@ -26,6 +26,7 @@ void sim_oracle_init(struct sim_oracle *oracle, struct sim_agenda *agenda,
         sim_fail(agenda, "%s", error.message);
     }
     oracle->groups = sim_alloc(model->count, sizeof *oracle->groups);
+    oracle->misses = sim_alloc(model->count, sizeof *oracle->misses);
     for (uint32_t i = 0; i < model->count; i++) {
         oracle->groups[i] =
             pd_config_group_of(config, model->tensors[i].name, model->tensors[i].dimension_count);
@@ -47,6 +48,7 @@ void sim_oracle_finish(struct sim_oracle *oracle)
 {
     pd_shard_plan_destroy(oracle->blocks);
     free(oracle->groups);
+    free(oracle->misses);
     for (size_t i = 0; i < oracle->version_count; i++) {
         free(oracle->versions[i]);
     }
@@ -93,8 +95,7 @@ static void fill_batch(const struct sim_oracle *oracle, const struct sim_contrib
     const struct sim_member *member = sim_ledger_member(oracle->ledger, contribution->worker_id);
     uint64_t count = oracle->model->element_count;
 
-    sim_gradient_fill(oracle->ledger, member->name, contribution->step, index, batch->poison, 0,
-                      count, out);
+    sim_gradient_fill(oracle->ledger, member->name, contribution->step, index, batch, out);
     if (batch->dtype != PD_DTYPE_FLOAT32) {
         uint16_t *wire = sim_alloc(count, sizeof *wire);
         pd_convert_from_float32(wire, batch->dtype, out, count);
@@ -183,6 +184,15 @@ static struct pd_optimizer_block block_view(struct sim_oracle *oracle, const str
     return view;
 }
 
+static struct pd_optimizer_step tensor_step(const struct sim_oracle *oracle,
+                                            const struct pd_optimizer_step *group_steps,
+                                            uint32_t tensor)
+{
+    struct pd_optimizer_step step = group_steps[oracle->groups[tensor]];
+    step.number -= oracle->misses[tensor];
+    return step;
+}
+
 /* Update every block, and with sums over whole tensors apply what a rule of two passes left. */
 static void update(struct sim_oracle *oracle, const struct pd_optimizer_step *group_steps,
                    float *next)
@@ -194,8 +204,13 @@ static void update(struct sim_oracle *oracle, const struct pd_optimizer_step *gr
     for (uint64_t i = 0; i < plan->block_count; i++) {
         const struct pd_block *block = &plan->blocks[i];
         struct pd_optimizer_block view = block_view(oracle, block, next);
+        struct pd_optimizer_step step = tensor_step(oracle, group_steps, block->tensor_index);
         double partial[PD_OPTIMIZER_SUM_COUNT] = {0};
-        optimizer->update(&group_steps[oracle->groups[block->tensor_index]], &view, partial);
+        if (oracle->absent >> block->tensor_index & 1u) {
+            memcpy(view.parameters_next, view.parameters, view.count * sizeof(float));
+            continue;
+        }
+        optimizer->update(&step, &view, partial);
         for (uint32_t k = 0; k < PD_OPTIMIZER_SUM_COUNT; k++) {
             sums[block->tensor_index * PD_OPTIMIZER_SUM_COUNT + k] += partial[k];
         }
@@ -203,8 +218,10 @@ static void update(struct sim_oracle *oracle, const struct pd_optimizer_step *gr
     for (uint64_t i = 0; i < plan->block_count && optimizer->apply != NULL; i++) {
         const struct pd_block *block = &plan->blocks[i];
         struct pd_optimizer_block view = block_view(oracle, block, next);
-        optimizer->apply(&group_steps[oracle->groups[block->tensor_index]], &view,
-                         &sums[block->tensor_index * PD_OPTIMIZER_SUM_COUNT]);
+        struct pd_optimizer_step step = tensor_step(oracle, group_steps, block->tensor_index);
+        if (!(oracle->absent >> block->tensor_index & 1u)) {
+            optimizer->apply(&step, &view, &sums[block->tensor_index * PD_OPTIMIZER_SUM_COUNT]);
+        }
     }
     free(sums);
 }
@@ -285,6 +302,7 @@ void sim_oracle_step(struct sim_oracle *oracle, const struct pd_order *order)
     float *next = add_version(oracle);
     const float *now = oracle->versions[oracle->version_count - 2];
 
+    oracle->absent = sim_ledger_absent(oracle->ledger, order);
     step->skipped = order->skip || !step_with_kernels(oracle, order, next);
     if (step->skipped) {
         memcpy(next, now, count * sizeof *next);
@@ -293,6 +311,9 @@ void sim_oracle_step(struct sim_oracle *oracle, const struct pd_order *order)
     }
     sim_formulas_step(oracle, order);
     oracle->applied++;
+    for (uint32_t i = 0; i < oracle->model->count; i++) {
+        oracle->misses[i] += oracle->absent >> i & 1u;
+    }
     for (uint64_t i = 0; i < count; i++) {
         double expected = oracle->exact[i];
         double off = fabs((double)next[i] - expected);

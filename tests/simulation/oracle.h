@@ -31,6 +31,8 @@ struct sim_oracle {
     struct pd_shard_plan *blocks; /* for one rank */
     uint32_t replica_count;
     uint32_t *groups; /* by tensor */
+    uint64_t *misses; /* by tensor: applied steps that nobody had a gradient for it in */
+    uint64_t absent;  /* in the present step; bit per tensor */
     float **versions; /* [version]: model->element_count */
     size_t version_count;
     size_t version_capacity;

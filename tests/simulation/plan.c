@@ -151,7 +151,8 @@ static void choose_config(struct sim_plan *plan, struct sim_agenda *chance, uint
 /* ---- The workers ---- */
 
 static void choose_worker(struct sim_worker_plan *worker, struct sim_agenda *chance, uint32_t index,
-                          uint32_t rank_count, uint64_t steps, bool steady, bool stormy)
+                          uint32_t rank_count, uint64_t steps, bool steady, bool stormy,
+                          uint64_t absent_one_in)
 {
     worker->start_us = sim_below(chance, 2000000);
     worker->compute_us = sim_between(chance, 100, sim_chance(chance, 4) ? 900000 : 30000);
@@ -165,6 +166,7 @@ static void choose_worker(struct sim_worker_plan *worker, struct sim_agenda *cha
     worker->short_one_in = sim_chance(chance, 3) ? 3 : 0;
     worker->empty_one_in = sim_chance(chance, 4) ? 4 : 0;
     worker->poison_one_in = sim_chance(chance, 5) ? 8 : 0;
+    worker->absent_one_in = absent_one_in;
     worker->repeat_one_in = sim_chance(chance, 3) ? 3 : 0;
     worker->slow = sim_chance(chance, 5) ? (uint32_t)sim_between(chance, 2, 30) : 1;
     snprintf(worker->name, sizeof worker->name, "%c%u", (char)('a' + (char)sim_below(chance, 26)),
@@ -247,9 +249,11 @@ void sim_plan_init(struct sim_plan *plan, uint64_t seed)
     choose_model(plan, &chance);
     choose_config(plan, &chance, sim_between(&chance, 1, steady_count));
     choose_network(plan, &chance, stormy);
+    /* A tensor is left alone only when nobody has a gradient for it. */
+    uint64_t absent_one_in = sim_chance(&chance, 4) ? sim_between(&chance, 1, 3) : 0;
     for (uint32_t i = 0; i < plan->worker_count; i++) {
         choose_worker(&plan->workers[i], &chance, i, plan->rank_count, steps, i < steady_count,
-                      stormy);
+                      stormy, absent_one_in);
     }
     choose_commands(plan, &chance);
     plan->drained_early = sim_chance(&chance, 6);

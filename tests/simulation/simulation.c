@@ -278,7 +278,7 @@ static void init_ledger(struct sim_simulation *simulation)
     struct pd_shard_plan *shards;
     struct pd_error error = {0};
 
-    sim_ledger_init(&simulation->ledger, &simulation->agenda);
+    sim_ledger_init(&simulation->ledger, &simulation->agenda, &plan->model);
     simulation->ledger.report_us_max = 1000000;
     if (pd_shard_plan_create(&shards, &plan->model, (uint32_t)simulation->config->block_size,
                              plan->rank_count, simulation->cluster.lane_count, &error) != PD_OK) {

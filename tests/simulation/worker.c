@@ -310,6 +310,11 @@ static void ask_push(struct sim_contact *contact)
                  .pull = worker->batch.last && worker->plan->combined,
                  .pull_dtype = worker->plan->pull_dtype},
     };
+    for (uint32_t i = 0; i < worker->oracle->model->count; i++) {
+        if (worker->batch.absent >> i & 1u) {
+            pd_tensor_set_add(&message.push.absent, i);
+        }
+    }
     const uint8_t *payload = worker->wire + contact->element_begin * element_bytes;
 
     say(contact, &message, payload, contact->element_count * element_bytes);
@@ -704,8 +709,11 @@ static void make_batch(struct sim_worker *worker)
     if (sim_chance(agenda, plan->poison_one_in)) {
         batch->poison = sim_chance(agenda, 2) ? SIM_POISON_NAN : SIM_POISON_INFINITY;
     }
-    sim_gradient_fill(worker->ledger, plan->name, worker->step, worker->micro_batch, batch->poison,
-                      0, count, worker->gradient);
+    for (uint32_t i = 0; i < worker->oracle->model->count; i++) {
+        batch->absent |= (uint64_t)sim_chance(agenda, plan->absent_one_in) << i;
+    }
+    sim_gradient_fill(worker->ledger, plan->name, worker->step, worker->micro_batch, batch,
+                      worker->gradient);
     pd_convert_from_float32(worker->wire, batch->dtype, worker->gradient, count);
     *sim_ledger_batch(worker->ledger, worker->worker_id, worker->step, worker->micro_batch) =
         *batch;

@@ -26,6 +26,7 @@ struct sim_worker_plan {
     uint64_t short_one_in;   /* contributions of fewer micro-batches than there might be */
     uint64_t empty_one_in;   /* micro-batches without samples */
     uint64_t poison_one_in;  /* micro-batches with a NaN or an infinity */
+    uint64_t absent_one_in;  /* tensors that a micro-batch has no gradient for */
     uint64_t repeat_one_in;  /* pushes that are sent twice */
     uint64_t crash_us;       /* it dies then; 0: never */
     uint64_t crash_after_us; /* it dies so long after its first push; 0: never */
