@@ -23,8 +23,11 @@ static void set_defaults(void)
     /* A rank that waits inside a collective lets the others have the core. */
     (void)setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
     if (getenv("OMPI_COMM_WORLD_SIZE") == NULL) {
-        /* Without mpirun: do not start a launcher for children we never have. */
+        /* Without mpirun: do not start a launcher for children we never have, nor make a directory
+         * for what they would share; all such processes of a host would have the same one, and two
+         * that start at once would trip over it. */
         (void)setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
+        (void)setenv("OMPI_MCA_orte_create_session_dirs", "0", 0);
     }
 }
 
