@@ -14,16 +14,17 @@ void replay_say(struct replay_result *result, enum replay_verdict verdict, const
     va_start(arguments, format);
     vsnprintf(result->text, sizeof result->text, format, arguments);
     va_end(arguments);
+    for (char *at = result->text; *at != '\0'; at++) {
+        *at = *at == '\n' ? ' ' : *at;
+    }
 }
 
 bool replay_take_error(struct replay_result *result, double error)
 {
-    bool largest = isnan(result->worst_error) || error > result->worst_error;
+    bool first = error > 1 && !(result->worst_error > 1);
 
-    if (largest) {
-        result->worst_error = error;
-    }
-    return largest;
+    result->worst_error = fmax(result->worst_error, error);
+    return first;
 }
 
 bool replay_is_case(const json_t *document)

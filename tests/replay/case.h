@@ -22,14 +22,15 @@ enum replay_verdict { REPLAY_PASSED, REPLAY_FAILED, REPLAY_SKIPPED };
 struct replay_result {
     enum replay_verdict verdict;
     double worst_error; /* in units of the tolerance; NaN: nothing was compared */
-    char text[480];     /* where the worst error is, why it failed or was skipped; may be empty */
+    char text[480];     /* where it first failed, or why it was skipped; may be empty */
 };
 
 /* Give the verdict and the reason of it; one line, as printf. */
 void replay_say(struct replay_result *result, enum replay_verdict verdict, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Take in one error, in units of the tolerance. Returns whether it is the largest so far. */
+/* Take in one error, in units of the tolerance. Returns whether it is the first that is too large:
+ * the caller is to say where it is. */
 bool replay_take_error(struct replay_result *result, double error);
 
 /* Whether the file, as read, is a case at all. */

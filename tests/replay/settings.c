@@ -3,6 +3,7 @@
 #include "server/core/config.h"
 #include "tests/replay/schedules.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -229,6 +230,16 @@ bool settings_add_optimizer(json_t *settings, const struct vectors_case *referen
         }
     }
     return true;
+}
+
+double settings_rate(const json_t *settings, uint32_t group)
+{
+    const json_t *groups = json_object_get(settings, "groups");
+    const json_t *map =
+        groups != NULL ? json_array_get(groups, group) : json_object_get(settings, "optimizer");
+    const json_t *rate = json_object_get(map, "lr");
+
+    return json_is_number(rate) ? json_number_value(rate) : NAN;
 }
 
 /* ---- Schedules ---- */

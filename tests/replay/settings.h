@@ -15,6 +15,9 @@ json_t *settings_create(const struct replay_options *options, uint32_t worker_co
 bool settings_add_optimizer(json_t *settings, const struct vectors_case *reference,
                             struct replay_result *result);
 
+/* The rate a group of the case begins with; NaN if the settings do not give it. */
+double settings_rate(const json_t *settings, uint32_t group);
+
 /* Add a schedule case's base rate and schedules, in the same way. */
 bool settings_add_schedule(json_t *settings, const json_t *document, struct replay_result *result);
 

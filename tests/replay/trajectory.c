@@ -31,7 +31,8 @@ struct replay {
     bool shared; /* the case has one gradient for all workers */
     struct cluster cluster;
     struct worker *workers;
-    double *rates; /* set at the daemon, of each group */
+    json_t *settings;
+    double *rates; /* the daemon's, of each group; NaN: not known */
 };
 
 static void *allocate(size_t count, size_t item_bytes)
@@ -64,7 +65,7 @@ static const char *unknown_to_protocol(const json_t *step)
     return NULL;
 }
 
-/* The configuration for the case, for free; NULL if it is skipped or refused. */
+/* Find the settings and the configuration they make, for free; NULL if it is skipped or refused. */
 static char *prepare(struct replay *replay)
 {
     const struct vectors_case *reference = replay->reference;
@@ -81,12 +82,10 @@ static char *prepare(struct replay *replay)
     replay->worker_count =
         replay->shared ? replay->options->worker_count : (uint32_t)json_array_size(worker_grads);
     replay->micro_batch_count = micro_grads != NULL ? (uint32_t)json_array_size(micro_grads) : 1;
-    json_t *settings = settings_create(replay->options, replay->worker_count);
-    char *text = settings_add_optimizer(settings, reference, replay->result)
-                     ? settings_text(settings, replay->result)
-                     : NULL;
-    json_decref(settings);
-    return text;
+    replay->settings = settings_create(replay->options, replay->worker_count);
+    return settings_add_optimizer(replay->settings, reference, replay->result)
+               ? settings_text(replay->settings, replay->result)
+               : NULL;
 }
 
 /* ---- Workers ---- */
@@ -263,7 +262,7 @@ static void compare(struct replay *replay, uint32_t step, const struct worker *w
     for (uint32_t i = 0; i < reference->tensor_count; i++) {
         uint32_t at = 0;
         double error = vectors_case_error(reference, step, i, worker->values[i], &at);
-        if (replay_take_error(replay->result, error) && error > 1) {
+        if (replay_take_error(replay->result, error)) {
             replay_say(replay->result, REPLAY_FAILED, "step %u, %s[%u]: %.9g, not %.9g", step + 1,
                        reference->tensors[i].name, at, (double)worker->values[i][at],
                        (double)reference->steps[step].parameters[i][at]);
@@ -292,15 +291,15 @@ static void do_step(struct replay *replay, uint32_t step)
     }
 }
 
-static void run(struct replay *replay, const char *settings)
+static void run(struct replay *replay, const char *config)
 {
     uint32_t shard_count = replay->options->shard_count;
 
     replay->rates = allocate(replay->reference->group_count, sizeof *replay->rates);
     for (uint32_t group = 0; group < replay->reference->group_count; group++) {
-        replay->rates[group] = NAN;
+        replay->rates[group] = settings_rate(replay->settings, group);
     }
-    cluster_start(&replay->cluster, shard_count == 1 ? CLUSTER_ALONE : shard_count, "%s", settings);
+    cluster_start(&replay->cluster, shard_count == 1 ? CLUSTER_ALONE : shard_count, "%s", config);
     start_workers(replay);
     for (uint32_t step = 0; step < replay->reference->step_count; step++) {
         do_step(replay, step);
@@ -321,11 +320,12 @@ void replay_trajectory(const struct replay_options *options, const char *directo
     if (reference.step_count == 0) {
         replay_say(result, REPLAY_FAILED, "no steps");
     } else {
-        char *settings = prepare(&replay);
-        if (settings != NULL && !options->list_skipped) {
-            run(&replay, settings);
+        char *config = prepare(&replay);
+        if (config != NULL && !options->list_skipped) {
+            run(&replay, config);
         }
-        free(settings);
+        free(config);
+        json_decref(replay.settings);
     }
     vectors_case_finish(&reference);
 }

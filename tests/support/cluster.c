@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { CONFIG_BYTES = 8192, WORD_COUNT_MAX = 32 };
+enum { CONFIG_BYTES = 65536, WORD_COUNT_MAX = 32 };
 
 static const char *paramd_program = PARAMD_PROGRAM;
 
