@@ -169,6 +169,7 @@ enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connect
         return pd_error_set(error, PD_ELIMIT, "join: %u workers are here already, the most allowed",
                             PD_WORKER_COUNT_MAX);
     }
+    uint32_t home = choose_home(engine, session->host); /* before this one counts as a load */
     memset(member, 0, sizeof *member);
     member->state = PD_MEMBER_JOINING;
     member->id = leader->worker_id_next++;
@@ -177,7 +178,7 @@ enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connect
     } else {
         snprintf(member->name, sizeof member->name, "worker-%u", member->id);
     }
-    member->replica = choose_home(engine, session->host);
+    member->replica = home;
     member->step_next = leader->step_next;
 
     member->join_connection = connection;
