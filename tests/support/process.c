@@ -385,6 +385,20 @@ double process_cpu_s(pid_t pid)
     return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
 }
 
+void process_await_gone(pid_t pid)
+{
+    int pid_fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    struct pollfd ended = {.fd = pid_fd, .events = POLLIN};
+
+    if (pid_fd < 0) {
+        ck_assert_int_eq(errno, ESRCH);
+        return;
+    }
+    int found = poll(&ended, 1, PROCESS_DEADLINE_MS);
+    close(pid_fd);
+    ck_assert_msg(found > 0 || !process_alive(pid), "process %d is still there", (int)pid);
+}
+
 bool process_alive(pid_t pid)
 {
     char text[1024];

@@ -57,6 +57,9 @@ void process_result_finish(struct process_result *result);
 /* Milliseconds of a clock that only goes forward. */
 int64_t process_now_ms(void);
 
+/* Wait until a process that need not be a child is gone. */
+void process_await_gone(pid_t pid);
+
 /* Processor time the process has used so far, in seconds; negative when it is gone. */
 double process_cpu_s(pid_t pid);
 
