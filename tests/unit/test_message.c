@@ -55,7 +55,7 @@ static const struct pd_message examples[] = {
                                   .pull = true,
                                   .pull_dtype = 98}},
     [PD_MESSAGE_PUSHED] = {.pushed = {1, 2, true}},
-    [PD_MESSAGE_PULL] = {.pull = {1, 2}},
+    [PD_MESSAGE_PULL] = {.pull = {.min_version = 1, .dtype = 2}},
     [PD_MESSAGE_PULLED] = {.pulled = {.version = 1,
                                       .dtype = 2,
                                       .element_begin = 3,
