@@ -1,5 +1,6 @@
 #include "client/socket.h"
 
+#include "common/assert.h"
 #include "common/limits.h"
 
 #include <arpa/inet.h>
@@ -86,6 +87,7 @@ enum pd_status pd_socket_open(int *out, const char *address, uint32_t address_in
     if (lookup != 0) {
         return pd_error_set(error, PD_ECONNECTION, "%s: %s", address, gai_strerror(lookup));
     }
+    PD_ASSERT(found != NULL);
     struct addrinfo *chosen = found;
     for (struct addrinfo *each = found; each != NULL; each = each->ai_next) {
         if (*address_count == address_index) {

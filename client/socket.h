@@ -38,9 +38,9 @@ enum pd_status pd_socket_receive(int socket, struct iovec *pieces, size_t piece_
                                  size_t *byte_count, struct pd_error *error);
 
 /* Send no more; what the peer has said can still be received, and its end. */
-void pd_socket_shut(int socket);
+void pd_socket_shut(int fd);
 
 /* -1 is allowed. */
-void pd_socket_close(int socket);
+void pd_socket_close(int fd);
 
 #endif

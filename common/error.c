@@ -26,6 +26,7 @@ static const char *const status_names[] = {
     [PD_EDUPLICATE] = "duplicate",
 };
 
+#undef pd_error_set /* the analyzer's stand-in */
 enum pd_status pd_error_set(struct pd_error *error, enum pd_status status, const char *format, ...)
 {
     if (error == NULL) {

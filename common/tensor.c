@@ -193,6 +193,9 @@ enum pd_status pd_tensor_list_copy(struct pd_tensor_list *to, const struct pd_te
                                    struct pd_error *error)
 {
     enum pd_status status = pd_tensor_list_init(to, from->count, error);
+    if (status != PD_OK) {
+        return status;
+    }
     for (uint32_t i = 0; status == PD_OK && i < from->count; i++) {
         const struct pd_tensor *tensor = &from->tensors[i];
         status = pd_tensor_list_append(to, tensor->name, strlen(tensor->name),

@@ -69,6 +69,7 @@ static bool queue_grow(struct pd_order_queue *queue)
     struct pd_order **items = pd_heap_zalloc(capacity, sizeof *items);
     struct pd_order **spare = pd_heap_zalloc(capacity, sizeof *spare);
 
+    PD_ASSERT(queue->count <= queue->capacity);
     if (items == NULL || spare == NULL) {
         pd_heap_free(items);
         pd_heap_free(spare);

@@ -108,6 +108,7 @@ enum pd_status pd_send_queue_push(struct pd_send_queue *queue, const struct pd_s
     if (status != PD_OK) {
         return status;
     }
+    PD_ASSERT(queue->frame_count < queue->frame_capacity);
     memcpy(queue->bytes + queue->bytes_end, bytes, frame->frame_bytes);
     queue->bytes_end += frame->frame_bytes;
     queue->frames[(queue->frame_begin + queue->frame_count) % queue->frame_capacity] = *frame;
