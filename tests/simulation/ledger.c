@@ -300,7 +300,8 @@ void sim_ledger_check(struct sim_ledger *ledger)
         for (uint32_t k = 0; k < contribution->batch_count; k++) {
             all_acked = all_acked && acked(ledger, &contribution->batches[k]);
         }
-        bool whole = contribution->batches[contribution->batch_count - 1].last || member->left;
+        bool whole =
+            contribution->batches[contribution->batch_count - 1].last || member->left_ordered;
         SIM_CHECK(ledger->agenda,
                   contribution->counted || !all_acked || !whole || member->pushed_out ||
                       contribution->step >= ledger->steps_closed,
