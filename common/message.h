@@ -194,6 +194,8 @@ struct pd_order {
     double weights[PD_WORKER_COUNT_MAX];
     uint32_t lr_count;
     double lrs[PD_GROUP_COUNT_MAX + 1];
+    uint32_t momentum_count; /* lr_count, or 0 */
+    double momenta[PD_GROUP_COUNT_MAX + 1];
     uint64_t optimizer_step;
     bool skip;
     char reason[PD_ERROR_BYTES_MAX];

@@ -310,6 +310,9 @@ static void take_order(struct checker *checker, const Paramd__Order *from, struc
     check_number(checker, "number of weights", from->n_weights, from->n_contributors,
                  from->n_contributors);
     check_count(checker, "learning rates", from->n_lrs, PD_GROUP_COUNT_MAX + 1);
+    if (from->n_momenta > 0) {
+        check_number(checker, "number of momenta", from->n_momenta, from->n_lrs, from->n_lrs);
+    }
     if (checker->status != PD_OK) {
         return;
     }
@@ -328,6 +331,10 @@ static void take_order(struct checker *checker, const Paramd__Order *from, struc
     to->lr_count = (uint32_t)from->n_lrs;
     for (size_t i = 0; i < from->n_lrs; i++) {
         to->lrs[i] = from->lrs[i];
+    }
+    to->momentum_count = (uint32_t)from->n_momenta;
+    for (size_t i = 0; i < from->n_momenta; i++) {
+        to->momenta[i] = from->momenta[i];
     }
     to->optimizer_step = from->optimizer_step;
     to->skip = from->skip != 0;

@@ -268,6 +268,7 @@ static void pack_order(struct packer *packer, const struct pd_order *from)
 {
     PD_ASSERT(from->contributor_count <= PD_WORKER_COUNT_MAX);
     PD_ASSERT(from->lr_count <= PD_GROUP_COUNT_MAX + 1);
+    PD_ASSERT(from->momentum_count == 0 || from->momentum_count == from->lr_count);
     Paramd__Order to;
     paramd__order__init(&to);
     to.index = from->index;
@@ -283,6 +284,8 @@ static void pack_order(struct packer *packer, const struct pd_order *from)
     to.weights = lend(from->weights);
     to.n_lrs = from->lr_count;
     to.lrs = lend(from->lrs);
+    to.n_momenta = from->momentum_count;
+    to.momenta = lend(from->momenta);
     to.optimizer_step = from->optimizer_step;
     to.skip = from->skip;
     to.reason = lend(from->reason);

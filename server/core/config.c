@@ -343,6 +343,31 @@ static enum pd_status read_groups(struct pd_config *config, const struct pd_node
     return PD_OK;
 }
 
+/* A schedule that moves the momentum needs a rule that has one, and its buffer from the first step
+ * on: where it is configured as 0, it begins as torch.optim.lr_scheduler.OneCycleLR sets it. */
+static enum pd_status check_momentum(struct pd_config *config, const struct pd_schedule *schedule,
+                                     const struct pd_node *map, const char *path,
+                                     struct pd_error *error)
+{
+    char key[KEY_PATH_BYTES];
+    const struct pd_node *at = pd_node_find(map, "cycle_momentum");
+
+    if (!pd_schedule_cycles_momentum(schedule)) {
+        return PD_OK;
+    }
+    join_path(key, path, "cycle_momentum");
+    for (uint32_t group = 0; group < config->group_count; group++) {
+        double *momentum = pd_optimizer_momentum(config->optimizer, &config->groups[group].hyper);
+        if (momentum == NULL) {
+            return pd_node_fault(at != NULL ? at : map, key, error,
+                                 "true, but %s has no momentum; allowed with it: false",
+                                 config->optimizer->name);
+        }
+        *momentum = *momentum == 0 ? schedule->max_momentum : *momentum;
+    }
+    return PD_OK;
+}
+
 static enum pd_status read_schedule(struct pd_config *config, const struct pd_node *map,
                                     const char *path, struct pd_error *error)
 {
@@ -384,6 +409,9 @@ static enum pd_status read_schedule(struct pd_config *config, const struct pd_no
     status = pd_option_defaults(rule->options, rule->option_count, schedule, error);
     if (status == PD_OK) {
         status = read_section(&section, error);
+    }
+    if (status == PD_OK) {
+        status = check_momentum(config, schedule, map, path, error);
     }
     if (status == PD_OK) {
         config->schedule_count++;

@@ -146,6 +146,8 @@ static void hash_order(struct pd_engine *engine, const struct pd_order *order)
     pd_checksum_update(engine->order_hash, order->weights,
                        order->contributor_count * sizeof order->weights[0]);
     pd_checksum_update(engine->order_hash, order->lrs, order->lr_count * sizeof order->lrs[0]);
+    pd_checksum_update(engine->order_hash, order->momenta,
+                       order->momentum_count * sizeof order->momenta[0]);
     pd_checksum_update(engine->order_hash, order->absent.bytes, order->absent.byte_count);
 }
 

@@ -35,6 +35,19 @@ const struct pd_optimizer *pd_optimizer_find(const char *name)
     return NULL;
 }
 
+double *pd_optimizer_momentum(const struct pd_optimizer *optimizer, struct pd_hyper *hyper)
+{
+    for (uint32_t i = 0; i < optimizer->option_count; i++) {
+        if (optimizer->options[i].offset == offsetof(struct pd_hyper, momentum)) {
+            return &hyper->momentum;
+        }
+        if (optimizer->options[i].offset == offsetof(struct pd_hyper, betas)) {
+            return &hyper->betas[0];
+        }
+    }
+    return NULL;
+}
+
 double pd_optimizer_power(double base, uint64_t exponent)
 {
     double result = 1;

@@ -98,6 +98,10 @@ struct pd_optimizer {
 /* The rule of that name, or NULL. */
 const struct pd_optimizer *pd_optimizer_find(const char *name);
 
+/* The momentum of a rule in its hyperparameters: `momentum`, or the first of `betas`; NULL if it
+ * has neither. */
+double *pd_optimizer_momentum(const struct pd_optimizer *optimizer, struct pd_hyper *hyper);
+
 /* All rules, in the order of the documentation; index from 0, NULL after the last. */
 const struct pd_optimizer *pd_optimizer_at(size_t index);
 

@@ -84,6 +84,7 @@ struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kin
     order->tensors = (struct pd_tensor_list){0};
     order->contributor_count = 0;
     order->lr_count = 0;
+    order->momentum_count = 0;
     order->optimizer_step = 0;
     order->skip = false;
     order->reason[0] = '\0';
@@ -126,6 +127,25 @@ void pd_leader_lrs(const struct pd_engine *engine, uint64_t applied, uint64_t sa
                                           config->groups[group].hyper.lr, applied) *
                            batch_factor(config, samples);
         lrs[group] = isnan(override) ? scheduled : override;
+    }
+}
+
+double pd_leader_momentum(const struct pd_engine *engine, uint64_t applied)
+{
+    return pd_schedule_momentum(engine->config->schedules, engine->config->schedule_count, applied);
+}
+
+/* The momenta of the next step, for all groups the same. */
+static void fill_momenta(const struct pd_engine *engine, struct pd_order *order)
+{
+    double momentum = pd_leader_momentum(engine, engine->leader->applied_steps);
+
+    if (isnan(momentum)) {
+        return;
+    }
+    order->momentum_count = order->lr_count;
+    for (uint32_t group = 0; group < order->momentum_count; group++) {
+        order->momenta[group] = momentum;
     }
 }
 
@@ -225,6 +245,7 @@ static void issue_step(struct pd_engine *engine)
     order->optimizer_step = leader->applied_steps;
     order->lr_count = engine->config->group_count;
     pd_leader_lrs(engine, leader->applied_steps, samples, order->lrs);
+    fill_momenta(engine, order);
     leader->effective_batch = samples;
     if (samples == 0) {
         order->skip = true;

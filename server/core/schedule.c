@@ -32,6 +32,16 @@
     }
 #define STEPS_OR_EVER COUNT("steps", steps, "0", 0, "when the next schedule begins; 0: never")
 
+#define BELOW_ONE(name, path, as_default, about)                                                   \
+    {                                                                                              \
+        FIELD(name, path, REAL, as_default, about), .high = 1, .high_open = 1                      \
+    }
+#define CYCLE_MOMENTUM(least, most)                                                                \
+    FLAG("cycle_momentum", cycle_momentum, "true",                                                 \
+         "move momentum, or beta1 of the Adam family, against the learning rate"),                 \
+        BELOW_ONE("base_momentum", base_momentum, least, "momentum where the rate is highest"),    \
+        BELOW_ONE("max_momentum", max_momentum, most, "momentum where the rate is lowest")
+
 /* Whole numbers are bounded as doubles. */
 #define COUNT_MAX 9007199254740992.0
 
@@ -212,32 +222,48 @@ static const char *const anneal_words[] = {"cos", "linear", NULL};
 /* Up from max_lr / div_factor to max_lr in pct_start of total_steps and down to
  * max_lr / div_factor / final_div_factor at the end, where it stays; three_phase: down to where it
  * began in as many steps as up, and only then further down. The last step of a phase, not the first
- * of the next, has its end value.
- * Source: torch.optim.lr_scheduler.OneCycleLR with cycle_momentum off. */
-static double onecycle_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+ * of the next, has its end value. The momentum goes the other way: from max_momentum down to
+ * base_momentum, up again, and stays.
+ * Source: torch.optim.lr_scheduler.OneCycleLR. */
+static double onecycle_at(const struct pd_schedule *schedule, const double values[4], uint64_t step)
 {
     double total = (double)schedule->onecycle.total_steps;
     double rise = schedule->onecycle.pct_start * total;
-    double max_lr = schedule->onecycle.max_lr;
-    double initial_lr = max_lr / schedule->onecycle.div_factor;
-    double min_lr = initial_lr / schedule->onecycle.final_div_factor;
-    bool three = schedule->onecycle.three_phase;
-    const double ends[] = {rise - 1, three ? 2 * rise - 2 : total - 1, total - 1};
-    const double lrs[] = {initial_lr, max_lr, three ? initial_lr : min_lr, min_lr};
+    const double ends[] = {rise - 1, schedule->onecycle.three_phase ? 2 * rise - 2 : total - 1,
+                           total - 1};
     double begin = 0;
 
-    (void)base_lr;
     for (size_t phase = 0; phase < 3; phase++) {
         if ((double)step <= ends[phase] && ends[phase] > begin) {
             double progress = ((double)step - begin) / (ends[phase] - begin);
             double left = schedule->onecycle.anneal_strategy == PD_ANNEAL_COS
                               ? half_cosine(progress)
                               : 1 - progress;
-            return lrs[phase + 1] + (lrs[phase] - lrs[phase + 1]) * left;
+            return values[phase + 1] + (values[phase] - values[phase + 1]) * left;
         }
         begin = ends[phase];
     }
-    return min_lr;
+    return values[3];
+}
+
+static double onecycle_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+{
+    double max_lr = schedule->onecycle.max_lr;
+    double initial_lr = max_lr / schedule->onecycle.div_factor;
+    double min_lr = initial_lr / schedule->onecycle.final_div_factor;
+    const double lrs[] = {initial_lr, max_lr, schedule->onecycle.three_phase ? initial_lr : min_lr,
+                          min_lr};
+
+    (void)base_lr;
+    return onecycle_at(schedule, lrs, step);
+}
+
+static double onecycle_momentum(const struct pd_schedule *schedule, uint64_t step)
+{
+    double most = schedule->max_momentum;
+    const double momenta[] = {most, schedule->base_momentum, most, most};
+
+    return onecycle_at(schedule, momenta, step);
 }
 
 static uint64_t onecycle_duration(const struct pd_schedule *schedule)
@@ -255,29 +281,44 @@ static const struct pd_option onecycle_options[] = {
     POSITIVE("final_div_factor", onecycle.final_div_factor, "1e4",
              "first learning rate over the last"),
     FLAG("three_phase", onecycle.three_phase, "false", "come down in two phases"),
+    CYCLE_MOMENTUM("0.85", "0.95"),
 };
 
 static const char *const cycle_words[] = {"triangular", "triangular2", "exp_range", NULL};
 
 /* Cycle c = 0, 1, ... climbs in step_size_up steps from base_lr to max_lr and falls in
  * step_size_down steps, its height times 1 (triangular), 2^-c (triangular2) or gamma^t (exp_range).
- * Source: torch.optim.lr_scheduler.CyclicLR with cycle_momentum off. */
-static double cyclic_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+ * The momentum falls from max_momentum to base_momentum while the rate climbs, by the same share.
+ * Source: torch.optim.lr_scheduler.CyclicLR. */
+static double cyclic_height(const struct pd_schedule *schedule, uint64_t step)
 {
     uint64_t up = schedule->cyclic.step_size_up;
     uint64_t down = schedule->cyclic.step_size_down != 0 ? schedule->cyclic.step_size_down : up;
     uint64_t cycle = step / (up + down);
     uint64_t at = step % (up + down);
-    double height = schedule->cyclic.max_lr - schedule->cyclic.base_lr;
+    double height = at <= up ? (double)at / (double)up : (double)(up + down - at) / (double)down;
 
-    (void)base_lr;
-    height *= at <= up ? (double)at / (double)up : (double)(up + down - at) / (double)down;
     if (schedule->cyclic.mode == PD_CYCLE_TRIANGULAR2) {
         height *= pow(2, -(double)cycle);
     } else if (schedule->cyclic.mode == PD_CYCLE_EXP_RANGE) {
         height *= pow(schedule->gamma, (double)step);
     }
-    return schedule->cyclic.base_lr + height;
+    return height;
+}
+
+static double cyclic_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+{
+    double range = schedule->cyclic.max_lr - schedule->cyclic.base_lr;
+
+    (void)base_lr;
+    return schedule->cyclic.base_lr + range * cyclic_height(schedule, step);
+}
+
+static double cyclic_momentum(const struct pd_schedule *schedule, uint64_t step)
+{
+    double range = schedule->max_momentum - schedule->base_momentum;
+
+    return schedule->max_momentum - range * cyclic_height(schedule, step);
 }
 
 static const struct pd_option cyclic_options[] = {
@@ -287,6 +328,7 @@ static const struct pd_option cyclic_options[] = {
     COUNT("step_size_down", cyclic.step_size_down, "0", 0, "steps that fall; 0: as many as climb"),
     WORD("mode", cyclic.mode, "triangular", cycle_words, "how tops change"),
     POSITIVE("gamma", gamma, "1.0", "factor of each step in exp_range"),
+    CYCLE_MOMENTUM("0.8", "0.9"),
     STEPS_OR_EVER,
 };
 
@@ -376,26 +418,26 @@ static const struct pd_option wsd_options[] = {
     FLAG("warmup_from_min", wsd.warmup_from_min, "true", "begin at min_lr_ratio instead of zero"),
 };
 
-#define RULE(name, kind, lr, duration)                                                             \
+#define RULE(name, kind, lr, momentum, duration)                                                   \
     {                                                                                              \
 #name, kind, name##_options,                                                               \
-            sizeof name##_options / sizeof name##_options[0], lr, duration                         \
+            sizeof name##_options / sizeof name##_options[0], lr, momentum, duration               \
     }
 
 static const struct pd_schedule_rule rules[] = {
-    RULE(constant, PD_SCHEDULE_CONSTANT, constant_lr, duration_steps),
-    RULE(step, PD_SCHEDULE_STEP, step_lr, duration_steps),
-    RULE(multistep, PD_SCHEDULE_MULTISTEP, multistep_lr, duration_steps),
-    RULE(exponential, PD_SCHEDULE_EXPONENTIAL, exponential_lr, duration_steps),
-    RULE(linear, PD_SCHEDULE_LINEAR, linear_lr, duration_steps),
-    RULE(polynomial, PD_SCHEDULE_POLYNOMIAL, polynomial_lr, duration_steps),
-    RULE(cosine, PD_SCHEDULE_COSINE, cosine_lr, cosine_duration),
-    RULE(cosine_warm_restarts, PD_SCHEDULE_COSINE_WARM_RESTARTS, cosine_warm_restarts_lr,
+    RULE(constant, PD_SCHEDULE_CONSTANT, constant_lr, NULL, duration_steps),
+    RULE(step, PD_SCHEDULE_STEP, step_lr, NULL, duration_steps),
+    RULE(multistep, PD_SCHEDULE_MULTISTEP, multistep_lr, NULL, duration_steps),
+    RULE(exponential, PD_SCHEDULE_EXPONENTIAL, exponential_lr, NULL, duration_steps),
+    RULE(linear, PD_SCHEDULE_LINEAR, linear_lr, NULL, duration_steps),
+    RULE(polynomial, PD_SCHEDULE_POLYNOMIAL, polynomial_lr, NULL, duration_steps),
+    RULE(cosine, PD_SCHEDULE_COSINE, cosine_lr, NULL, cosine_duration),
+    RULE(cosine_warm_restarts, PD_SCHEDULE_COSINE_WARM_RESTARTS, cosine_warm_restarts_lr, NULL,
          duration_steps),
-    RULE(onecycle, PD_SCHEDULE_ONECYCLE, onecycle_lr, onecycle_duration),
-    RULE(cyclic, PD_SCHEDULE_CYCLIC, cyclic_lr, duration_steps),
-    RULE(inverse_sqrt, PD_SCHEDULE_INVERSE_SQRT, inverse_sqrt_lr, duration_steps),
-    RULE(wsd, PD_SCHEDULE_WSD, wsd_lr, wsd_duration),
+    RULE(onecycle, PD_SCHEDULE_ONECYCLE, onecycle_lr, onecycle_momentum, onecycle_duration),
+    RULE(cyclic, PD_SCHEDULE_CYCLIC, cyclic_lr, cyclic_momentum, duration_steps),
+    RULE(inverse_sqrt, PD_SCHEDULE_INVERSE_SQRT, inverse_sqrt_lr, NULL, duration_steps),
+    RULE(wsd, PD_SCHEDULE_WSD, wsd_lr, NULL, wsd_duration),
 };
 #define RULE_COUNT (sizeof rules / sizeof rules[0])
 
@@ -414,20 +456,45 @@ const struct pd_schedule_rule *pd_schedule_find(const char *name)
     return NULL;
 }
 
+static const struct pd_schedule_rule *rule_of(const struct pd_schedule *schedule)
+{
+    PD_ASSERT((size_t)schedule->kind < RULE_COUNT);
+    PD_ASSERT(rules[schedule->kind].kind == schedule->kind);
+    return &rules[schedule->kind];
+}
+
+/* The schedule that `*step` falls into, which becomes its own step; NULL without schedules. */
+static const struct pd_schedule *find_active(const struct pd_schedule *schedules, size_t count,
+                                             uint64_t *step)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint64_t duration = rule_of(&schedules[i])->duration(&schedules[i]);
+        if (i + 1 == count || duration == 0 || *step < duration) {
+            return &schedules[i];
+        }
+        *step -= duration;
+    }
+    return NULL;
+}
+
 double pd_schedule_lr(const struct pd_schedule *schedules, size_t count, double base_lr,
                       uint64_t step)
 {
-    for (size_t i = 0; i < count; i++) {
-        const struct pd_schedule *schedule = &schedules[i];
-        PD_ASSERT((size_t)schedule->kind < RULE_COUNT);
-        const struct pd_schedule_rule *rule = &rules[schedule->kind];
-        PD_ASSERT(rule->kind == schedule->kind);
+    const struct pd_schedule *active = find_active(schedules, count, &step);
 
-        uint64_t duration = rule->duration(schedule);
-        if (i + 1 == count || duration == 0 || step < duration) {
-            return rule->lr(schedule, base_lr, step);
-        }
-        step -= duration;
-    }
-    return base_lr;
+    return active != NULL ? rule_of(active)->lr(active, base_lr, step) : base_lr;
+}
+
+bool pd_schedule_cycles_momentum(const struct pd_schedule *schedule)
+{
+    return rule_of(schedule)->momentum != NULL && schedule->cycle_momentum;
+}
+
+double pd_schedule_momentum(const struct pd_schedule *schedules, size_t count, uint64_t step)
+{
+    const struct pd_schedule *active = find_active(schedules, count, &step);
+
+    return active != NULL && pd_schedule_cycles_momentum(active)
+               ? rule_of(active)->momentum(active, step)
+               : NAN;
 }

@@ -57,6 +57,8 @@ struct pd_schedule {
         int anneal_strategy; /* enum pd_schedule_anneal */
         bool three_phase;
     } onecycle;
+    bool cycle_momentum; /* onecycle, cyclic */
+    double base_momentum, max_momentum;
     struct {
         double base_lr, max_lr;
         uint64_t step_size_up;
@@ -80,6 +82,8 @@ struct pd_schedule_rule {
     uint32_t option_count;
     /* The rate of its own step `step`; `base_lr` is the optimizer's. */
     double (*lr)(const struct pd_schedule *schedule, double base_lr, uint64_t step);
+    /* The momentum of its own step `step`, or beta1 of the Adam family; NULL: never sets it. */
+    double (*momentum)(const struct pd_schedule *schedule, uint64_t step);
     uint64_t (*duration)(const struct pd_schedule *schedule); /* 0: for ever */
 };
 
@@ -90,5 +94,11 @@ const struct pd_schedule_rule *pd_schedule_at(size_t index);
  * it is base_lr. */
 double pd_schedule_lr(const struct pd_schedule *schedules, size_t count, double base_lr,
                       uint64_t step);
+
+/* The momentum of that step, or NaN where it stays as configured. */
+double pd_schedule_momentum(const struct pd_schedule *schedules, size_t count, uint64_t step);
+
+/* Whether a schedule sets the momentum in some step. */
+bool pd_schedule_cycles_momentum(const struct pd_schedule *schedule);
 
 #endif

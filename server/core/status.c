@@ -132,11 +132,28 @@ char *pd_status_step_json(struct pd_engine *engine)
                           (json_int_t)engine->skipped_steps));
 }
 
+/* The momentum of each group at that step: the scheduled one, the configured one or null. */
+static json_t *momenta(const struct pd_engine *engine, uint64_t step)
+{
+    const struct pd_config *config = engine->config;
+    double scheduled = pd_leader_momentum(engine, step);
+    json_t *row = json_array();
+
+    for (uint32_t i = 0; i < config->group_count; i++) {
+        struct pd_hyper hyper = config->groups[i].hyper;
+        const double *configured = pd_optimizer_momentum(config->optimizer, &hyper);
+        double otherwise = configured != NULL ? *configured : NAN;
+        json_array_append_new(row, real_or_null(isnan(scheduled) ? otherwise : scheduled));
+    }
+    return row;
+}
+
 char *pd_status_schedule_json(struct pd_engine *engine, uint64_t begin, uint64_t count)
 {
     const struct pd_leader *leader = engine->leader;
     json_t *names = json_array();
     json_t *rates = json_array();
+    json_t *momentum_rows = json_array();
 
     if (begin == 0) {
         begin = leader->applied_steps;
@@ -152,9 +169,10 @@ char *pd_status_schedule_json(struct pd_engine *engine, uint64_t begin, uint64_t
             json_array_append_new(row, json_real(lrs[i]));
         }
         json_array_append_new(rates, row);
+        json_array_append_new(momentum_rows, momenta(engine, step));
     }
-    return dump(
-        json_pack("{s:I, s:o, s:o}", "begin", (json_int_t)begin, "groups", names, "lrs", rates));
+    return dump(json_pack("{s:I, s:o, s:o, s:o}", "begin", (json_int_t)begin, "groups", names,
+                          "lrs", rates, "momenta", momentum_rows));
 }
 
 char *pd_status_workers_json(struct pd_engine *engine)

@@ -37,6 +37,7 @@ struct pd_step_machine {
     double *partials;    /* POWER_COUNT x shard blocks: what this rank gives */
     double *gathered;    /* POWER_COUNT x all blocks in order; a lone rank's partials */
     double *tensor_sums; /* PD_OPTIMIZER_SUM_COUNT x model.count */
+    struct pd_hyper group_hypers[PD_GROUP_COUNT_MAX + 1]; /* with the momenta of the order */
     struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
     struct pd_collective collective;
     struct pd_step_outcome outcome;
@@ -340,6 +341,20 @@ static double total_norm2(const struct pd_step_machine *machine)
     return sqrt(sum);
 }
 
+/* Take the group's hyperparameters, and the momentum the order may set. */
+static const struct pd_hyper *group_hyper(struct pd_step_machine *machine, uint32_t group)
+{
+    struct pd_hyper *hyper = &machine->group_hypers[group];
+
+    *hyper = machine->config->groups[group].hyper;
+    if (group < machine->order->momentum_count && !isnan(machine->order->momenta[group])) {
+        double *momentum = pd_optimizer_momentum(machine->config->optimizer, hyper);
+        PD_ASSERT(momentum != NULL);
+        *momentum = machine->order->momenta[group];
+    }
+    return hyper;
+}
+
 /* With all ranks' partials gathered: the scale, or the decision to leave the parameters alone. */
 static void decide(struct pd_step_machine *machine)
 {
@@ -358,7 +373,7 @@ static void decide(struct pd_step_machine *machine)
     double norm2 = total_norm2(machine) * outcome->clip_scale;
     for (uint32_t group = 0; group < config->group_count; group++) {
         machine->group_steps[group] = (struct pd_optimizer_step){
-            .hyper = &config->groups[group].hyper,
+            .hyper = group_hyper(machine, group),
             .lr = machine->order->lrs[group],
             .number = machine->order->optimizer_step + 1,
             .group_number = machine->order->optimizer_step + 1,

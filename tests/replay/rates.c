@@ -1,4 +1,4 @@
-/* Schedule cases: the rates the daemon announces against those of the reference. */
+/* Schedule cases: the rates and momenta the daemon announces against those of the reference. */
 #include "client/include/paramd.h"
 #include "tests/replay/case.h"
 #include "tests/replay/settings.h"
@@ -13,7 +13,7 @@
 
 #define ASK_COUNT 1000u /* rates asked for at once */
 
-/* Rates of the first group from step `begin` on; new, for json_decref. */
+/* Rates and momenta from step `begin` on; new, for json_decref. */
 static json_t *ask(struct paramd_client *client, uint64_t begin, uint64_t count)
 {
     struct paramd_command command = {.command = "schedule", .begin = begin, .count = count};
@@ -27,23 +27,38 @@ static json_t *ask(struct paramd_client *client, uint64_t begin, uint64_t count)
     return reply;
 }
 
+/* Take in the error of one number of a step, whose size is about `scale`. */
+static void compare_number(struct replay_result *result, const char *what, size_t step,
+                           const json_t *given, const json_t *expected, double scale)
+{
+    double number = json_is_number(given) ? json_number_value(given) : NAN;
+    double right = vectors_number(expected);
+    double error = fabs(number - right) / (TOLERANCE * scale);
+
+    error = isnan(error) ? INFINITY : error;
+    if (replay_take_error(result, error)) {
+        replay_say(result, REPLAY_FAILED, "step %zu: %s %.17g, not %.17g", step, what, number,
+                   right);
+    }
+}
+
 static void compare(struct paramd_client *client, const json_t *document,
                     struct replay_result *result)
 {
     const json_t *expected = json_object_get(document, "lr");
+    const json_t *momenta = json_object_get(document, "momentum");
     double base_lr = json_number_value(json_object_get(document, "base_lr"));
 
     for (size_t begin = 0; begin < json_array_size(expected); begin += ASK_COUNT) {
         json_t *reply = ask(client, begin, ASK_COUNT);
-        const json_t *rates = json_object_get(reply, "lrs");
         for (size_t i = 0; i < ASK_COUNT && begin + i < json_array_size(expected); i++) {
-            double rate = json_number_value(json_array_get(json_array_get(rates, i), 0));
-            double right = vectors_number(json_array_get(expected, begin + i));
-            double error = fabs(rate - right) / (TOLERANCE * base_lr);
-            error = isnan(error) ? INFINITY : error;
-            if (replay_take_error(result, error)) {
-                replay_say(result, REPLAY_FAILED, "step %zu: rate %.17g, not %.17g", begin + i,
-                           rate, right);
+            const json_t *lrs = json_array_get(json_object_get(reply, "lrs"), i);
+            const json_t *row = json_array_get(json_object_get(reply, "momenta"), i);
+            compare_number(result, "rate", begin + i, json_array_get(lrs, 0),
+                           json_array_get(expected, begin + i), base_lr);
+            if (momenta != NULL) {
+                compare_number(result, "momentum", begin + i, json_array_get(row, 0),
+                               json_array_get(momenta, begin + i), 1);
             }
         }
         json_decref(reply);

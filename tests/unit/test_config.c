@@ -199,6 +199,22 @@ START_TEST(every_schedule_can_be_named_without_a_list)
 }
 END_TEST
 
+START_TEST(a_schedule_that_cycles_momentum_gives_one_to_a_rule_without)
+{
+    struct pd_config *config = parse("optimizer: {name: sgd}\ngroups: [{match: a, momentum: 0.5}]\n"
+                                     "schedule: {name: cyclic, max_momentum: 0.7}\n",
+                                     NULL);
+    struct pd_config *still =
+        parse("optimizer: {name: sgd}\nschedule: {name: cyclic, cycle_momentum: false}\n", NULL);
+
+    ck_assert_double_eq(config->groups[0].hyper.momentum, 0.7);
+    ck_assert_double_eq(config->groups[1].hyper.momentum, 0.5);
+    ck_assert_double_eq(still->groups[0].hyper.momentum, 0);
+    pd_config_destroy(config);
+    pd_config_destroy(still);
+}
+END_TEST
+
 START_TEST(settings_lie_over_the_file_in_their_order)
 {
     const char *settings[] = {"workers.expected=3",   "workers.expected=4", "schedule.0.steps=7",
@@ -347,6 +363,8 @@ static const struct {
      "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd"},
     {"schedule:\n- {name: constant}\n- {name: cosine}\n", NULL,
      "f:2: schedule.0: constant runs for ever, so nothing can follow it; give it steps"},
+    {"optimizer: {name: adagrad}\nschedule:\n- {name: onecycle}\n", NULL,
+     "f:3: schedule.0.cycle_momentum: true, but adagrad has no momentum; allowed with it: false"},
     {NULL, "optimizer.lr=fast",
      "--set optimizer.lr=fast: optimizer.lr: fast: not a number; allowed: a number >= 0"},
     {NULL, "schedule.0.steps=5",
@@ -481,6 +499,7 @@ int main(void)
     tcase_add_test(tcase, min_dims_and_max_dims_include_their_bounds);
     tcase_add_test(tcase, every_optimizer_can_be_named);
     tcase_add_test(tcase, every_schedule_can_be_named_without_a_list);
+    tcase_add_test(tcase, a_schedule_that_cycles_momentum_gives_one_to_a_rule_without);
     tcase_add_test(tcase, settings_lie_over_the_file_in_their_order);
     tcase_add_loop_test(tcase, loopback_needs_no_permission, 0,
                         (int)(sizeof addresses / sizeof addresses[0]));

@@ -79,6 +79,8 @@ static const struct pd_message examples[] = {
                                     .weights = {0.25, 0.75},
                                     .lr_count = 1,
                                     .lrs = {0.1},
+                                    .momentum_count = 1,
+                                    .momenta = {0.95},
                                     .optimizer_step = 6,
                                     .skip = true,
                                     .reason = "why"}},
@@ -188,6 +190,7 @@ START_TEST(a_step_takes_nothing_from_the_heap)
     fill(PD_MESSAGE_ORDER);
     message.order.contributor_count = PD_WORKER_COUNT_MAX;
     message.order.lr_count = PD_GROUP_COUNT_MAX + 1;
+    message.order.momentum_count = PD_GROUP_COUNT_MAX + 1;
     for (uint32_t i = 0; i < PD_WORKER_COUNT_MAX; i++) {
         message.order.contributors[i] = 1000000 + i;
         message.order.weights[i] = 1.0 / (i + 1);
@@ -264,6 +267,8 @@ static const struct {
     {PD_MESSAGE_ORDER, "\x10\x08", 2, PD_EPROTOCOL, "order: kind is 8, allowed are 1 to 7"},
     {PD_MESSAGE_ORDER, "\x10\x05\x48\x01", 4, PD_EPROTOCOL,
      "order: number of weights is 0, allowed are 1 to 1"},
+    {PD_MESSAGE_ORDER, "\x10\x05\x82\x01\x08\0\0\0\0\0\0\0\0", 13, PD_EPROTOCOL,
+     "order: number of momenta is 1, allowed are 0 to 0"},
     {PD_MESSAGE_REPORT, "", 0, PD_EPROTOCOL, "report: kind is 0, allowed are 1 to 7"},
     {PD_MESSAGE_RANK_HELLO, "\x08\x40", 2, PD_EPROTOCOL,
      "rank-hello: rank is 64, allowed are 0 to 63"},

@@ -28,7 +28,10 @@ struct schedule_case {
 #define RESTARTS(...) .kind = PD_SCHEDULE_COSINE_WARM_RESTARTS, .restarts = {__VA_ARGS__}
 #define ONECYCLE(...)                                                                              \
     {                                                                                              \
-        .kind = PD_SCHEDULE_ONECYCLE, .onecycle = {.total_steps = 200, __VA_ARGS__ }               \
+        .kind = PD_SCHEDULE_ONECYCLE, MOMENTA(0.85, 0.95), .onecycle = {                           \
+            .total_steps = 200,                                                                    \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
     }
 #define WSD(...)                                                                                   \
     {                                                                                              \
@@ -39,6 +42,9 @@ struct schedule_case {
             __VA_ARGS__                                                                            \
         }                                                                                          \
     }
+
+#define MOMENTA(least, most)                                                                       \
+    .cycle_momentum = true, .base_momentum = (least), .max_momentum = (most)
 
 static const struct schedule_case cases[] = {
     {"sched_constant", 1, {{.kind = PD_SCHEDULE_CONSTANT, .factor = 0.25, .steps = 40}}},
@@ -84,19 +90,29 @@ static const struct schedule_case cases[] = {
                .anneal_strategy = PD_ANNEAL_LINEAR)}},
     {"sched_onecycle_linear_3phase",
      1,
-     {ONECYCLE(.max_lr = 0.2, .pct_start = 0.3, .div_factor = 25, .final_div_factor = 1e4,
-               .anneal_strategy = PD_ANNEAL_LINEAR, .three_phase = true)}},
+     {{.kind = PD_SCHEDULE_ONECYCLE,
+       MOMENTA(0.8, 0.97),
+       .onecycle = {.max_lr = 0.2,
+                    .total_steps = 200,
+                    .pct_start = 0.3,
+                    .div_factor = 25,
+                    .final_div_factor = 1e4,
+                    .anneal_strategy = PD_ANNEAL_LINEAR,
+                    .three_phase = true}}}},
     {"sched_cyclic_triangular",
      1,
      {{.kind = PD_SCHEDULE_CYCLIC,
+       MOMENTA(0.8, 0.9),
        .cyclic = {.base_lr = 1e-3, .max_lr = 0.1, .step_size_up = 20}}}},
     {"sched_cyclic_triangular2",
      1,
      {{.kind = PD_SCHEDULE_CYCLIC,
+       MOMENTA(0.8, 0.9),
        .cyclic = {1e-3, 0.1, 15, .step_size_down = 25, .mode = PD_CYCLE_TRIANGULAR2}}}},
     {"sched_cyclic_exp_range",
      1,
      {{.kind = PD_SCHEDULE_CYCLIC,
+       MOMENTA(0.8, 0.9),
        .gamma = 0.99,
        .cyclic = {0.01, 0.1, 25, .mode = PD_CYCLE_EXP_RANGE}}}},
     {"sched_hf_constant_warmup", 1, {WARMUP(0, 25)}},
@@ -143,6 +159,44 @@ START_TEST(a_schedule_gives_the_rates_of_its_reference)
                       schedule_case->name, step, rate, expected);
     }
     json_decref(document);
+}
+END_TEST
+
+START_TEST(a_schedule_gives_the_momenta_of_its_reference)
+{
+    const struct schedule_case *schedule_case = &cases[_i];
+    json_t *document = vectors_load(PD_VECTORS, schedule_case->name);
+    const json_t *momenta = json_object_get(document, "momentum");
+
+    for (size_t step = 0; step < json_array_size(json_object_get(document, "lr")); step++) {
+        double momentum =
+            pd_schedule_momentum(schedule_case->schedules, schedule_case->count, step);
+        if (momenta == NULL) {
+            ck_assert(isnan(momentum));
+            continue;
+        }
+        double expected = vectors_number(json_array_get(momenta, step));
+        ck_assert_msg(fabs(momentum - expected) <= TOLERANCE, "%s step %zu: %.17g, not %.17g",
+                      schedule_case->name, step, momentum, expected);
+    }
+    json_decref(document);
+}
+END_TEST
+
+START_TEST(a_momentum_is_set_only_in_the_steps_of_the_schedule_that_cycles_it)
+{
+    struct pd_schedule schedules[] = {
+        {.kind = PD_SCHEDULE_CONSTANT, .factor = 1, .steps = 3},
+        ONECYCLE(.max_lr = 0.5, .pct_start = 0.3, .div_factor = 25, .final_div_factor = 1e4),
+        {.kind = PD_SCHEDULE_CONSTANT, .factor = 1},
+    };
+
+    ck_assert(isnan(pd_schedule_momentum(schedules, 3, 2)));
+    ck_assert_double_eq(pd_schedule_momentum(schedules, 3, 3), 0.95);
+    ck_assert(isnan(pd_schedule_momentum(schedules, 3, 203)));
+    ck_assert(isnan(pd_schedule_momentum(NULL, 0, 3)));
+    schedules[1].cycle_momentum = false;
+    ck_assert(isnan(pd_schedule_momentum(schedules, 3, 3)));
 }
 END_TEST
 
@@ -272,6 +326,8 @@ int main(void)
     TCase *tests = tcase_create("schedule");
 
     tcase_add_loop_test(tests, a_schedule_gives_the_rates_of_its_reference, 0, CASE_COUNT);
+    tcase_add_loop_test(tests, a_schedule_gives_the_momenta_of_its_reference, 0, CASE_COUNT);
+    tcase_add_test(tests, a_momentum_is_set_only_in_the_steps_of_the_schedule_that_cycles_it);
     tcase_add_test(tests, without_a_schedule_the_rate_stays);
     tcase_add_test(tests, a_sequence_counts_each_schedule_from_its_own_beginning);
     tcase_add_test(tests, warm_restarts_begin_at_the_exact_step_however_many_there_were);

@@ -1,0 +1,163 @@
+/* What schedules say reaches the parameters of every shard. */
+#include "client/include/paramd.h"
+#include "common/heap.h"
+#include "tests/support/cluster.h"
+#include "tests/support/suite.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+
+/* float32 arithmetic over a few steps. */
+#define TOLERANCE 1e-5
+
+#define ELEMENT_COUNT 8u
+#define STEP_COUNT 12u
+
+/* One worker that trains ELEMENT_COUNT numbers, all from 1 with the gradient 1. */
+struct trial {
+    struct cluster cluster;
+    struct paramd_client *client;
+    float values[ELEMENT_COUNT];
+};
+
+static void begin(struct trial *trial, uint32_t rank_count, const char *config)
+{
+    static const uint64_t shape[] = {ELEMENT_COUNT};
+    const struct paramd_tensor tensor = {.name = "w", .dimension_count = 1, .shape = shape};
+    float *const values = trial->values;
+    struct paramd_options options;
+    struct paramd_error error = {0};
+
+    cluster_start(&trial->cluster, rank_count, "aggregation: direct\nblock_size: 2\n%s", config);
+    paramd_options_init(&options);
+    options.address = trial->cluster.addresses[0];
+    options.timeout_ms = PROCESS_DEADLINE_MS;
+    for (uint32_t i = 0; i < ELEMENT_COUNT; i++) {
+        trial->values[i] = 1;
+    }
+    ck_assert_msg(paramd_connect(&options, &trial->client, &error) == PARAMD_OK &&
+                      paramd_register(trial->client, &tensor, 1, &values, &error) == PARAMD_OK,
+                  "%s", error.message);
+}
+
+static struct paramd_step_info step(struct trial *trial)
+{
+    static const float gradient[ELEMENT_COUNT] = {1, 1, 1, 1, 1, 1, 1, 1};
+    const float *const gradients = gradient;
+    float *const values = trial->values;
+    struct paramd_step_info info;
+    struct paramd_error error = {0};
+
+    ck_assert_msg(paramd_step(trial->client, &gradients, 1, NULL, 0, &values, &info, &error) ==
+                      PARAMD_OK,
+                  "%s", error.message);
+    return info;
+}
+
+static void end(struct trial *trial)
+{
+    struct paramd_error error = {0};
+
+    ck_assert_msg(paramd_leave(trial->client, &error) == PARAMD_OK, "%s", error.message);
+    paramd_close(trial->client);
+    cluster_drain(&trial->cluster);
+    cluster_stop(&trial->cluster);
+}
+
+/* The reply to a command; new, for json_decref. */
+static json_t *ask(struct trial *trial, const char *command, uint64_t from, uint64_t count)
+{
+    struct paramd_command admin = {.command = command, .begin = from, .count = count};
+    struct paramd_error error = {0};
+    char *text = NULL;
+
+    ck_assert_msg(paramd_admin(trial->client, &admin, &text, &error) == PARAMD_OK, "%s",
+                  error.message);
+    json_t *reply = json_loads(text, 0, NULL);
+    paramd_free(text);
+    ck_assert_ptr_nonnull(reply);
+    return reply;
+}
+
+static void check_values(const struct trial *trial, double expected)
+{
+    for (uint32_t i = 0; i < ELEMENT_COUNT; i++) {
+        ck_assert_float_eq_tol(trial->values[i], (float)expected, TOLERANCE);
+    }
+}
+
+/* Up for 3 steps and down for 3, from the formulas of CyclicLR. */
+static double cycle_share(uint64_t at)
+{
+    return 1 - fabs((double)(at % 6) / 3 - 1);
+}
+
+#define CYCLIC                                                                                     \
+    "schedule: {name: cyclic, base_lr: 0.1, max_lr: 0.4, step_size_up: 3, base_momentum: 0.5, "    \
+    "max_momentum: 0.8}\n"
+
+START_TEST(the_momentum_of_sgd_follows_the_schedule_even_from_none)
+{
+    struct trial trial;
+    double value = 1;
+    double buffer = 0;
+
+    begin(&trial, 1 + (uint32_t)_i, "optimizer: {name: sgd, lr: 0.1}\n" CYCLIC);
+    for (uint64_t at = 0; at < STEP_COUNT; at++) {
+        double momentum = 0.8 - 0.3 * cycle_share(at);
+        step(&trial);
+        buffer = at == 0 ? 1 : momentum * buffer + 1;
+        value -= (0.1 + 0.3 * cycle_share(at)) * buffer;
+        check_values(&trial, value);
+    }
+    end(&trial);
+}
+END_TEST
+
+START_TEST(beta1_of_adam_follows_the_schedule)
+{
+    struct trial trial;
+    double value = 1;
+    double average = 0;
+
+    begin(&trial, 2, "optimizer: {name: adam, lr: 0.1, eps: 0}\n" CYCLIC);
+    for (uint64_t at = 0; at < STEP_COUNT; at++) {
+        double beta1 = 0.8 - 0.3 * cycle_share(at);
+        step(&trial);
+        average = beta1 * average + (1 - beta1);
+        value -= (0.1 + 0.3 * cycle_share(at)) * average / (1 - pow(beta1, (double)at + 1));
+        check_values(&trial, value);
+    }
+    end(&trial);
+}
+END_TEST
+
+START_TEST(coming_rates_and_momenta_can_be_asked_for)
+{
+    struct trial trial;
+
+    begin(&trial, 1, "optimizer: {name: sgd, lr: 0.1}\n" CYCLIC);
+    json_t *reply = ask(&trial, "schedule", 0, STEP_COUNT);
+    for (uint64_t at = 0; at < STEP_COUNT; at++) {
+        const json_t *lrs = json_array_get(json_object_get(reply, "lrs"), at);
+        const json_t *momenta = json_array_get(json_object_get(reply, "momenta"), at);
+        ck_assert_double_eq_tol(json_number_value(json_array_get(lrs, 0)),
+                                0.1 + 0.3 * cycle_share(at), 1e-12);
+        ck_assert_double_eq_tol(json_number_value(json_array_get(momenta, 0)),
+                                0.8 - 0.3 * cycle_share(at), 1e-12);
+    }
+    json_decref(reply);
+    end(&trial);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("rates");
+
+    suite_add_loop(suite, the_momentum_of_sgd_follows_the_schedule_even_from_none, 3);
+    suite_add(suite, beta1_of_adam_follows_the_schedule);
+    suite_add(suite, coming_rates_and_momenta_can_be_asked_for);
+    return suite_run(suite);
+}
