@@ -22,7 +22,7 @@ enum replay_verdict { REPLAY_PASSED, REPLAY_FAILED, REPLAY_SKIPPED };
 struct replay_result {
     enum replay_verdict verdict;
     double worst_error; /* in units of the tolerance; NaN: nothing was compared */
-    char text[480];     /* where it first failed, or why it was skipped; may be empty */
+    char text[1500];    /* where it first failed, or why it was skipped; may be empty */
 };
 
 /* Give the verdict and the reason of it; one line, as printf. */

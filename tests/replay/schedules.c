@@ -331,6 +331,8 @@ static bool has_option(const struct pd_schedule_rule *rule, const char *key)
     return strcmp(key, "name") == 0;
 }
 
+/* Whether the rules have all that is asked for; a key that says no to what they do not have goes.
+ */
 static bool is_offered(const json_t *list, struct replay_result *result)
 {
     size_t index = 0;
@@ -342,16 +344,21 @@ static bool is_offered(const json_t *list, struct replay_result *result)
         const struct pd_schedule_rule *rule = pd_schedule_find(name);
         const char *key = NULL;
         json_t *value = NULL;
+        void *next = NULL;
         if (rule == NULL) {
             replay_say(result, REPLAY_SKIPPED, "no schedule is named %s", name);
             return false;
         }
-        json_object_foreach(map, key, value)
+        json_object_foreach_safe(map, next, key, value)
         {
-            if (!has_option(rule, key) && !json_is_false(value)) {
+            if (has_option(rule, key)) {
+                continue;
+            }
+            if (!json_is_false(value)) {
                 replay_say(result, REPLAY_SKIPPED, "schedule %s does not offer %s", name, key);
                 return false;
             }
+            json_object_del(map, key);
         }
     }
     return true;

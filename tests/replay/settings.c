@@ -44,6 +44,20 @@ json_t *settings_create(const struct replay_options *options, uint32_t worker_co
                      REPLAY_BLOCK_SIZE, "workers", "expected", (int)worker_count);
 }
 
+/* A value as YAML, which JSON is but for infinity. */
+static void write_value(FILE *stream, const json_t *value)
+{
+    static const char infinity[] = ": \"Infinity\"";
+    char *json = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
+    const char *rest = json;
+
+    for (const char *at; (at = strstr(rest, infinity)) != NULL; rest = at + strlen(infinity)) {
+        fprintf(stream, "%.*s: inf", (int)(at - rest), rest);
+    }
+    fputs(rest, stream);
+    free(json);
+}
+
 char *settings_text(const json_t *settings, struct replay_result *result)
 {
     char *text = NULL;
@@ -58,12 +72,11 @@ char *settings_text(const json_t *settings, struct replay_result *result)
         json_t *taken;
     } map = {.given = settings};
 
-    /* JSON is YAML; one line for each key. */
     json_object_foreach(map.taken, key, value)
     {
-        char *json = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
-        fprintf(stream, "%s: %s\n", key, json);
-        free(json);
+        fprintf(stream, "%s: ", key);
+        write_value(stream, value);
+        fputs("\n", stream);
     }
     (void)fclose(stream);
     enum pd_status status = pd_config_create(&config, "settings", text, NULL, 0, &error);

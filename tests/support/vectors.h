@@ -54,7 +54,8 @@ double vectors_case_error(const struct vectors_case *reference, uint32_t step, u
                           const float *parameters, uint32_t *worst);
 
 /* A group's hyperparameters, its own over the case's, under the product's keys: those of variants
- * that spell them otherwise, or have them built in, are translated. New, for json_decref. */
+ * that spell them otherwise, or have them built in, are translated. An index beyond the groups
+ * gives those of the case alone. New, for json_decref. */
 json_t *vectors_case_options(const struct vectors_case *reference, uint32_t group);
 
 /* A number, or one of "Infinity", "-Infinity", "NaN"; null is NaN. */
