@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #define PD_ADDRESS_DEFAULT "127.0.0.1:7070"
 #define PD_TIMEOUT_MS_DEFAULT 60000
@@ -147,8 +148,12 @@ static enum pd_status join(struct paramd_client *client, const char *name,
                            const struct pd_call *call, struct pd_error *error)
 {
     struct pd_request request;
+    uint64_t nonce;
 
-    pd_request_init_join(&request, name != NULL ? name : "");
+    if (getrandom(&nonce, sizeof nonce, 0) != (ssize_t)sizeof nonce) {
+        return pd_error_set(error, PD_EIO, "the kernel gives no random number");
+    }
+    pd_request_init_join(&request, name != NULL ? name : "", nonce);
     enum pd_status status = pd_client_ask_leader(client, call, &request, error);
     if (status != PD_OK) {
         return status;

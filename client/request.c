@@ -18,10 +18,11 @@ void pd_request_init_greet(struct pd_request *request)
     init(request, PD_REQUEST_GREET);
 }
 
-void pd_request_init_join(struct pd_request *request, const char *name)
+void pd_request_init_join(struct pd_request *request, const char *name, uint64_t nonce)
 {
     init(request, PD_REQUEST_JOIN);
     request->name = name;
+    request->nonce = nonce;
 }
 
 void pd_request_init_register(struct pd_request *request, const struct pd_tensor_list *model,
@@ -135,6 +136,7 @@ void pd_request_send(struct pd_request *request, struct pd_message *message,
     case PD_REQUEST_JOIN:
         message->kind = PD_MESSAGE_JOIN;
         snprintf(message->join.name, sizeof message->join.name, "%s", request->name);
+        message->join.nonce = request->nonce;
         break;
     case PD_REQUEST_REGISTER:
         message->kind = PD_MESSAGE_REGISTER;

@@ -67,6 +67,7 @@ struct pd_request {
     struct pd_push push;
     struct pd_pull pull;
     const char *name;             /* JOIN; borrowed */
+    uint64_t nonce;               /* JOIN: makes a repetition known as one */
     const struct pd_admin *admin; /* ADMIN; borrowed */
     struct pd_position left_at;   /* LEAVE */
 
@@ -79,7 +80,7 @@ struct pd_request {
 };
 
 void pd_request_init_greet(struct pd_request *request);
-void pd_request_init_join(struct pd_request *request, const char *name);
+void pd_request_init_join(struct pd_request *request, const char *name, uint64_t nonce);
 void pd_request_init_register(struct pd_request *request, const struct pd_tensor_list *model,
                               struct pd_registered *registered);
 void pd_request_init_values(struct pd_request *request, const struct pd_lane *lane,

@@ -79,6 +79,7 @@ struct pd_welcome {
 
 struct pd_join {
     char name[PD_NAME_BYTES_MAX + 1];
+    uint64_t nonce;
 };
 
 struct pd_joined {

@@ -427,6 +427,7 @@ static void take(struct checker *checker, const void *from, struct pd_message *t
     case PD_MESSAGE_JOIN:
         check_text(checker, "name", ((const Paramd__Join *)from)->name, to->join.name,
                    sizeof to->join.name);
+        to->join.nonce = ((const Paramd__Join *)from)->nonce;
         break;
     case PD_MESSAGE_JOINED:
         take_joined(checker, from, &to->joined);

@@ -71,6 +71,7 @@ static void pack_join(struct packer *packer, const struct pd_join *from)
     Paramd__Join to;
     paramd__join__init(&to);
     to.name = lend(from->name);
+    to.nonce = from->nonce;
     pack(packer, &to.base);
 }
 

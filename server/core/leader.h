@@ -27,6 +27,7 @@ struct pd_member {
     char name[PD_NAME_BYTES_MAX + 1];
     uint32_t replica;
     uint64_t token;
+    uint64_t nonce; /* of its Join; 0: none */
     bool join_ordered;
     uint64_t join_index; /* index of its join order */
     pd_connection_id join_connection;

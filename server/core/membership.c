@@ -147,6 +147,44 @@ static enum pd_status claim_name(struct pd_engine *engine, const char *name, str
     return PD_OK;
 }
 
+/* The worker whose Join this is again, because its answer was lost; NULL for a new one. */
+static struct pd_member *find_nonce(struct pd_leader *leader, uint64_t nonce)
+{
+    for (uint32_t slot = 0; slot < leader->member_end && nonce != 0; slot++) {
+        struct pd_member *member = &leader->members[slot];
+        bool awaits = member->state == PD_MEMBER_JOINING || member->state == PD_MEMBER_JOINED;
+        if (awaits && member->nonce == nonce) {
+            return member;
+        }
+    }
+    return NULL;
+}
+
+/* The worker's connection is from now on the one this Join came on. */
+static void await_answer(struct pd_engine *engine, struct pd_member *member,
+                         pd_connection_id connection)
+{
+    struct pd_session *session = &engine->sessions[connection];
+
+    member->state = PD_MEMBER_JOINING;
+    member->join_connection = connection;
+    member->join_serial = session->serial;
+    session->joining = true;
+    engine->leader->changed = true;
+}
+
+static void join_again(struct pd_engine *engine, struct pd_member *member,
+                       pd_connection_id connection)
+{
+    const struct pd_worker *worker = pd_roster_find(engine->roster, member->id);
+
+    if (worker != NULL && worker->connection != PD_CONNECTION_NONE) {
+        pd_session_close(engine, worker->connection, false);
+    }
+    member->ranks_missing = 0;
+    await_answer(engine, member, connection);
+}
+
 enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connection,
                               const struct pd_join *join, struct pd_error *error)
 {
@@ -161,17 +199,21 @@ enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connect
         return pd_error_set(error, PD_EPROTOCOL,
                             "join before the answer to the one before has been read");
     }
+    struct pd_member *member = find_nonce(leader, join->nonce);
+    if (member != NULL) {
+        join_again(engine, member, connection);
+        return PD_OK;
+    }
     if (join->name[0] != '\0' && claim_name(engine, join->name, error) != PD_OK) {
         return error->status;
     }
-    struct pd_member *member = free_slot(leader);
+    member = free_slot(leader);
     if (member == NULL) {
         return pd_error_set(error, PD_ELIMIT, "join: %u workers are here already, the most allowed",
                             PD_WORKER_COUNT_MAX);
     }
     uint32_t home = choose_home(engine, session->host); /* before this one counts as a load */
     memset(member, 0, sizeof *member);
-    member->state = PD_MEMBER_JOINING;
     member->id = leader->worker_id_next++;
     if (join->name[0] != '\0') {
         snprintf(member->name, sizeof member->name, "%s", join->name);
@@ -180,12 +222,9 @@ enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connect
     }
     member->replica = home;
     member->step_next = leader->step_next;
-
-    member->join_connection = connection;
-    member->join_serial = session->serial;
+    member->nonce = join->nonce;
     member->token = engine->entropy;
-    session->joining = true;
-    leader->changed = true;
+    await_answer(engine, member, connection);
     return PD_OK;
 }
 
