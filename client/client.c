@@ -41,6 +41,16 @@ enum paramd_status pd_client_result(const struct pd_error *fault, struct paramd_
     return (enum paramd_status)fault->status;
 }
 
+bool pd_client_enter(struct paramd_client *client, const char *name, struct pd_error *error)
+{
+    if (client->overlap.begun) {
+        pd_error_set(error, PD_EINVALID, "%s: a step has begun: end or cancel it first", name);
+        return false;
+    }
+    pthread_mutex_lock(&client->lock);
+    return true;
+}
+
 struct pd_call pd_client_call(const struct paramd_client *client, const char *name)
 {
     uint64_t now_ms = pd_clock_ms();
@@ -107,9 +117,11 @@ static enum pd_status create(struct paramd_client **out, const struct paramd_opt
     client->push_dtype = (enum pd_dtype)options->push_dtype;
     client->pull_dtype = (enum pd_dtype)options->pull_dtype;
     pthread_mutex_init(&client->lock, NULL);
+    pthread_mutex_init(&client->overlap.lock, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&client->stop, &monotonic);
+    pthread_cond_init(&client->overlap.ended, &monotonic);
     pthread_condattr_destroy(&monotonic);
     *out = client;
     return PD_OK;
@@ -221,7 +233,9 @@ enum paramd_status paramd_leave(struct paramd_client *client, struct paramd_erro
 {
     struct pd_error fault = {0};
 
-    pthread_mutex_lock(&client->lock);
+    if (!pd_client_enter(client, "leave", &fault)) {
+        return pd_client_result(&fault, error);
+    }
     enum pd_status status = leave(client, &fault);
     pthread_mutex_unlock(&client->lock);
     (void)status;
@@ -233,10 +247,13 @@ void paramd_close(struct paramd_client *client)
     if (client == NULL) {
         return;
     }
+    pd_overlap_finish(client);
     pd_keeper_stop(client);
     pd_exchange_finish(&client->exchange);
     pd_tensor_list_finish(&client->model);
+    pthread_cond_destroy(&client->overlap.ended);
     pthread_cond_destroy(&client->stop);
+    pthread_mutex_destroy(&client->overlap.lock);
     pthread_mutex_destroy(&client->lock);
     pd_heap_free(client);
 }
@@ -291,7 +308,9 @@ enum paramd_status paramd_admin(struct paramd_client *client, const struct param
     struct pd_error fault = {0};
 
     *json = NULL;
-    pthread_mutex_lock(&client->lock);
+    if (!pd_client_enter(client, "admin", &fault)) {
+        return pd_client_result(&fault, error);
+    }
     enum pd_status status = admin(client, command, json, &fault);
     pthread_mutex_unlock(&client->lock);
     (void)status;

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #define PD_RETRY_MS_MIN 20u
@@ -22,6 +23,7 @@ void pd_exchange_init(struct pd_exchange *exchange)
     if (gethostname(exchange->host, sizeof exchange->host - 1) != 0) {
         exchange->host[0] = '\0';
     }
+    exchange->wake = -1;
     exchange->random = (uint64_t)getpid() << 32 ^ pd_clock_ms() ^ 0x9e3779b97f4a7c15u;
 }
 
@@ -429,6 +431,16 @@ static enum pd_status start_sending(struct pd_exchange *exchange, struct pd_conn
 
 /* ---- The loop ---- */
 
+/* `deadline_ms` of a call, moved to where its time began to run. */
+static uint64_t moved(const struct pd_call *call, uint64_t deadline_ms)
+{
+    if (call->gate == NULL || deadline_ms == PD_NEVER_MS) {
+        return deadline_ms;
+    }
+    uint64_t opened_ms = atomic_load(&call->gate->opened_ms);
+    return opened_ms == 0 ? PD_NEVER_MS : opened_ms + (deadline_ms - call->start_ms);
+}
+
 static bool pending(const struct pd_connection *connection)
 {
     return connection->request != NULL && connection->request->state != PD_REQUEST_DONE;
@@ -441,7 +453,7 @@ static enum pd_status advance(struct pd_exchange *exchange, struct pd_connection
     enum pd_status status = PD_OK;
 
     if (connection->state == PD_CONNECTION_CLOSED && pending(connection)) {
-        if (connection->attempt > 0 && now_ms >= call->connect_deadline_ms) {
+        if (connection->attempt > 0 && now_ms >= moved(call, call->connect_deadline_ms)) {
             *error = connection->fault;
             return prefix_where(connection, error);
         }
@@ -470,7 +482,7 @@ static short events_of(const struct pd_connection *connection)
     case PD_CONNECTION_READY:
         break;
     }
-    return pd_sender_idle(&connection->sender) ? POLLIN : POLLIN | POLLOUT;
+    return pd_sender_blocked(&connection->sender) ? POLLIN : POLLIN | POLLOUT;
 }
 
 static enum pd_status on_connected(struct pd_exchange *exchange, struct pd_connection *connection,
@@ -489,7 +501,7 @@ static enum pd_status on_connected(struct pd_exchange *exchange, struct pd_conne
 /* When poll must return at the latest. */
 static uint64_t wake_ms(const struct pd_exchange *exchange, const struct pd_call *call)
 {
-    uint64_t wake = call->deadline_ms;
+    uint64_t wake = moved(call, call->deadline_ms);
 
     if (exchange->interrupted != NULL && wake > exchange->asked_ms + PD_INTERRUPTED_POLL_MS) {
         wake = exchange->asked_ms + PD_INTERRUPTED_POLL_MS;
@@ -534,7 +546,7 @@ static bool interrupted(struct pd_exchange *exchange, bool signalled)
 static enum pd_status poll_once(struct pd_exchange *exchange, const struct pd_call *call,
                                 uint64_t now_ms, struct pd_error *error)
 {
-    struct pollfd polled[PD_RANK_COUNT_MAX + 1];
+    struct pollfd polled[PD_RANK_COUNT_MAX + 2];
     uint32_t count = exchange->connection_count;
 
     for (uint32_t i = 0; i < count; i++) {
@@ -542,8 +554,14 @@ static enum pd_status poll_once(struct pd_exchange *exchange, const struct pd_ca
         polled[i].events = events_of(exchange->connections[i]);
         polled[i].revents = 0;
     }
-    int ready = poll(polled, count, wait_bound_ms(wake_ms(exchange, call), now_ms));
-    if (interrupted(exchange, ready < 0)) {
+    polled[count] = (struct pollfd){.fd = exchange->wake, .events = POLLIN};
+    int ready = poll(polled, count + 1, wait_bound_ms(wake_ms(exchange, call), now_ms));
+    bool woken = ready > 0 && polled[count].revents != 0;
+    if (woken) {
+        eventfd_t times;
+        (void)eventfd_read(exchange->wake, &times);
+    }
+    if (interrupted(exchange, ready < 0 || woken)) {
         return pd_error_set(error, PD_STATUS_INTERRUPTED, "interrupted");
     }
     for (uint32_t i = 0; i < count && ready > 0; i++) {
@@ -639,7 +657,7 @@ static enum pd_status loop(struct pd_exchange *exchange, const struct pd_call *c
                                 ", no other will",
                                 exchange->draining_step);
         }
-        if (now_ms >= call->deadline_ms) {
+        if (now_ms >= moved(call, call->deadline_ms)) {
             return explain_deadline(first_pending(exchange), call, error);
         }
         for (uint32_t i = 0; i < exchange->connection_count && status == PD_OK; i++) {

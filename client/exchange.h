@@ -55,6 +55,7 @@ struct pd_exchange {
     int (*interrupted)(void *context);
     void *interrupted_context;
     uint64_t asked_ms; /* when `interrupted` was called last */
+    int wake; /* an eventfd that ends a wait: more may be sent, or the call be ended; -1: none */
     char host[PD_HOST_BYTES_MAX + 1];
     struct pd_joined worker; /* once joined */
     bool joined;
@@ -73,6 +74,7 @@ struct pd_call {
     uint64_t start_ms;
     uint64_t deadline_ms;
     uint64_t connect_deadline_ms; /* as long as nobody answers at an address */
+    const struct pd_gate *gate; /* its deadlines run from when this is open; NULL: from start_ms */
 };
 
 void pd_exchange_init(struct pd_exchange *exchange);

@@ -38,6 +38,20 @@ bool pd_payload_direct(const struct pd_payload *payload)
     return payload->model == NULL || payload->dtype == PD_DTYPE_FLOAT32;
 }
 
+uint64_t pd_payload_ready_bytes(const struct pd_payload *payload)
+{
+    const struct pd_gate *gate = payload->gate;
+
+    if (gate == NULL || payload->byte_count == 0 ||
+        atomic_load_explicit(&gate->opened_ms, memory_order_acquire) != 0) {
+        return payload->byte_count;
+    }
+    uint64_t elements = atomic_load_explicit(&gate->elements, memory_order_acquire);
+    uint64_t ready = elements > payload->element_begin ? elements - payload->element_begin : 0;
+    uint64_t most = payload->element_count - 1;
+    return (ready < most ? ready : most) * pd_dtype_bytes(payload->dtype);
+}
+
 /* What a tensor without a gradient sends. */
 #define ZERO_COUNT 65536u
 static const float zeros[ZERO_COUNT];

@@ -8,6 +8,16 @@
 
 #include "common/tensor.h"
 
+#include <stdatomic.h>
+
+/* How much of arrays that are still being filled may leave: the first `elements` of the flat model,
+ * and the last element of a payload only once all is final, so that what is taken back before has
+ * arrived whole nowhere. The program's thread raises it, the one that sends reads it. */
+struct pd_gate {
+    _Atomic uint64_t elements;
+    _Atomic uint64_t opened_ms; /* when all became final; 0: not yet */
+};
+
 /* Exactly one of `sources`, `targets` and `bytes` is set, unless byte_count is 0. */
 struct pd_payload {
     uint64_t byte_count;
@@ -19,6 +29,7 @@ struct pd_payload {
     enum pd_dtype dtype;         /* on the wire */
     uint64_t element_begin;
     uint64_t element_count;
+    const struct pd_gate *gate; /* sending: NULL if all is final */
 };
 
 /* A payload that is sent from, or received into, arrays of float32. */
@@ -32,6 +43,9 @@ void pd_payload_init_bytes(struct pd_payload *payload, uint8_t *bytes, uint64_t 
 
 /* Whether wire bytes and memory are the same, so that no conversion is needed. */
 bool pd_payload_direct(const struct pd_payload *payload);
+
+/* How many of a payload's first bytes may leave by now. */
+uint64_t pd_payload_ready_bytes(const struct pd_payload *payload);
 
 /* The longest run of a direct payload's bytes that starts at `offset` < byte_count and lies in one
  * piece, at most `byte_count_max` long; its length goes to `byte_count`.

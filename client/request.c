@@ -111,6 +111,7 @@ static void send_push(const struct pd_request *request, struct pd_message *messa
     pd_payload_init_sources(payload, request->arrays.model, request->arrays.sources,
                             (enum pd_dtype)request->push.dtype, request->lane.element_begin,
                             request->lane.element_count);
+    payload->gate = request->arrays.gate;
 }
 
 static void send_values(const struct pd_request *request, struct pd_message *message,

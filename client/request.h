@@ -53,6 +53,7 @@ struct pd_request_arrays {
     const struct pd_tensor_list *model;
     const float *const *sources; /* VALUES, PUSH */
     float *const *targets;       /* PULL, and PUSH with pull */
+    const struct pd_gate *gate;  /* PUSH: NULL if the sources are final */
 };
 
 /* Filled by one of the init functions; read its results once it is DONE. */

@@ -48,6 +48,19 @@ bool pd_sender_idle(const struct pd_sender *sender)
     return sender->position == sender->total;
 }
 
+bool pd_sender_blocked(const struct pd_sender *sender)
+{
+    const struct pd_payload *payload = &sender->payload;
+    uint64_t ready_bytes;
+
+    if (sender->position < sender->head_bytes ||
+        sender->position >= sender->head_bytes + payload->byte_count) {
+        return pd_sender_idle(sender);
+    }
+    ready_bytes = pd_payload_ready_bytes(payload);
+    return sender->position >= sender->head_bytes + ready_bytes;
+}
+
 void pd_sender_reset(struct pd_sender *sender)
 {
     sender->position = sender->total = 0;
@@ -123,14 +136,16 @@ enum pd_status pd_sender_start(struct pd_sender *sender, const struct pd_message
     return PD_OK;
 }
 
-/* Wire bytes from `offset` of a payload that needs converting, a window at a time. */
-static uint8_t *converted_piece(struct pd_sender *sender, uint64_t offset, size_t *byte_count)
+/* Wire bytes from `offset` to at most `ready_bytes` of a payload that needs converting, a window at
+ * a time. */
+static uint8_t *converted_piece(struct pd_sender *sender, uint64_t offset, uint64_t ready_bytes,
+                                size_t *byte_count)
 {
     const struct pd_payload *payload = &sender->payload;
 
     if (offset >= sender->window_end) {
         size_t element_bytes = pd_dtype_bytes(payload->dtype);
-        uint64_t left = payload->byte_count - offset;
+        uint64_t left = ready_bytes - offset;
         size_t window_bytes = left < PD_READ_BYTES_MAX ? (size_t)left : PD_READ_BYTES_MAX;
         PD_ASSERT(offset == sender->window_end);
         pd_payload_convert_out(payload, offset / element_bytes, window_bytes / element_bytes,
@@ -162,6 +177,7 @@ static size_t gather_payload(struct pd_sender *sender, uint64_t *position, size_
                              struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX])
 {
     const struct pd_payload *payload = &sender->payload;
+    uint64_t ready_bytes = pd_payload_ready_bytes(payload);
     bool direct = pd_payload_direct(payload);
     size_t budget = PD_READ_BYTES_MAX;
 
@@ -169,11 +185,12 @@ static size_t gather_payload(struct pd_sender *sender, uint64_t *position, size_
     while (piece_count < PD_STREAM_PIECE_COUNT_MAX - 1 && budget > 0) {
         uint64_t offset = *position - sender->head_bytes;
         size_t byte_count;
-        if (offset == payload->byte_count || (!direct && budget < PD_READ_BYTES_MAX)) {
+        if (offset == ready_bytes || (!direct && budget < PD_READ_BYTES_MAX)) {
             break;
         }
-        uint8_t *bytes = direct ? pd_payload_piece(payload, offset, budget, &byte_count)
-                                : converted_piece(sender, offset, &byte_count);
+        size_t most = ready_bytes - offset < budget ? (size_t)(ready_bytes - offset) : budget;
+        uint8_t *bytes = direct ? pd_payload_piece(payload, offset, most, &byte_count)
+                                : converted_piece(sender, offset, ready_bytes, &byte_count);
         sum_piece(sender, offset, bytes, byte_count);
         pieces[piece_count].iov_base = bytes;
         pieces[piece_count].iov_len = byte_count;

@@ -218,7 +218,9 @@ enum paramd_status paramd_register(struct paramd_client *client,
 {
     struct pd_error fault = {0};
 
-    pthread_mutex_lock(&client->lock);
+    if (!pd_client_enter(client, "register", &fault)) {
+        return pd_client_result(&fault, error);
+    }
     enum pd_status status = register_model(client, tensors, count, values, &fault);
     pthread_mutex_unlock(&client->lock);
     (void)status;
@@ -227,8 +229,8 @@ enum paramd_status paramd_register(struct paramd_client *client,
 
 /* ---- Pushing and pulling ---- */
 
-static enum pd_status check_registered(const struct paramd_client *client, const char *call,
-                                       const void *arrays, struct pd_error *error)
+enum pd_status pd_client_check_registered(const struct paramd_client *client, const char *call,
+                                          const void *arrays, struct pd_error *error)
 {
     if (!client->registered) {
         return pd_error_set(error, PD_EINVALID, "%s: register first", call);
@@ -265,10 +267,8 @@ static struct pd_position accepted_by(struct paramd_client *client, uint32_t lan
     return accepted;
 }
 
-/* Push one micro-batch; with its last one of a step, pull into `values` unless it is NULL. */
-static enum pd_status push_lanes(struct paramd_client *client, const struct pd_call *call,
-                                 const struct pd_request_arrays *arrays, struct pd_push *push,
-                                 struct pd_error *error)
+void pd_client_prepare_push(struct paramd_client *client, const struct pd_request_arrays *arrays,
+                            struct pd_push *push)
 {
     push->step = client->next.step;
     push->micro_batch = client->next.micro_batch;
@@ -283,7 +283,13 @@ static enum pd_status push_lanes(struct paramd_client *client, const struct pd_c
                                  accepted_by(client, i));
         }
     }
+}
+
+enum pd_status pd_client_run_push(struct paramd_client *client, const struct pd_call *call,
+                                  const struct pd_push *push, struct pd_error *error)
+{
     enum pd_status status = run_lanes(client, call, error);
+
     if (status != PD_OK) {
         return status;
     }
@@ -294,8 +300,8 @@ static enum pd_status push_lanes(struct paramd_client *client, const struct pd_c
     return PD_OK;
 }
 
-static struct pd_push describe_push(const struct paramd_client *client, uint64_t samples,
-                                    const double *loss, unsigned flags)
+struct pd_push pd_client_describe_push(const struct paramd_client *client, uint64_t samples,
+                                       const double *loss, unsigned flags)
 {
     return (struct pd_push){
         .last = (flags & PARAMD_LAST) != 0,
@@ -312,13 +318,16 @@ enum paramd_status paramd_push(struct paramd_client *client, const float *const 
 {
     struct pd_error fault = {0};
 
-    pthread_mutex_lock(&client->lock);
-    struct pd_push push = describe_push(client, samples, loss, flags);
-    enum pd_status status = check_registered(client, "push", gradients, &fault);
+    if (!pd_client_enter(client, "push", &fault)) {
+        return pd_client_result(&fault, error);
+    }
+    struct pd_push push = pd_client_describe_push(client, samples, loss, flags);
+    enum pd_status status = pd_client_check_registered(client, "push", gradients, &fault);
     if (status == PD_OK) {
         struct pd_call call = pd_client_call(client, "push");
         struct pd_request_arrays arrays = {.model = &client->model, .sources = gradients};
-        status = push_lanes(client, &call, &arrays, &push, &fault);
+        pd_client_prepare_push(client, &arrays, &push);
+        status = pd_client_run_push(client, &call, &push, &fault);
     }
     pthread_mutex_unlock(&client->lock);
     (void)status;
@@ -330,8 +339,10 @@ enum paramd_status paramd_pull(struct paramd_client *client, uint64_t min_versio
 {
     struct pd_error fault = {0};
 
-    pthread_mutex_lock(&client->lock);
-    enum pd_status status = check_registered(client, "pull", values, &fault);
+    if (!pd_client_enter(client, "pull", &fault)) {
+        return pd_client_result(&fault, error);
+    }
+    enum pd_status status = pd_client_check_registered(client, "pull", values, &fault);
     if (status == PD_OK) {
         struct pd_call call = pd_client_call(client, "pull");
         uint64_t wanted = min_version == PARAMD_NEXT ? client->version + 1 : min_version;
@@ -349,8 +360,10 @@ enum paramd_status paramd_pull_average(struct paramd_client *client, float *cons
 {
     struct pd_error fault = {0};
 
-    pthread_mutex_lock(&client->lock);
-    enum pd_status status = check_registered(client, "pull", values, &fault);
+    if (!pd_client_enter(client, "pull", &fault)) {
+        return pd_client_result(&fault, error);
+    }
+    enum pd_status status = pd_client_check_registered(client, "pull", values, &fault);
     if (status == PD_OK) {
         struct pd_call call = pd_client_call(client, "pull");
         status = pull_average(client, &call, values, version, &fault);
@@ -360,6 +373,16 @@ enum paramd_status paramd_pull_average(struct paramd_client *client, float *cons
     return pd_client_result(&fault, error);
 }
 
+void pd_client_fill_info(const struct paramd_client *client, const struct pd_push *push,
+                         struct paramd_step_info *info)
+{
+    info->pulled = push->pull;
+    info->version = client->version;
+    info->lr = client->lr;
+    info->skipped_steps = client->skipped_steps;
+    info->loss_scale = paramd_loss_scale(client);
+}
+
 enum paramd_status paramd_step(struct paramd_client *client, const float *const *gradients,
                                uint64_t samples, const double *loss, unsigned flags,
                                float *const *values, struct paramd_step_info *info,
@@ -367,22 +390,21 @@ enum paramd_status paramd_step(struct paramd_client *client, const float *const 
 {
     struct pd_error fault = {0};
 
-    pthread_mutex_lock(&client->lock);
-    struct pd_push push = describe_push(client, samples, loss, flags);
+    if (!pd_client_enter(client, "step", &fault)) {
+        return pd_client_result(&fault, error);
+    }
+    struct pd_push push = pd_client_describe_push(client, samples, loss, flags);
     enum pd_status status =
-        check_registered(client, "step", values == NULL ? NULL : gradients, &fault);
+        pd_client_check_registered(client, "step", values == NULL ? NULL : gradients, &fault);
     if (status == PD_OK) {
         struct pd_call call = pd_client_call(client, "step");
         struct pd_request_arrays arrays = {
             .model = &client->model, .sources = gradients, .targets = values};
-        status = push_lanes(client, &call, &arrays, &push, &fault);
+        pd_client_prepare_push(client, &arrays, &push);
+        status = pd_client_run_push(client, &call, &push, &fault);
     }
     if (status == PD_OK && info != NULL) {
-        info->pulled = push.pull;
-        info->version = client->version;
-        info->lr = client->lr;
-        info->skipped_steps = client->skipped_steps;
-        info->loss_scale = paramd_loss_scale(client);
+        pd_client_fill_info(client, &push, info);
     }
     pthread_mutex_unlock(&client->lock);
     return pd_client_result(&fault, error);

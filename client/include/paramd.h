@@ -174,6 +174,34 @@ PARAMD_API enum paramd_status paramd_step(struct paramd_client *client,
                                           struct paramd_step_info *info,
                                           struct paramd_error *error);
 
+/* A step whose gradients leave while the program computes the rest of them:
+ *
+ *     paramd_step_begin(client, gradients, samples, &loss, 0, values, &error);
+ *     for each tensor, in the order of registration: compute its gradient, then
+ *         paramd_step_ready(client, how many of the first gradients are final);
+ *     paramd_step_end(client, &info, &error);
+ *
+ * A thread of the library sends. The deadline runs from paramd_step_end. Between begin and end the
+ * handle takes no other call than these and paramd_close.
+ *
+ * Begin: as paramd_step, but `gradients`, the arrays it points to, and `values` are borrowed until
+ * the end. NULL in `gradients` says, now and for good, that the tensor has no gradient; any other
+ * pointer may be replaced until the tensor is ready. Errors: PARAMD_EINVALID, PARAMD_ENOMEM. */
+PARAMD_API enum paramd_status paramd_step_begin(struct paramd_client *client,
+                                                const float *const *gradients, uint64_t samples,
+                                                const double *loss, unsigned flags,
+                                                float *const *values, struct paramd_error *error);
+/* The gradients of the first `tensor_count` tensors are final. Never waits. */
+PARAMD_API void paramd_step_ready(struct paramd_client *client, uint32_t tensor_count);
+/* All are final: wait for the outcome, as paramd_step does. After a failure nothing is begun any
+ * more, and paramd_step may be called with the same arguments. */
+PARAMD_API enum paramd_status paramd_step_end(struct paramd_client *client,
+                                              struct paramd_step_info *info,
+                                              struct paramd_error *error);
+/* Take it back: nothing of it counts, and the next step may have other gradients. Without a step
+ * that was begun nothing happens. */
+PARAMD_API void paramd_step_cancel(struct paramd_client *client);
+
 /* An operator's command; what is left zero is absent. */
 struct paramd_command {
     const char *command; /* status lr step schedule workers tensors set-lr pause resume checkpoint

@@ -181,6 +181,58 @@ START_TEST(a_range_arrives_whole_in_every_type_and_nothing_beside_it_changes)
 }
 END_TEST
 
+/* Hand out all there is; nothing must be left then. */
+static void send_what_is_ready(uint32_t portion)
+{
+    struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX];
+    size_t piece_count = pd_sender_gather(&sender, pieces);
+
+    for (; piece_count > 0; piece_count = pd_sender_gather(&sender, pieces)) {
+        ck_assert(!pd_sender_blocked(&sender));
+        size_t taken = copy_out(pieces, piece_count, 1 + random_below(portion));
+        pd_sender_sent(&sender, taken);
+        wire_bytes += taken;
+    }
+    ck_assert(pd_sender_blocked(&sender));
+}
+
+/* Of a payload that begins in the third tensor; its last element waits for the whole. */
+START_TEST(a_gate_lets_through_what_is_ready_and_the_last_element_only_at_the_end)
+{
+    static const enum pd_dtype types[] = {PD_DTYPE_FLOAT32, PD_DTYPE_BFLOAT16, PD_DTYPE_FLOAT16};
+    enum pd_dtype dtype = types[_i];
+    const uint64_t begin = 6;
+    const uint64_t count = model.element_count - begin;
+    struct pd_message message = {
+        .kind = PD_MESSAGE_PUSH,
+        .push = {.step = 3, .dtype = dtype, .element_begin = begin, .element_count = count}};
+    struct pd_gate gate = {0};
+    struct pd_payload payload;
+
+    pd_payload_init_sources(&payload, &model, (const float *const *)sources, dtype, begin, count);
+    payload.gate = &gate;
+    ck_assert_int_eq(pd_sender_start(&sender, &message, &payload, true, &error), PD_OK);
+    send_what_is_ready(4000);
+    size_t head_bytes = wire_bytes;
+    for (uint32_t t = 1; t <= TENSOR_COUNT; t++) {
+        uint64_t ready = t < TENSOR_COUNT ? model.tensors[t].element_begin : model.element_count;
+        uint64_t expected = ready <= begin ? 0 : ready - begin;
+        expected = expected < count ? expected : count - 1;
+        atomic_store(&gate.elements, ready);
+        send_what_is_ready(70000);
+        ck_assert_uint_eq(wire_bytes - head_bytes, expected * pd_dtype_bytes(dtype));
+    }
+    atomic_store(&gate.opened_ms, 1);
+    ck_assert(!pd_sender_blocked(&sender));
+    send_what_is_ready(4000);
+    ck_assert(pd_sender_idle(&sender));
+    ck_assert_uint_eq(receive_all(4000, true), 1);
+    for (uint32_t t = 3; t < TENSOR_COUNT; t++) {
+        ck_assert_mem_eq(targets[t], sources[t], lengths[t] * sizeof(float));
+    }
+}
+END_TEST
+
 START_TEST(frames_behind_one_another_are_told_apart)
 {
     struct pd_message ping = {.kind = PD_MESSAGE_PING};
@@ -277,6 +329,8 @@ int main(void)
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_loop_test(tests, a_range_arrives_whole_in_every_type_and_nothing_beside_it_changes, 0,
                         90);
+    tcase_add_loop_test(
+        tests, a_gate_lets_through_what_is_ready_and_the_last_element_only_at_the_end, 0, 3);
     tcase_add_test(tests, frames_behind_one_another_are_told_apart);
     tcase_add_loop_test(tests, a_flipped_bit_in_the_payload_is_noticed, 0, 3);
     tcase_add_test(tests, bytes_that_are_no_frame_fail);
