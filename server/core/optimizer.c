@@ -48,6 +48,43 @@ double *pd_optimizer_momentum(const struct pd_optimizer *optimizer, struct pd_hy
     return NULL;
 }
 
+uint32_t pd_optimizer_pass_count(const struct pd_optimizer *optimizer, const struct pd_hyper *hyper)
+{
+    uint32_t count = 0;
+
+    if (optimizer->pass_count != NULL) {
+        return optimizer->pass_count(hyper);
+    }
+    while (count < PD_OPTIMIZER_PASS_COUNT_MAX && optimizer->passes[count].run != NULL) {
+        count++;
+    }
+    return count;
+}
+
+uint64_t pd_optimizer_sum_count(const struct pd_optimizer *optimizer, const struct pd_hyper *hyper,
+                                uint32_t pass, const struct pd_tensor *tensor)
+{
+    bool gives = pass + 1 < pd_optimizer_pass_count(optimizer, hyper) &&
+                 optimizer->passes[pass].sum_count != NULL;
+    return gives ? optimizer->passes[pass].sum_count(hyper, tensor) : 0;
+}
+
+uint32_t pd_optimizer_spans(const struct pd_optimizer *optimizer, const struct pd_hyper *hyper,
+                            uint32_t pass, const struct pd_tensor *tensor, uint64_t begin,
+                            uint32_t count, struct pd_optimizer_span *spans)
+{
+    uint64_t sum_count = pd_optimizer_sum_count(optimizer, hyper, pass, tensor);
+
+    if (sum_count == 0) {
+        return 0;
+    }
+    if (optimizer->passes[pass].spans != NULL) {
+        return optimizer->passes[pass].spans(hyper, tensor, begin, count, spans);
+    }
+    spans[0] = (struct pd_optimizer_span){0, sum_count};
+    return 1;
+}
+
 double pd_optimizer_power(double base, uint64_t exponent)
 {
     double result = 1;
@@ -110,15 +147,21 @@ static void subtract_scaled(float *restrict p_next, const float *restrict masked
 }
 
 void pd_optimizer_apply_cautious(const struct pd_optimizer_step *step,
-                                 struct pd_optimizer_block *block, const double *sums)
+                                 struct pd_optimizer_block *block)
 {
-    if (step->hyper->caution) {
-        double mean = fmax(sums[0] / sums[1], CAUTION_MEAN_MIN);
-        subtract_scaled(block->parameters_next, block->gradient, block->count, (float)(1 / mean));
-    }
+    (void)step;
+    double mean = fmax(block->sums[0] / block->sums[1], CAUTION_MEAN_MIN);
+    subtract_scaled(block->parameters_next, block->gradient, block->count, (float)(1 / mean));
 }
 
-bool pd_optimizer_is_cautious(const struct pd_hyper *hyper)
+uint32_t pd_optimizer_cautious_pass_count(const struct pd_hyper *hyper)
 {
-    return hyper->caution;
+    return hyper->caution ? 2 : 1;
+}
+
+uint64_t pd_optimizer_two_sums(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
+{
+    (void)hyper;
+    (void)tensor;
+    return 2;
 }

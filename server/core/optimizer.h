@@ -1,13 +1,15 @@
 /* Optimizers: from an averaged gradient to new parameters, a block at a time.
  * clip -> [optimizer] -> param_store. One rule per file in optimizers/. Pure.
  *
- * Scalars are computed in double once per block call, tensors in float32. A rule whose step needs
- * sums over whole tensors (trust ratios) has two passes: `update` writes the raw update over the
- * gradient and gives partial sums, the engine sums them over the tensor's blocks in block order on
- * all ranks, `apply` finishes. So a step is the same arithmetic for any number of shards. */
+ * Scalars are computed in double once per block call, tensors in float32. A rule goes over the
+ * blocks in one pass or several. Between two passes come sums over whole tensors (trust ratios,
+ * rows and columns of squares): each block gives its part, the engine adds the parts of all ranks
+ * in block order, and the next pass has the sums. So a step is the same arithmetic for any number
+ * of shards. */
 #ifndef PD_SERVER_CORE_OPTIMIZER_H
 #define PD_SERVER_CORE_OPTIMIZER_H
 
+#include "common/tensor.h"
 #include "server/core/option.h"
 
 #include <stdbool.h>
@@ -15,7 +17,8 @@
 #include <stdint.h>
 
 #define PD_OPTIMIZER_STATE_COUNT_MAX 4
-#define PD_OPTIMIZER_SUM_COUNT 2
+#define PD_OPTIMIZER_PASS_COUNT_MAX 4
+#define PD_OPTIMIZER_SPAN_COUNT_MAX 2
 
 /* Hyperparameters of one group, under the field's names. A rule reads those its options name. */
 struct pd_hyper {
@@ -65,13 +68,40 @@ struct pd_optimizer_step {
     double gradient_norm;  /* global L2 norm of the averaged gradient after that scale */
 };
 
-/* One block. All arrays have `count` elements and do not overlap. */
+/* One block. All arrays have `count` elements, unless they say otherwise, and do not overlap. */
 struct pd_optimizer_block {
+    const struct pd_tensor *tensor;
+    uint64_t begin; /* of its first element in the tensor */
     uint32_t count;
-    float *gradient;         /* averaged, unscaled; a two-pass rule leaves its update here */
+    float *gradient;         /* averaged, unscaled; a pass may leave something else for the next */
     const float *parameters; /* of the version before */
-    float *parameters_next;  /* written: by update, or by apply for a two-pass rule */
+    float *parameters_next;  /* written by the last pass at the latest */
     float *state[PD_OPTIMIZER_STATE_COUNT_MAX]; /* read and written; zero before the first step */
+    float *vectors; /* state of the whole tensor, vector_count elements: only `begin` writes it */
+    const double *sums; /* over the whole tensor, of the pass before; NULL in the first */
+    double *partial;    /* written: the block's part of this pass's sums; NULL in the last */
+};
+
+/* A run of a tensor's sums. */
+struct pd_optimizer_span {
+    uint64_t begin;
+    uint64_t count;
+};
+
+/* One pass over the blocks. */
+struct pd_optimizer_pass {
+    /* Sums over a whole tensor that this pass gives to the next one; NULL: none. */
+    uint64_t (*sum_count)(const struct pd_hyper *hyper, const struct pd_tensor *tensor);
+    /* The runs of those sums that a block of `count` elements from `begin` has a part in, at most
+     * PD_OPTIMIZER_SPAN_COUNT_MAX; `partial` holds them one after the other. Returns how many runs.
+     * NULL: all sums. */
+    uint32_t (*spans)(const struct pd_hyper *hyper, const struct pd_tensor *tensor, uint64_t begin,
+                      uint32_t count, struct pd_optimizer_span *spans);
+    /* Once per tensor, before its blocks: take the sums of the pass before into the vectors; NULL:
+     * nothing. Every rank that holds a part of the tensor does it, alike. */
+    void (*begin)(const struct pd_optimizer_step *step, const struct pd_tensor *tensor,
+                  const double *sums, float *vectors);
+    void (*run)(const struct pd_optimizer_step *step, struct pd_optimizer_block *block);
 };
 
 struct pd_optimizer {
@@ -82,18 +112,30 @@ struct pd_optimizer {
      * in which the tensor had a gradient; the two differ only for tensors left out of some steps.
      */
     bool counts_by_group;
-    /* float32 arrays of the parameters' size that this rule keeps with these hyperparameters. */
-    uint32_t (*state_count)(const struct pd_hyper *hyper);
-    /* First pass. `sums` (PD_OPTIMIZER_SUM_COUNT) is written by two-pass rules. */
-    void (*update)(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums);
-    /* Whether these hyperparameters need the second pass; NULL: always, if there is one. Where they
-     * do not, `apply` changes nothing. */
-    bool (*needs_apply)(const struct pd_hyper *hyper);
-    /* Second pass, NULL for a rule of one; `sums` are over the block's whole tensor. */
-    void (*apply)(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                  const double *sums);
+    /* What these hyperparameters leave unsaid or contradict, as one line; NULL when they are fine.
+     * NULL: any will do. */
+    const char *(*check)(const struct pd_hyper *hyper);
+    /* float32 arrays of the tensor's size that this rule keeps with these hyperparameters. */
+    uint32_t (*state_count)(const struct pd_hyper *hyper, const struct pd_tensor *tensor);
+    /* Further float32 numbers it keeps of a tensor as a whole; NULL: none. */
+    uint64_t (*vector_count)(const struct pd_hyper *hyper, const struct pd_tensor *tensor);
+    /* Passes that these hyperparameters need, at least 1; NULL: all. */
+    uint32_t (*pass_count)(const struct pd_hyper *hyper);
+    struct pd_optimizer_pass passes[PD_OPTIMIZER_PASS_COUNT_MAX]; /* those without `run` are none */
 };
+
+/* Passes of a rule with these hyperparameters. */
+uint32_t pd_optimizer_pass_count(const struct pd_optimizer *optimizer,
+                                 const struct pd_hyper *hyper);
+
+/* Sums that one tensor has in pass `pass`; 0 where no pass follows. */
+uint64_t pd_optimizer_sum_count(const struct pd_optimizer *optimizer, const struct pd_hyper *hyper,
+                                uint32_t pass, const struct pd_tensor *tensor);
+
+/* The runs of those sums that a block has a part in; returns how many runs. */
+uint32_t pd_optimizer_spans(const struct pd_optimizer *optimizer, const struct pd_hyper *hyper,
+                            uint32_t pass, const struct pd_tensor *tensor, uint64_t begin,
+                            uint32_t count, struct pd_optimizer_span *spans);
 
 /* The rule of that name, or NULL. */
 const struct pd_optimizer *pd_optimizer_find(const char *name);

@@ -5,18 +5,6 @@
 
 #include <string.h>
 
-/* A group may keep less state than another (momentum 0); the arrays are as the largest needs. */
-static uint32_t state_count_of(const struct pd_config *config)
-{
-    uint32_t count = 0;
-    for (uint32_t group = 0; group < config->group_count; group++) {
-        uint32_t needed = config->optimizer->state_count(&config->groups[group].hyper);
-        count = needed > count ? needed : count;
-    }
-    PD_ASSERT(count <= PD_OPTIMIZER_STATE_COUNT_MAX);
-    return count;
-}
-
 enum pd_status pd_param_store_init(struct pd_param_store *store, const struct pd_shard_plan *plan,
                                    uint32_t rank, const struct pd_config *config,
                                    struct pd_error *error)
@@ -42,21 +30,11 @@ enum pd_status pd_param_store_init(struct pd_param_store *store, const struct pd
             goto fail;
         }
     }
-    store->state_count = state_count_of(config);
-    for (uint32_t i = 0; i < store->state_count; i++) {
-        store->state[i] = pd_heap_zalloc(store->shard.element_count, sizeof(float));
-        if (store->state[i] == NULL) {
-            goto fail;
-        }
-    }
     return PD_OK;
 
 fail:
-    pd_error_set(
-        error, PD_ENOMEM,
-        "out of memory for %llu parameters to serve and %u arrays of %llu optimizer states",
-        (unsigned long long)store->lane.element_count, store->state_count,
-        (unsigned long long)store->shard.element_count);
+    pd_error_set(error, PD_ENOMEM, "out of memory for %llu parameters to serve",
+                 (unsigned long long)store->lane.element_count);
     pd_param_store_finish(store);
     return PD_ENOMEM;
 }
@@ -69,9 +47,6 @@ void pd_param_store_finish(struct pd_param_store *store)
         for (size_t dtype = 0; dtype < PD_DTYPE_COUNT; dtype++) {
             pd_heap_free(store->buffers[i].halves[dtype]);
         }
-    }
-    for (size_t i = 0; i < PD_OPTIMIZER_STATE_COUNT_MAX; i++) {
-        pd_heap_free(store->state[i]);
     }
     pd_heap_free(store->slow);
     memset(store, 0, sizeof *store);

@@ -1,4 +1,4 @@
-/* What a rank keeps of the model: the parameters it serves, twice, and the optimizer state it owns.
+/* What a rank keeps of the model's parameters: those it serves, twice, and what is made of them.
  * optimizer -> [param_store] -> serve. Pure. Owner: the loop thread.
  *
  * Parameters are double-buffered: a step writes the spare buffer while the served one is sent from.
@@ -27,9 +27,7 @@ struct pd_param_store {
     uint32_t served; /* index of the buffer that holds `version` */
     bool has_version;
     uint64_t version; /* closed steps, skipped ones too */
-    uint32_t state_count;
-    float *state[PD_OPTIMIZER_STATE_COUNT_MAX]; /* shard.element_count each */
-    float *slow;                                /* with lookahead: shard.element_count */
+    float *slow;      /* with lookahead: shard.element_count */
 };
 
 /* Allocate for one rank's part of the plan; no version yet.

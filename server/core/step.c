@@ -3,7 +3,9 @@
 #include "common/assert.h"
 #include "common/heap.h"
 #include "server/core/clip.h"
+#include "server/core/optimizer_state.h"
 #include "server/core/reduce.h"
+#include "server/core/tensor_sums.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -27,41 +29,59 @@ struct pd_step_machine {
     uint64_t *tensor_misses; /* model.count: steps applied that the tensor had no gradient in */
 
     const struct pd_order *order;
-    uint64_t next_block; /* of the lane in SUM, of the shard in COMBINE, UPDATE and APPLY */
+    uint64_t next_block; /* of the lane in SUM, of the shard in COMBINE and UPDATE */
+    uint32_t pass;       /* of the rule, in UPDATE and TENSOR_SUMS */
     uint32_t source_count;
     struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
 
-    float *lane_sum;     /* lane elements; with one replica it is the gradient of the shard too */
-    float *slices;       /* replicas > 1: replica_count x shard elements */
-    float *gradient;     /* shard elements; aliases lane_sum with one replica */
-    double *partials;    /* POWER_COUNT x shard blocks: what this rank gives */
-    double *gathered;    /* POWER_COUNT x all blocks in order; a lone rank's partials */
-    double *tensor_sums; /* PD_OPTIMIZER_SUM_COUNT x model.count */
+    struct pd_optimizer_state optimizer_state;
+    struct pd_tensor_sums sums;
+    float *lane_sum;  /* lane elements; with one replica it is the gradient of the shard too */
+    float *slices;    /* replicas > 1: replica_count x shard elements */
+    float *gradient;  /* shard elements; aliases lane_sum with one replica */
+    double *partials; /* norms, then sums, of the shard's blocks: what this rank gives */
+    double *gathered; /* those of all blocks in order; a lone rank's partials */
     struct pd_hyper group_hypers[PD_GROUP_COUNT_MAX + 1]; /* with the momenta of the order */
     struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
     struct pd_collective collective;
     struct pd_step_outcome outcome;
 };
 
-_Static_assert(POWER_COUNT == PD_OPTIMIZER_SUM_COUNT, "both are gathered through `partials`");
-
 /* ---- Life ---- */
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Which group every tensor is in. */
+static bool find_groups(struct pd_step_machine *machine)
+{
+    const struct pd_tensor_list *model = machine->model;
+
+    machine->tensor_groups = pd_heap_zalloc(model->count, sizeof(uint32_t));
+    for (uint32_t i = 0; machine->tensor_groups != NULL && i < model->count; i++) {
+        machine->tensor_groups[i] = pd_config_group_of(machine->config, model->tensors[i].name,
+                                                       model->tensors[i].dimension_count);
+    }
+    return machine->tensor_groups != NULL;
+}
 
 static bool allocate(struct pd_step_machine *machine)
 {
     const struct pd_shard_plan *plan = machine->plan;
     const struct pd_param_store *store = machine->store;
 
-    machine->tensor_groups = pd_heap_zalloc(machine->model->count, sizeof(uint32_t));
     machine->tensor_misses = pd_heap_zalloc(machine->model->count, sizeof(uint64_t));
     machine->sources = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->sources);
     machine->lane_sum = pd_heap_zalloc(store->lane.element_count, sizeof(float));
-    machine->partials = pd_heap_zalloc(store->shard.block_count, POWER_COUNT * sizeof(double));
-    machine->tensor_sums =
-        pd_heap_zalloc(machine->model->count, PD_OPTIMIZER_SUM_COUNT * sizeof(double));
+    machine->partials = pd_heap_zalloc(
+        larger(POWER_COUNT * store->shard.block_count, machine->sums.shard_count_max),
+        sizeof(double));
     machine->gathered = machine->partials;
     if (plan->rank_count > 1) {
-        machine->gathered = pd_heap_zalloc(plan->block_count, POWER_COUNT * sizeof(double));
+        machine->gathered = pd_heap_zalloc(
+            larger(POWER_COUNT * plan->block_count, machine->sums.all_count_max), sizeof(double));
     }
     machine->gradient = machine->lane_sum;
     if (plan->replica_count > 1) {
@@ -72,9 +92,9 @@ static bool allocate(struct pd_step_machine *machine)
             return false;
         }
     }
-    return machine->tensor_groups != NULL && machine->tensor_misses != NULL &&
-           machine->sources != NULL && machine->lane_sum != NULL && machine->partials != NULL &&
-           machine->tensor_sums != NULL && machine->gathered != NULL && machine->gradient != NULL;
+    return machine->tensor_misses != NULL && machine->sources != NULL &&
+           machine->lane_sum != NULL && machine->partials != NULL && machine->gathered != NULL &&
+           machine->gradient != NULL;
 }
 
 enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_config *config,
@@ -94,12 +114,21 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
     machine->roster = roster;
     machine->rank = rank;
     machine->lane = pd_shard_plan_lane_of(plan, rank);
-    if (!allocate(machine)) {
+    if (!find_groups(machine)) {
         goto fail_machine;
     }
-    for (uint32_t i = 0; i < model->count; i++) {
-        machine->tensor_groups[i] =
-            pd_config_group_of(config, model->tensors[i].name, model->tensors[i].dimension_count);
+    enum pd_status status = pd_optimizer_state_init(&machine->optimizer_state, config, model, plan,
+                                                    &store->shard, machine->tensor_groups, error);
+    if (status == PD_OK) {
+        status = pd_tensor_sums_init(&machine->sums, config, model, plan, &store->shard,
+                                     machine->tensor_groups, error);
+    }
+    if (status != PD_OK) {
+        pd_step_destroy(machine);
+        return status;
+    }
+    if (!allocate(machine)) {
+        goto fail_machine;
     }
     *out = machine;
     return PD_OK;
@@ -123,11 +152,12 @@ void pd_step_destroy(struct pd_step_machine *machine)
         pd_heap_free(machine->gathered);
     }
     pd_heap_free(machine->slices);
-    pd_heap_free(machine->tensor_sums);
     pd_heap_free(machine->partials);
     pd_heap_free(machine->lane_sum);
     pd_heap_free(machine->sources);
     pd_heap_free(machine->tensor_misses);
+    pd_tensor_sums_finish(&machine->sums);
+    pd_optimizer_state_finish(&machine->optimizer_state);
     pd_heap_free(machine->tensor_groups);
     pd_heap_free(machine);
 }
@@ -298,7 +328,8 @@ static void prepare_exchange(struct pd_step_machine *machine)
     }
 }
 
-static void prepare_gather_partials(struct pd_step_machine *machine)
+/* The start of a gather of doubles, in block order. */
+static void prepare_gather_doubles(struct pd_step_machine *machine)
 {
     struct pd_collective *collective = &machine->collective;
 
@@ -306,11 +337,38 @@ static void prepare_gather_partials(struct pd_step_machine *machine)
     collective->order_index = machine->order->index;
     collective->send = machine->partials;
     collective->receive = machine->gathered;
+}
+
+static void prepare_gather_norms(struct pd_step_machine *machine)
+{
+    struct pd_collective *collective = &machine->collective;
+
+    prepare_gather_doubles(machine);
     for (uint32_t i = 0; i < machine->plan->rank_count; i++) {
         const struct pd_range *theirs = &machine->plan->shards[i];
         collective->receive_counts[i] = (int)(POWER_COUNT * theirs->block_count);
         collective->receive_offsets[i] = (int)(POWER_COUNT * theirs->block_begin);
         collective->send_counts[i] = (int)(POWER_COUNT * machine->store->shard.block_count);
+    }
+}
+
+static struct pd_optimizer_span parts_of(const struct pd_step_machine *machine,
+                                         const struct pd_range *shard)
+{
+    return pd_tensor_sums_parts(&machine->sums, machine->pass, shard->block_begin,
+                                shard->block_count);
+}
+
+static void prepare_gather_sums(struct pd_step_machine *machine)
+{
+    struct pd_collective *collective = &machine->collective;
+
+    prepare_gather_doubles(machine);
+    for (uint32_t i = 0; i < machine->plan->rank_count; i++) {
+        struct pd_optimizer_span theirs = parts_of(machine, &machine->plan->shards[i]);
+        collective->receive_counts[i] = (int)theirs.count;
+        collective->receive_offsets[i] = (int)theirs.begin;
+        collective->send_counts[i] = (int)parts_of(machine, &machine->store->shard).count;
     }
 }
 
@@ -387,16 +445,14 @@ static struct pd_optimizer_block optimizer_block(struct pd_step_machine *machine
                                                  const struct pd_block *block)
 {
     struct pd_param_store *store = machine->store;
-    struct pd_optimizer_block view = {
+    const struct pd_tensor *tensor = &machine->model->tensors[block->tensor_index];
+    return (struct pd_optimizer_block){
+        .begin = block->element_begin - tensor->element_begin,
         .count = block->element_count,
         .gradient = machine->gradient + in_shard(machine, block),
         .parameters = pd_param_store_served(store) + in_lane(machine, block),
         .parameters_next = pd_param_store_spare(store) + in_lane(machine, block),
     };
-    for (uint32_t i = 0; i < store->state_count; i++) {
-        view.state[i] = store->state[i] + in_shard(machine, block);
-    }
-    return view;
 }
 
 /* The numbers of this step for one tensor: it has taken part in fewer than the model. */
@@ -407,18 +463,35 @@ static struct pd_optimizer_step tensor_step(const struct pd_step_machine *machin
     return step;
 }
 
-static void update_block(struct pd_step_machine *machine, const struct pd_block *block,
-                         double *sums)
+/* The sums of the pass before, over a block's tensor. */
+static const double *sums_of(const struct pd_step_machine *machine, uint32_t tensor)
 {
+    return machine->pass == 0 ? NULL : pd_tensor_sums_of(&machine->sums, machine->pass - 1, tensor);
+}
+
+/* Run the pass over the block `index` of the shard; a tensor without a gradient stays as it is. */
+static void update_block(struct pd_step_machine *machine, uint64_t index)
+{
+    const struct pd_block *block = shard_block(machine, index);
     struct pd_optimizer_block view = optimizer_block(machine, block);
+    struct pd_optimizer_span part = pd_tensor_sums_parts(
+        &machine->sums, machine->pass, machine->store->shard.block_begin + index, 1);
+    uint64_t own_begin = parts_of(machine, &machine->store->shard).begin;
 
     if (is_absent(machine, block)) {
-        memcpy(view.parameters_next, view.parameters, view.count * sizeof(float));
-        memset(sums, 0, PD_OPTIMIZER_SUM_COUNT * sizeof *sums);
+        if (machine->pass == 0) {
+            memcpy(view.parameters_next, view.parameters, view.count * sizeof(float));
+        }
+        if (part.count > 0) {
+            memset(machine->partials + (part.begin - own_begin), 0, part.count * sizeof(double));
+        }
         return;
     }
     struct pd_optimizer_step step = tensor_step(machine, block->tensor_index);
-    machine->config->optimizer->update(&step, &view, sums);
+    view.partial = part.count > 0 ? machine->partials + (part.begin - own_begin) : NULL;
+    view.sums = sums_of(machine, block->tensor_index);
+    pd_optimizer_state_run(pd_optimizer_state_of(&machine->optimizer_state, block->tensor_index),
+                           machine->pass, &step, &view);
 }
 
 /* With the new parameters of a block of the shard in place: Lookahead. */
@@ -460,9 +533,8 @@ static bool turn_update(struct pd_step_machine *machine)
 
     for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
         const struct pd_block *block = shard_block(machine, machine->next_block);
-        update_block(machine, block,
-                     &machine->partials[PD_OPTIMIZER_SUM_COUNT * machine->next_block]);
-        if (machine->config->optimizer->apply == NULL) {
+        update_block(machine, machine->next_block);
+        if (machine->pass + 1 == machine->sums.pass_count) {
             finish_block(machine, block);
         }
         done += block->element_count;
@@ -471,38 +543,18 @@ static bool turn_update(struct pd_step_machine *machine)
     return machine->next_block == shard->block_count;
 }
 
-/* Sum each tensor's partials in block order. */
-static void sum_tensors(struct pd_step_machine *machine)
+/* With the sums of the pass before in place: have the rule take them into its vectors. */
+static void begin_pass(struct pd_step_machine *machine)
 {
-    for (uint32_t tensor = 0; tensor < machine->model->count; tensor++) {
-        double *sums = &machine->tensor_sums[PD_OPTIMIZER_SUM_COUNT * tensor];
-        memset(sums, 0, PD_OPTIMIZER_SUM_COUNT * sizeof *sums);
-        for (uint64_t block = machine->plan->tensor_blocks[tensor];
-             block < machine->plan->tensor_blocks[tensor + 1]; block++) {
-            for (uint32_t i = 0; i < PD_OPTIMIZER_SUM_COUNT; i++) {
-                sums[i] += machine->gathered[PD_OPTIMIZER_SUM_COUNT * block + i];
-            }
+    const struct pd_optimizer_state *state = &machine->optimizer_state;
+
+    for (uint32_t i = state->tensor_begin; i < state->tensor_end; i++) {
+        if (!pd_tensor_set_has(&machine->order->absent, i)) {
+            struct pd_optimizer_step step = tensor_step(machine, i);
+            pd_optimizer_state_begin(pd_optimizer_state_of(state, i), machine->pass, &step,
+                                     sums_of(machine, i));
         }
     }
-}
-
-static bool turn_apply(struct pd_step_machine *machine)
-{
-    const struct pd_range *shard = &machine->store->shard;
-
-    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
-        const struct pd_block *block = shard_block(machine, machine->next_block);
-        if (!is_absent(machine, block)) {
-            struct pd_optimizer_block view = optimizer_block(machine, block);
-            struct pd_optimizer_step step = tensor_step(machine, block->tensor_index);
-            machine->config->optimizer->apply(
-                &step, &view, &machine->tensor_sums[PD_OPTIMIZER_SUM_COUNT * block->tensor_index]);
-        }
-        finish_block(machine, block);
-        done += block->element_count;
-        machine->next_block++;
-    }
-    return machine->next_block == shard->block_count;
 }
 
 /* An applied step that a tensor had no part in does not count for it. */
@@ -545,7 +597,7 @@ static enum pd_step_want enter_norms(struct pd_step_machine *machine)
     if (machine->plan->rank_count == 1) {
         return PD_STEP_WANTS_WORK;
     }
-    prepare_gather_partials(machine);
+    prepare_gather_norms(machine);
     return PD_STEP_WANTS_COLLECTIVE;
 }
 
@@ -569,6 +621,14 @@ static enum pd_step_want leave_sum(struct pd_step_machine *machine)
     return PD_STEP_WANTS_COLLECTIVE;
 }
 
+static enum pd_step_want enter_pass(struct pd_step_machine *machine, uint32_t pass)
+{
+    machine->pass = pass;
+    begin_pass(machine);
+    enter(machine, PD_STEP_UPDATE);
+    return PD_STEP_WANTS_WORK;
+}
+
 static enum pd_step_want leave_norms(struct pd_step_machine *machine)
 {
     decide(machine);
@@ -577,20 +637,22 @@ static enum pd_step_want leave_norms(struct pd_step_machine *machine)
         enter(machine, PD_STEP_DONE);
         return PD_STEP_WANTS_NOTHING;
     }
-    enter(machine, PD_STEP_UPDATE);
-    return PD_STEP_WANTS_WORK;
+    return enter_pass(machine, 0);
 }
 
 static enum pd_step_want leave_update(struct pd_step_machine *machine)
 {
-    if (machine->config->optimizer->apply == NULL) {
+    if (machine->pass + 1 == machine->sums.pass_count) {
         return enter_gather(machine);
+    }
+    if (!pd_tensor_sums_any(&machine->sums, machine->pass)) {
+        return enter_pass(machine, machine->pass + 1);
     }
     enter(machine, PD_STEP_TENSOR_SUMS);
     if (machine->plan->rank_count == 1) {
         return PD_STEP_WANTS_WORK;
     }
-    prepare_gather_partials(machine);
+    prepare_gather_sums(machine);
     return PD_STEP_WANTS_COLLECTIVE;
 }
 
@@ -615,11 +677,8 @@ enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
     case PD_STEP_UPDATE:
         return turn_update(machine) ? leave_update(machine) : PD_STEP_WANTS_WORK;
     case PD_STEP_TENSOR_SUMS:
-        sum_tensors(machine);
-        enter(machine, PD_STEP_APPLY);
-        return PD_STEP_WANTS_WORK;
-    case PD_STEP_APPLY:
-        return turn_apply(machine) ? enter_gather(machine) : PD_STEP_WANTS_WORK;
+        pd_tensor_sums_add(&machine->sums, machine->pass, machine->gathered);
+        return enter_pass(machine, machine->pass + 1);
     case PD_STEP_GATHER:
         enter(machine, PD_STEP_AVERAGE);
         return PD_STEP_WANTS_WORK;

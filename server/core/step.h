@@ -2,17 +2,20 @@
  * contribution, orders -> [step] -> param_store. Pure: works a few blocks at a time and asks for
  * collectives; the engine feeds it turns. Owner: the loop thread.
  *
- *   IDLE -> BUFFER -> SUM -> EXCHANGE -> COMBINE -> NORMS -> UPDATE -> TENSOR_SUMS -> APPLY
- *        -> GATHER -> AVERAGE -> DONE
+ *   IDLE -> BUFFER -> SUM -> EXCHANGE -> COMBINE -> NORMS -> UPDATE -> GATHER -> AVERAGE -> DONE
+ *                                                       ^  |
+ *                                           TENSOR_SUMS --'  | more passes
+ *                                                ^-----------'
  *
  * EXCHANGE, COMBINE and GATHER are skipped without replicas, NORMS and TENSOR_SUMS have no
- * collective on a lone rank, TENSOR_SUMS and APPLY are for rules of two passes. A non-finite sum
- * anywhere goes from NORMS to DONE on every rank. BUFFER waits until nobody is sent the spare
- * buffer any more. */
+ * collective on a lone rank. UPDATE runs once for every pass of the rule that some hyperparameters
+ * need, with TENSOR_SUMS between two when the first gives sums. A non-finite sum anywhere goes from
+ * NORMS to DONE on every rank. BUFFER waits until nobody is sent the spare buffer any more. */
 #ifndef PD_SERVER_CORE_STEP_H
 #define PD_SERVER_CORE_STEP_H
 
 #include "server/core/collective.h"
+#include "server/core/config.h"
 #include "server/core/param_store.h"
 #include "server/core/roster.h"
 
@@ -25,7 +28,6 @@ enum pd_step_state {
     PD_STEP_NORMS,
     PD_STEP_UPDATE,
     PD_STEP_TENSOR_SUMS,
-    PD_STEP_APPLY,
     PD_STEP_GATHER,
     PD_STEP_AVERAGE,
     PD_STEP_DONE,

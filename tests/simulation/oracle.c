@@ -31,8 +31,12 @@ void sim_oracle_init(struct sim_oracle *oracle, struct sim_agenda *agenda,
         oracle->groups[i] =
             pd_config_group_of(config, model->tensors[i].name, model->tensors[i].dimension_count);
     }
-    for (size_t i = 0; i < PD_OPTIMIZER_STATE_COUNT_MAX; i++) {
-        oracle->state[i] = sim_alloc(model->element_count, sizeof(float));
+    const struct pd_range *all = &oracle->blocks->shards[0];
+    if (pd_optimizer_state_init(&oracle->state, config, model, oracle->blocks, all, oracle->groups,
+                                &error) != PD_OK ||
+        pd_tensor_sums_init(&oracle->sums, config, model, oracle->blocks, all, oracle->groups,
+                            &error) != PD_OK) {
+        sim_fail(agenda, "%s", error.message);
     }
     oracle->gradient = sim_alloc(model->element_count, sizeof(float));
     oracle->scratch =
@@ -46,6 +50,8 @@ void sim_oracle_init(struct sim_oracle *oracle, struct sim_agenda *agenda,
 
 void sim_oracle_finish(struct sim_oracle *oracle)
 {
+    pd_tensor_sums_finish(&oracle->sums);
+    pd_optimizer_state_finish(&oracle->state);
     pd_shard_plan_destroy(oracle->blocks);
     free(oracle->groups);
     free(oracle->misses);
@@ -54,9 +60,6 @@ void sim_oracle_finish(struct sim_oracle *oracle)
     }
     free(oracle->versions);
     free(oracle->steps);
-    for (size_t i = 0; i < PD_OPTIMIZER_STATE_COUNT_MAX; i++) {
-        free(oracle->state[i]);
-    }
     free(oracle->gradient);
     free(oracle->scratch);
     free(oracle->exact);
@@ -169,21 +172,6 @@ static void average(struct sim_oracle *oracle, const struct pd_order *order)
 
 /* ---- The step, with the kernels ---- */
 
-static struct pd_optimizer_block block_view(struct sim_oracle *oracle, const struct pd_block *block,
-                                            float *next)
-{
-    struct pd_optimizer_block view = {
-        .count = block->element_count,
-        .gradient = oracle->gradient + block->element_begin,
-        .parameters = oracle->versions[oracle->version_count - 2] + block->element_begin,
-        .parameters_next = next + block->element_begin,
-    };
-    for (size_t i = 0; i < PD_OPTIMIZER_STATE_COUNT_MAX; i++) {
-        view.state[i] = oracle->state[i] + block->element_begin;
-    }
-    return view;
-}
-
 static struct pd_optimizer_step tensor_step(const struct sim_oracle *oracle,
                                             const struct pd_optimizer_step *group_steps,
                                             uint32_t tensor)
@@ -193,37 +181,71 @@ static struct pd_optimizer_step tensor_step(const struct sim_oracle *oracle,
     return step;
 }
 
-/* Update every block, and with sums over whole tensors apply what a rule of two passes left. */
+static bool is_absent(const struct sim_oracle *oracle, uint32_t tensor)
+{
+    return oracle->absent >> tensor & 1u;
+}
+
+/* The sums of the pass before. */
+static const double *sums_before(const struct sim_oracle *oracle, uint32_t pass, uint32_t tensor)
+{
+    return pass == 0 ? NULL : pd_tensor_sums_of(&oracle->sums, pass - 1, tensor);
+}
+
+static void run_block(struct sim_oracle *oracle, const struct pd_optimizer_step *group_steps,
+                      uint32_t pass, const struct pd_block *block, float *next, double *partial)
+{
+    const struct pd_tensor *tensor = &oracle->model->tensors[block->tensor_index];
+    struct pd_optimizer_step step = tensor_step(oracle, group_steps, block->tensor_index);
+    struct pd_optimizer_block view = {
+        .begin = block->element_begin - tensor->element_begin,
+        .count = block->element_count,
+        .gradient = oracle->gradient + block->element_begin,
+        .parameters = oracle->versions[oracle->version_count - 2] + block->element_begin,
+        .parameters_next = next + block->element_begin,
+        .sums = sums_before(oracle, pass, block->tensor_index),
+        .partial = partial,
+    };
+
+    if (is_absent(oracle, block->tensor_index)) {
+        memcpy(view.parameters_next, view.parameters, view.count * sizeof(float));
+        return;
+    }
+    pd_optimizer_state_run(pd_optimizer_state_of(&oracle->state, block->tensor_index), pass, &step,
+                           &view);
+}
+
+/* Run one pass over all blocks and add up what it gives to the next. */
+static void run_pass(struct sim_oracle *oracle, const struct pd_optimizer_step *group_steps,
+                     uint32_t pass, float *next)
+{
+    const struct pd_shard_plan *plan = oracle->blocks;
+    double *parts = sim_alloc(oracle->sums.all_count_max + 1, sizeof *parts);
+
+    for (uint32_t i = 0; i < oracle->model->count; i++) {
+        struct pd_optimizer_step step = tensor_step(oracle, group_steps, i);
+        if (!is_absent(oracle, i)) {
+            pd_optimizer_state_begin(pd_optimizer_state_of(&oracle->state, i), pass, &step,
+                                     sums_before(oracle, pass, i));
+        }
+    }
+    for (uint64_t i = 0; i < plan->block_count; i++) {
+        struct pd_optimizer_span part = pd_tensor_sums_parts(&oracle->sums, pass, i, 1);
+        run_block(oracle, group_steps, pass, &plan->blocks[i], next,
+                  part.count > 0 ? parts + part.begin : NULL);
+    }
+    if (pd_tensor_sums_any(&oracle->sums, pass)) {
+        pd_tensor_sums_add(&oracle->sums, pass, parts);
+    }
+    free(parts);
+}
+
 static void update(struct sim_oracle *oracle, const struct pd_optimizer_step *group_steps,
                    float *next)
 {
-    const struct pd_optimizer *optimizer = oracle->config->optimizer;
-    const struct pd_shard_plan *plan = oracle->blocks;
-    double *sums = sim_alloc(oracle->model->count, PD_OPTIMIZER_SUM_COUNT * sizeof(double));
-
-    for (uint64_t i = 0; i < plan->block_count; i++) {
-        const struct pd_block *block = &plan->blocks[i];
-        struct pd_optimizer_block view = block_view(oracle, block, next);
-        struct pd_optimizer_step step = tensor_step(oracle, group_steps, block->tensor_index);
-        double partial[PD_OPTIMIZER_SUM_COUNT] = {0};
-        if (oracle->absent >> block->tensor_index & 1u) {
-            memcpy(view.parameters_next, view.parameters, view.count * sizeof(float));
-            continue;
-        }
-        optimizer->update(&step, &view, partial);
-        for (uint32_t k = 0; k < PD_OPTIMIZER_SUM_COUNT; k++) {
-            sums[block->tensor_index * PD_OPTIMIZER_SUM_COUNT + k] += partial[k];
-        }
+    for (uint32_t pass = 0; pass < oracle->sums.pass_count; pass++) {
+        run_pass(oracle, group_steps, pass, next);
     }
-    for (uint64_t i = 0; i < plan->block_count && optimizer->apply != NULL; i++) {
-        const struct pd_block *block = &plan->blocks[i];
-        struct pd_optimizer_block view = block_view(oracle, block, next);
-        struct pd_optimizer_step step = tensor_step(oracle, group_steps, block->tensor_index);
-        if (!(oracle->absent >> block->tensor_index & 1u)) {
-            optimizer->apply(&step, &view, &sums[block->tensor_index * PD_OPTIMIZER_SUM_COUNT]);
-        }
-    }
-    free(sums);
 }
 
 static bool all_finite(const float *elements, uint64_t count)

@@ -6,6 +6,8 @@
 #define PD_TESTS_SIMULATION_ORACLE_H
 
 #include "server/core/config.h"
+#include "server/core/optimizer_state.h"
+#include "server/core/tensor_sums.h"
 #include "tests/simulation/ledger.h"
 
 /* The outcome of one step, for the checks at the end. */
@@ -44,7 +46,8 @@ struct sim_oracle {
     uint32_t override_count;
 
     /* With the kernels. */
-    float *state[PD_OPTIMIZER_STATE_COUNT_MAX];
+    struct pd_optimizer_state state;
+    struct pd_tensor_sums sums;
     float *gradient;
     float *scratch; /* replica_count + 3 models */
 

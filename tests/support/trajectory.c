@@ -2,28 +2,29 @@
 
 #include "common/heap.h"
 #include "server/core/clip.h"
+#include "server/core/optimizer_state.h"
 #include "server/core/reduce.h"
+#include "server/core/tensor_sums.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* One tensor on its way. */
-struct flight {
-    float *gradient;
-    float *parameters;
-    float *parameters_next;
-    float *state[PD_OPTIMIZER_STATE_COUNT_MAX];
-    uint64_t step_count; /* steps in which it had a gradient */
-};
-
 struct trajectory {
     const struct vectors_case *reference;
     const struct trajectory_options *options;
-    const struct pd_optimizer *optimizer;
-    struct pd_hyper *hypers; /* of each group */
-    struct flight *flights;  /* of each tensor */
+    struct pd_config *config; /* the optimizer and its groups */
+    struct pd_tensor_list model;
+    struct pd_shard_plan *plan; /* one rank has it all */
+    uint32_t *groups;           /* of each tensor */
+    uint64_t *step_counts;      /* of each tensor: steps in which it had a gradient */
+    struct pd_optimizer_state state;
+    struct pd_tensor_sums sums;
+    double *parts;
+    float *gradient; /* of the whole model, as the next two */
+    float *parameters;
+    float *parameters_next;
     double worst_error;
 };
 
@@ -73,7 +74,7 @@ static void set_option(const char *case_name, const struct pd_option *option, co
 static void read_hyper(const struct trajectory *trajectory, uint32_t group, struct pd_hyper *hyper)
 {
     const struct vectors_case *reference = trajectory->reference;
-    const struct pd_optimizer *optimizer = trajectory->optimizer;
+    const struct pd_optimizer *optimizer = trajectory->config->optimizer;
     json_t *values = vectors_case_options(reference, group);
     struct pd_error error = {0};
     const char *key = NULL;
@@ -94,73 +95,101 @@ static void read_hyper(const struct trajectory *trajectory, uint32_t group, stru
     json_decref(values);
 }
 
+static void init_model(struct trajectory *trajectory)
+{
+    const struct vectors_case *reference = trajectory->reference;
+    struct pd_error error = {0};
+
+    if (pd_tensor_list_init(&trajectory->model, reference->tensor_count, &error) != PD_OK) {
+        fail(reference->name, "model:", error.message);
+    }
+    for (uint32_t i = 0; i < reference->tensor_count; i++) {
+        const struct vectors_tensor *tensor = &reference->tensors[i];
+        trajectory->groups[i] = tensor->group;
+        if (pd_tensor_list_append(&trajectory->model, tensor->name, strlen(tensor->name),
+                                  tensor->dimension_count, tensor->shape, &error) != PD_OK) {
+            fail(reference->name, "model:", error.message);
+        }
+    }
+    if (pd_shard_plan_create(&trajectory->plan, &trajectory->model, trajectory->options->block_size,
+                             1, 1, &error) != PD_OK) {
+        fail(reference->name, "blocks:", error.message);
+    }
+}
+
+static void init_state(struct trajectory *trajectory)
+{
+    const struct pd_range *all = &trajectory->plan->shards[0];
+    struct pd_error error = {0};
+
+    if (pd_optimizer_state_init(&trajectory->state, trajectory->config, &trajectory->model,
+                                trajectory->plan, all, trajectory->groups, &error) != PD_OK ||
+        pd_tensor_sums_init(&trajectory->sums, trajectory->config, &trajectory->model,
+                            trajectory->plan, all, trajectory->groups, &error) != PD_OK) {
+        fail(trajectory->reference->name, "state:", error.message);
+    }
+    trajectory->parts = allocate(trajectory->sums.all_count_max, sizeof(double));
+}
+
 static void trajectory_init(struct trajectory *trajectory)
 {
     const struct vectors_case *reference = trajectory->reference;
 
-    trajectory->optimizer = pd_optimizer_find(reference->optimizer);
-    if (trajectory->optimizer == NULL) {
+    trajectory->config = allocate(1, sizeof *trajectory->config);
+    trajectory->config->optimizer = pd_optimizer_find(reference->optimizer);
+    trajectory->config->group_count = reference->group_count;
+    if (trajectory->config->optimizer == NULL) {
         fail(reference->name, "no rule of the name", reference->optimizer);
     }
-    trajectory->hypers = allocate(reference->group_count, sizeof *trajectory->hypers);
     for (uint32_t group = 0; group < reference->group_count; group++) {
-        read_hyper(trajectory, group, &trajectory->hypers[group]);
+        read_hyper(trajectory, group, &trajectory->config->groups[group].hyper);
     }
-    trajectory->flights = allocate(reference->tensor_count, sizeof *trajectory->flights);
+    trajectory->groups = allocate(reference->tensor_count, sizeof *trajectory->groups);
+    trajectory->step_counts = allocate(reference->tensor_count, sizeof *trajectory->step_counts);
+    init_model(trajectory);
+    init_state(trajectory);
+    trajectory->gradient = allocate(trajectory->model.element_count, sizeof(float));
+    trajectory->parameters = allocate(trajectory->model.element_count, sizeof(float));
+    trajectory->parameters_next = allocate(trajectory->model.element_count, sizeof(float));
     for (uint32_t i = 0; i < reference->tensor_count; i++) {
-        const struct vectors_tensor *tensor = &reference->tensors[i];
-        struct flight *flight = &trajectory->flights[i];
-        uint32_t states = trajectory->optimizer->state_count(&trajectory->hypers[tensor->group]);
-        flight->gradient = allocate(tensor->count, sizeof(float));
-        flight->parameters = allocate(tensor->count, sizeof(float));
-        flight->parameters_next = allocate(tensor->count, sizeof(float));
-        memcpy(flight->parameters, tensor->init, tensor->count * sizeof(float));
-        for (uint32_t k = 0; k < states; k++) {
-            flight->state[k] = allocate(tensor->count, sizeof(float));
-        }
+        memcpy(trajectory->parameters + trajectory->model.tensors[i].element_begin,
+               reference->tensors[i].init, reference->tensors[i].count * sizeof(float));
     }
 }
 
 static void trajectory_finish(struct trajectory *trajectory)
 {
-    for (uint32_t i = 0; i < trajectory->reference->tensor_count; i++) {
-        struct flight *flight = &trajectory->flights[i];
-        pd_heap_free(flight->gradient);
-        pd_heap_free(flight->parameters);
-        pd_heap_free(flight->parameters_next);
-        for (uint32_t k = 0; k < PD_OPTIMIZER_STATE_COUNT_MAX; k++) {
-            pd_heap_free(flight->state[k]);
-        }
-    }
-    pd_heap_free(trajectory->flights);
-    pd_heap_free(trajectory->hypers);
-}
-
-static uint32_t block_count(const struct trajectory *trajectory, uint32_t begin, uint32_t count)
-{
-    uint32_t left = count - begin;
-    return left < trajectory->options->block_size ? left : trajectory->options->block_size;
+    pd_heap_free(trajectory->parameters_next);
+    pd_heap_free(trajectory->parameters);
+    pd_heap_free(trajectory->gradient);
+    pd_heap_free(trajectory->parts);
+    pd_tensor_sums_finish(&trajectory->sums);
+    pd_optimizer_state_finish(&trajectory->state);
+    pd_shard_plan_destroy(trajectory->plan);
+    pd_tensor_list_finish(&trajectory->model);
+    pd_heap_free(trajectory->step_counts);
+    pd_heap_free(trajectory->groups);
+    pd_heap_free(trajectory->config);
 }
 
 /* Load the step's gradients, divided by the scale, and give their global norm after it. */
 static double load_gradients(struct trajectory *trajectory, const struct vectors_step *step)
 {
-    const struct vectors_case *reference = trajectory->reference;
+    const struct pd_shard_plan *plan = trajectory->plan;
     double powers[2];
     double total = 0;
 
-    for (uint32_t i = 0; i < reference->tensor_count; i++) {
-        if (step->gradients[i] == NULL) {
-            continue;
+    for (uint32_t i = 0; i < trajectory->model.count; i++) {
+        const struct pd_tensor *tensor = &trajectory->model.tensors[i];
+        float *gradient = trajectory->gradient + tensor->element_begin;
+        for (uint64_t k = 0; step->gradients[i] != NULL && k < tensor->element_count; k++) {
+            gradient[k] = step->gradients[i][k] / (float)trajectory->options->gradient_scale;
         }
-        struct flight *flight = &trajectory->flights[i];
-        uint32_t count = reference->tensors[i].count;
-        for (uint32_t k = 0; k < count; k++) {
-            flight->gradient[k] =
-                step->gradients[i][k] / (float)trajectory->options->gradient_scale;
-        }
-        for (uint32_t begin = 0; begin < count; begin += trajectory->options->block_size) {
-            pd_reduce_norms(flight->gradient + begin, block_count(trajectory, begin, count), 2,
+    }
+    for (uint64_t i = 0; i < plan->block_count; i++) {
+        const struct pd_block *block = &plan->blocks[i];
+        if (step->gradients[block->tensor_index] != NULL) {
+            pd_reduce_norms(trajectory->gradient + block->element_begin, block->element_count, 2,
                             powers);
             total += powers[1];
         }
@@ -168,56 +197,57 @@ static double load_gradients(struct trajectory *trajectory, const struct vectors
     return sqrt(total) * trajectory->options->gradient_scale;
 }
 
-static struct pd_optimizer_block block_at(const struct trajectory *trajectory, uint32_t tensor,
-                                          uint32_t begin)
+static void run_block(struct trajectory *trajectory, uint32_t pass, uint64_t index,
+                      const struct pd_optimizer_step *step)
 {
-    const struct flight *flight = &trajectory->flights[tensor];
-    struct pd_optimizer_block block = {
-        .count = block_count(trajectory, begin, trajectory->reference->tensors[tensor].count),
-        .gradient = flight->gradient + begin,
-        .parameters = flight->parameters + begin,
-        .parameters_next = flight->parameters_next + begin,
+    const struct pd_block *block = &trajectory->plan->blocks[index];
+    const struct pd_tensor *tensor = &trajectory->model.tensors[block->tensor_index];
+    struct pd_optimizer_span part = pd_tensor_sums_parts(&trajectory->sums, pass, index, 1);
+    struct pd_optimizer_block view = {
+        .begin = block->element_begin - tensor->element_begin,
+        .count = block->element_count,
+        .gradient = trajectory->gradient + block->element_begin,
+        .parameters = trajectory->parameters + block->element_begin,
+        .parameters_next = trajectory->parameters_next + block->element_begin,
+        .partial = part.count > 0 ? trajectory->parts + part.begin : NULL,
     };
-    for (uint32_t k = 0; k < PD_OPTIMIZER_STATE_COUNT_MAX; k++) {
-        block.state[k] = flight->state[k] != NULL ? flight->state[k] + begin : NULL;
+
+    if (pass > 0) {
+        view.sums = pd_tensor_sums_of(&trajectory->sums, pass - 1, block->tensor_index);
     }
-    return block;
+    pd_optimizer_state_run(pd_optimizer_state_of(&trajectory->state, block->tensor_index), pass,
+                           step, &view);
 }
 
-/* Both passes over one tensor, its blocks in order. */
-static void step_tensor(struct trajectory *trajectory, uint32_t tensor,
-                        const struct pd_optimizer_step *step)
+/* One pass over the tensors that have a gradient. */
+static void run_pass(struct trajectory *trajectory, uint32_t pass, const struct vectors_step *now,
+                     const struct pd_optimizer_step *steps)
 {
-    const struct pd_optimizer *optimizer = trajectory->optimizer;
-    uint32_t count = trajectory->reference->tensors[tensor].count;
-    struct flight *flight = &trajectory->flights[tensor];
-    double totals[PD_OPTIMIZER_SUM_COUNT] = {0};
-
-    for (uint32_t begin = 0; begin < count; begin += trajectory->options->block_size) {
-        double sums[PD_OPTIMIZER_SUM_COUNT] = {0};
-        struct pd_optimizer_block block = block_at(trajectory, tensor, begin);
-        optimizer->update(step, &block, sums);
-        for (uint32_t k = 0; k < PD_OPTIMIZER_SUM_COUNT; k++) {
-            totals[k] += sums[k];
+    for (uint32_t i = 0; i < trajectory->model.count; i++) {
+        if (now->gradients[i] == NULL) {
+            continue;
+        }
+        pd_optimizer_state_begin(pd_optimizer_state_of(&trajectory->state, i), pass, &steps[i],
+                                 pass > 0 ? pd_tensor_sums_of(&trajectory->sums, pass - 1, i)
+                                          : NULL);
+        for (uint64_t block = trajectory->plan->tensor_blocks[i];
+             block < trajectory->plan->tensor_blocks[i + 1]; block++) {
+            run_block(trajectory, pass, block, &steps[i]);
         }
     }
-    for (uint32_t begin = 0; optimizer->apply != NULL && begin < count;
-         begin += trajectory->options->block_size) {
-        struct pd_optimizer_block block = block_at(trajectory, tensor, begin);
-        optimizer->apply(step, &block, totals);
+    if (pd_tensor_sums_any(&trajectory->sums, pass)) {
+        pd_tensor_sums_add(&trajectory->sums, pass, trajectory->parts);
     }
-    float *parameters = flight->parameters;
-    flight->parameters = flight->parameters_next;
-    flight->parameters_next = parameters;
 }
 
 /* Take in the largest error of one step. */
 static void compare(struct trajectory *trajectory, uint32_t step)
 {
     for (uint32_t i = 0; i < trajectory->reference->tensor_count; i++) {
+        const float *parameters =
+            trajectory->parameters + trajectory->model.tensors[i].element_begin;
         uint32_t worst;
-        double error = vectors_case_error(trajectory->reference, step, i,
-                                          trajectory->flights[i].parameters, &worst);
+        double error = vectors_case_error(trajectory->reference, step, i, parameters, &worst);
         trajectory->worst_error = fmax(trajectory->worst_error, error);
     }
 }
@@ -225,29 +255,33 @@ static void compare(struct trajectory *trajectory, uint32_t step)
 static void trajectory_run(struct trajectory *trajectory)
 {
     const struct vectors_case *reference = trajectory->reference;
+    struct pd_optimizer_step *steps = allocate(reference->tensor_count, sizeof *steps);
 
     for (uint32_t s = 0; s < reference->step_count; s++) {
         const struct vectors_step *now = &reference->steps[s];
         double norm = load_gradients(trajectory, now);
         for (uint32_t i = 0; i < reference->tensor_count; i++) {
-            if (now->gradients[i] == NULL) {
-                continue;
-            }
-            struct flight *flight = &trajectory->flights[i];
-            uint32_t group = reference->tensors[i].group;
-            flight->step_count++;
-            struct pd_optimizer_step step = {
-                .hyper = &trajectory->hypers[group],
+            uint32_t group = trajectory->groups[i];
+            trajectory->step_counts[i] += now->gradients[i] != NULL;
+            steps[i] = (struct pd_optimizer_step){
+                .hyper = &trajectory->config->groups[group].hyper,
                 .lr = now->lr[group],
-                .number = flight->step_count,
+                .number = trajectory->step_counts[i],
                 .group_number = s + 1,
                 .gradient_scale = trajectory->options->gradient_scale,
                 .gradient_norm = norm,
             };
-            step_tensor(trajectory, i, &step);
         }
+        memcpy(trajectory->parameters_next, trajectory->parameters,
+               trajectory->model.element_count * sizeof(float));
+        for (uint32_t pass = 0; pass < trajectory->sums.pass_count; pass++) {
+            run_pass(trajectory, pass, now, steps);
+        }
+        memcpy(trajectory->parameters, trajectory->parameters_next,
+               trajectory->model.element_count * sizeof(float));
         compare(trajectory, s);
     }
+    pd_heap_free(steps);
 }
 
 double trajectory_worst_error(const struct vectors_case *reference,
@@ -266,18 +300,11 @@ float *trajectory_last_parameters(const struct vectors_case *reference,
 {
     struct trajectory trajectory = {.reference = reference, .options = options};
 
-    *count = 0;
-    for (uint32_t i = 0; i < reference->tensor_count; i++) {
-        *count += reference->tensors[i].count;
-    }
-    float *flat = allocate(*count, sizeof *flat);
-    float *next = flat;
     trajectory_init(&trajectory);
     trajectory_run(&trajectory);
-    for (uint32_t i = 0; i < reference->tensor_count; i++) {
-        memcpy(next, trajectory.flights[i].parameters, reference->tensors[i].count * sizeof *next);
-        next += reference->tensors[i].count;
-    }
+    float *parameters = trajectory.parameters;
+    *count = trajectory.model.element_count;
+    trajectory.parameters = NULL;
     trajectory_finish(&trajectory);
-    return flat;
+    return parameters;
 }

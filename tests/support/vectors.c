@@ -138,8 +138,13 @@ static void read_tensors(struct vectors_case *reference)
         tensor->name = json_string_value(json_object_get(item, "name"));
         tensor->group = group_of(groups, tensor->name);
         tensor->count = 1;
-        for (size_t k = 0; k < json_array_size(shape); k++) {
-            tensor->count *= (uint32_t)json_integer_value(json_array_get(shape, k));
+        tensor->dimension_count = (uint32_t)json_array_size(shape);
+        if (tensor->dimension_count > PD_TENSOR_DIMENSION_COUNT_MAX) {
+            fail("a tensor of too many dimensions", tensor->name);
+        }
+        for (uint32_t k = 0; k < tensor->dimension_count; k++) {
+            tensor->shape[k] = (uint64_t)json_integer_value(json_array_get(shape, k));
+            tensor->count *= (uint32_t)tensor->shape[k];
         }
         if (init != NULL) {
             tensor->init = vectors_floats(init, &tensor->count);

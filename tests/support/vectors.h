@@ -3,6 +3,8 @@
 #ifndef PD_TESTS_SUPPORT_VECTORS_H
 #define PD_TESTS_SUPPORT_VECTORS_H
 
+#include "common/limits.h"
+
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -10,6 +12,8 @@
 
 struct vectors_tensor {
     const char *name;
+    uint32_t dimension_count;
+    uint64_t shape[PD_TENSOR_DIMENSION_COUNT_MAX];
     uint32_t count;   /* elements */
     uint32_t group;   /* index in the list of groups; 0 when there is none */
     float *init;      /* initial parameters; NULL if the case has none */

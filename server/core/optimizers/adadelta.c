@@ -12,8 +12,9 @@ struct scalars {
     float scale, weight_decay, rho, one_minus_rho, eps, lr;
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     (void)hyper;
     return 2;
 }
@@ -32,8 +33,7 @@ static void adadelta_step(float *restrict p_next, const float *restrict p,
     }
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     struct scalars c = {
@@ -45,7 +45,6 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .lr = (float)step->lr,
     };
 
-    (void)sums;
     adadelta_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
                   block->state[1], block->count, c);
 }
@@ -62,5 +61,5 @@ const struct pd_optimizer pd_optimizer_adadelta = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
+    .passes = {{.run = update}},
 };

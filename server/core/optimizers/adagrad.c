@@ -11,8 +11,9 @@ struct scalars {
     float scale, weight_decay, start, lr, eps_in, eps_out;
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     (void)hyper;
     return 1;
 }
@@ -29,8 +30,7 @@ static void adagrad_step(float *restrict p_next, const float *restrict p,
     }
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     double slowdown = 1 + (double)(step->number - 1) * hyper->lr_decay;
@@ -43,7 +43,6 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .eps_out = hyper->eps_inside_root ? 0 : (float)hyper->eps,
     };
 
-    (void)sums;
     adagrad_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
                  block->count, c);
 }
@@ -63,5 +62,5 @@ const struct pd_optimizer pd_optimizer_adagrad = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
+    .passes = {{.run = update}},
 };

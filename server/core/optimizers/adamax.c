@@ -13,8 +13,9 @@ struct scalars {
     float step_size; /* lr / (1 - beta1^t) */
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     (void)hyper;
     return 2;
 }
@@ -33,8 +34,7 @@ static void adamax_step(float *restrict p_next, const float *restrict p, const f
     }
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     double beta1 = hyper->betas[0];
@@ -48,7 +48,6 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .step_size = (float)(step->lr / (1 - pd_optimizer_power(beta1, step->number))),
     };
 
-    (void)sums;
     adamax_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
                 block->state[1], block->count, c);
 }
@@ -65,5 +64,5 @@ const struct pd_optimizer pd_optimizer_adamax = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
+    .passes = {{.run = update}},
 };

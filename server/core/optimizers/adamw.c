@@ -21,8 +21,9 @@ struct scalars {
     float eps;
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     return hyper->amsgrad ? 3 : 2;
 }
 
@@ -56,8 +57,7 @@ static void amsgrad_step(float *restrict p_next, const float *restrict p,
     }
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     double beta1 = hyper->betas[0];
@@ -84,7 +84,6 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .eps = (float)(hyper->eps * eps_scale),
     };
 
-    (void)sums;
     if (hyper->amsgrad) {
         amsgrad_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
                      block->state[1], block->state[2], block->count, c);
@@ -110,5 +109,5 @@ const struct pd_optimizer pd_optimizer_adamw = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
+    .passes = {{.run = update}},
 };

@@ -22,8 +22,9 @@ struct scalars {
     float divisor;        /* with no_prox 1, else 1 + lr * weight_decay */
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     (void)hyper;
     return 4;
 }
@@ -95,14 +96,13 @@ static struct scalars scalars_of(const struct pd_optimizer_step *step)
     };
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     if (step->hyper->caution) {
-        sums[0] = cautious_step(block->parameters_next, block->parameters, block->gradient,
-                                block->state[0], block->state[1], block->state[2], block->state[3],
-                                block->count, scalars_of(step));
-        sums[1] = block->count;
+        block->partial[0] = cautious_step(
+            block->parameters_next, block->parameters, block->gradient, block->state[0],
+            block->state[1], block->state[2], block->state[3], block->count, scalars_of(step));
+        block->partial[1] = block->count;
     } else {
         adan_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
                   block->state[1], block->state[2], block->state[3], block->count,
@@ -125,7 +125,7 @@ const struct pd_optimizer pd_optimizer_adan = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
-    .needs_apply = pd_optimizer_is_cautious,
-    .apply = pd_optimizer_apply_cautious,
+    .pass_count = pd_optimizer_cautious_pass_count,
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
+               {.run = pd_optimizer_apply_cautious}},
 };

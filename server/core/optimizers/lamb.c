@@ -26,8 +26,9 @@ struct scalars {
     float decoupled_decay; /* times lr */
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     (void)hyper;
     return 2;
 }
@@ -62,8 +63,7 @@ static float decoupled_decay(const struct pd_optimizer_step *step)
     return hyper->decoupled_decay ? (float)pd_optimizer_decay_share(step) : 0;
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     double beta1 = hyper->betas[0];
@@ -95,13 +95,13 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     };
     raw_update(block->parameters_next, block->parameters, block->gradient, block->state[0],
                block->state[1], block->count, c);
-    pd_optimizer_sum_squares(block->parameters_next, block->gradient, block->count, sums);
+    pd_optimizer_sum_squares(block->parameters_next, block->gradient, block->count, block->partial);
 }
 
-static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                  const double *sums)
+static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
+    const double *sums = block->sums;
     double ratio = 1;
 
     if ((hyper->weight_decay != 0 || hyper->always_adapt) && sums[0] > 0 && sums[1] > 0) {
@@ -136,6 +136,5 @@ const struct pd_optimizer pd_optimizer_lamb = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
-    .apply = apply,
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums}, {.run = apply}},
 };

@@ -18,8 +18,9 @@ struct scalars {
     float ratio, weight_decay, momentum, undamped, lr;
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     return hyper->momentum != 0 ? 1 : 0;
 }
 
@@ -64,11 +65,10 @@ static void nesterov_step(float *restrict p_next, const float *restrict p,
     }
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     scale_gradient(block->gradient, block->count, (float)step->gradient_scale);
-    pd_optimizer_sum_squares(block->parameters, block->gradient, block->count, sums);
+    pd_optimizer_sum_squares(block->parameters, block->gradient, block->count, block->partial);
 }
 
 static double trust_ratio(const struct pd_optimizer_step *step, const double *sums)
@@ -87,10 +87,10 @@ static double trust_ratio(const struct pd_optimizer_step *step, const double *su
     return hyper->trust_clip ? fmin(ratio / step->lr, 1) : ratio;
 }
 
-static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                  const double *sums)
+static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
+    const double *sums = block->sums;
     bool decays = hyper->zero_norm_decay || (sums[0] > 0 && sums[1] > 0);
     struct scalars c = {
         .ratio = (float)trust_ratio(step, sums),
@@ -130,6 +130,5 @@ const struct pd_optimizer pd_optimizer_lars = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
-    .apply = apply,
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums}, {.run = apply}},
 };

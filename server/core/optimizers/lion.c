@@ -12,8 +12,9 @@ struct scalars {
     float scale, kept, beta1, beta2, one_minus_beta1, one_minus_beta2, lr;
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     (void)hyper;
     return 1;
 }
@@ -59,8 +60,7 @@ static double decay_share(const struct pd_optimizer_step *step)
     return relative ? share / step->hyper->lr : share;
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     struct scalars c = {
@@ -74,9 +74,9 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     };
 
     if (hyper->caution) {
-        sums[0] = cautious_step(block->parameters_next, block->parameters, block->gradient,
-                                block->state[0], block->count, c);
-        sums[1] = block->count;
+        block->partial[0] = cautious_step(block->parameters_next, block->parameters,
+                                          block->gradient, block->state[0], block->count, c);
+        block->partial[1] = block->count;
     } else {
         lion_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
                   block->count, c);
@@ -98,7 +98,7 @@ const struct pd_optimizer pd_optimizer_lion = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
-    .needs_apply = pd_optimizer_is_cautious,
-    .apply = pd_optimizer_apply_cautious,
+    .pass_count = pd_optimizer_cautious_pass_count,
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
+               {.run = pd_optimizer_apply_cautious}},
 };

@@ -22,8 +22,9 @@ struct scalars {
     float average_lr;     /* lr * mu_(t+1) / (1 - M_(t+1)) */
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     (void)hyper;
     return 2;
 }
@@ -66,8 +67,7 @@ static double momentum_product(const struct pd_hyper *hyper, uint64_t t)
     return pd_optimizer_power(hyper->betas[0], t) * exp(-series);
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     uint64_t t = step->number;
@@ -91,7 +91,6 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .average_lr = (float)(step->lr * next_momentum / (1 - product * next_momentum)),
     };
 
-    (void)sums;
     nadam_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
                block->state[1], block->count, c);
 }
@@ -111,5 +110,5 @@ const struct pd_optimizer pd_optimizer_nadam = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
+    .passes = {{.run = update}},
 };

@@ -14,8 +14,9 @@ struct scalars {
     float root_unbiasing; /* 1 / sqrt(1 - beta2^t) */
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     (void)hyper;
     return 2;
 }
@@ -53,8 +54,7 @@ static uint32_t cautious_step(float *restrict p_next, const float *restrict p, f
     return agreeing;
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     double beta1 = hyper->betas[0];
@@ -72,9 +72,10 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     };
 
     if (hyper->caution) {
-        sums[0] = cautious_step(block->parameters_next, block->parameters, block->gradient,
-                                block->state[0], block->state[1], block->count, c);
-        sums[1] = block->count;
+        block->partial[0] =
+            cautious_step(block->parameters_next, block->parameters, block->gradient,
+                          block->state[0], block->state[1], block->count, c);
+        block->partial[1] = block->count;
     } else {
         nadamw_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
                     block->state[1], block->count, c);
@@ -95,7 +96,7 @@ const struct pd_optimizer pd_optimizer_nadamw = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
-    .needs_apply = pd_optimizer_is_cautious,
-    .apply = pd_optimizer_apply_cautious,
+    .pass_count = pd_optimizer_cautious_pass_count,
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
+               {.run = pd_optimizer_apply_cautious}},
 };

@@ -18,8 +18,9 @@ struct scalars {
     float step_size; /* all that does not depend on the element */
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     (void)hyper;
     return 2;
 }
@@ -50,8 +51,7 @@ static void undivided_step(float *restrict p_next, const float *restrict p,
     }
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     double beta1 = hyper->betas[0];
@@ -78,7 +78,6 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .eps = (float)hyper->eps,
         .step_size = (float)step_size,
     };
-    (void)sums;
     if (rho > RHO_MIN) {
         rectified_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
                        block->state[1], block->count, c);
@@ -101,5 +100,5 @@ const struct pd_optimizer pd_optimizer_radam = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
+    .passes = {{.run = update}},
 };

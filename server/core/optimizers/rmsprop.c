@@ -17,8 +17,9 @@ struct scalars {
     float lr;     /* on the way out of it */
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     return 1u + (hyper->momentum != 0) + hyper->centered;
 }
 
@@ -65,8 +66,7 @@ static void momentum_step(float *restrict p_next, const float *restrict p, const
 }
 
 /* Two loops over a block that is in cache; the first leaves d in the place of the gradient. */
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     struct scalars c = {
@@ -81,7 +81,6 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .lr = hyper->lr_in_momentum ? 1 : (float)step->lr,
     };
 
-    (void)sums;
     if (hyper->centered) {
         float *average = block->state[hyper->momentum != 0 ? 2 : 1];
         centered_direction(block->gradient, block->parameters, block->state[0], average,
@@ -114,5 +113,5 @@ const struct pd_optimizer pd_optimizer_rmsprop = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
+    .passes = {{.run = update}},
 };

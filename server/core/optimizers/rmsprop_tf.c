@@ -18,8 +18,9 @@ struct scalars {
     float lr;     /* on the way out of it */
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     return 1u + (hyper->momentum != 0) + hyper->centered;
 }
 
@@ -87,9 +88,9 @@ static uint32_t cautious_step(float *restrict p_next, const float *restrict p, f
     return agreeing;
 }
 
-static bool needs_apply(const struct pd_hyper *hyper)
+static uint32_t pass_count(const struct pd_hyper *hyper)
 {
-    return hyper->caution && hyper->momentum != 0;
+    return hyper->caution && hyper->momentum != 0 ? 2 : 1;
 }
 
 static struct scalars scalars_of(const struct pd_optimizer_step *step)
@@ -108,8 +109,7 @@ static struct scalars scalars_of(const struct pd_optimizer_step *step)
     };
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     struct scalars c = scalars_of(step);
@@ -125,19 +125,11 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     if (hyper->momentum == 0) {
         plain_step(block->parameters_next, block->parameters, block->count, c);
     } else if (hyper->caution) {
-        sums[0] = cautious_step(block->parameters_next, block->parameters, block->gradient,
-                                block->state[1], block->count, c);
-        sums[1] = block->count;
+        block->partial[0] = cautious_step(block->parameters_next, block->parameters,
+                                          block->gradient, block->state[1], block->count, c);
+        block->partial[1] = block->count;
     } else {
         momentum_step(block->parameters_next, block->parameters, block->state[1], block->count, c);
-    }
-}
-
-static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                  const double *sums)
-{
-    if (needs_apply(step->hyper)) {
-        pd_optimizer_apply_cautious(step, block, sums);
     }
 }
 
@@ -159,7 +151,7 @@ const struct pd_optimizer pd_optimizer_rmsprop_tf = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
-    .needs_apply = needs_apply,
-    .apply = apply,
+    .pass_count = pass_count,
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
+               {.run = pd_optimizer_apply_cautious}},
 };

@@ -46,10 +46,14 @@ double pd_optimizer_decay_share(const struct pd_optimizer_step *step);
  *
  * A rule that offers it leaves step * mask in the place of the gradient and what p is without the
  * step in parameters_next; its two sums are those of the mask and of the elements. This is then its
- * second pass, which changes nothing without caution. */
+ * next pass, which it has only with caution. */
 void pd_optimizer_apply_cautious(const struct pd_optimizer_step *step,
-                                 struct pd_optimizer_block *block, const double *sums);
-bool pd_optimizer_is_cautious(const struct pd_hyper *hyper);
+                                 struct pd_optimizer_block *block);
+/* Passes of a rule that has the second only for caution. */
+uint32_t pd_optimizer_cautious_pass_count(const struct pd_hyper *hyper);
+
+/* The sum_count of a pass with two sums. */
+uint64_t pd_optimizer_two_sums(const struct pd_hyper *hyper, const struct pd_tensor *tensor);
 
 /* Rows of a rule's table of options: a field of struct pd_hyper, its default as written in YAML,
  * its bounds and what it does. */

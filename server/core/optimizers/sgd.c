@@ -14,8 +14,9 @@ struct scalars {
     float lr;     /* on the way out of it */
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     return hyper->momentum != 0 ? 1 : 0;
 }
 
@@ -53,8 +54,7 @@ static void nesterov_step(float *restrict p_next, const float *restrict p,
     }
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     struct scalars c = {
@@ -66,7 +66,6 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .lr = hyper->lr_in_momentum ? 1 : (float)step->lr,
     };
 
-    (void)sums;
     if (hyper->momentum == 0) {
         plain_step(block->parameters_next, block->parameters, block->gradient, block->count, c);
     } else if (hyper->nesterov) {
@@ -93,5 +92,5 @@ const struct pd_optimizer pd_optimizer_sgd = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
+    .passes = {{.run = update}},
 };

@@ -14,8 +14,9 @@ struct scalars {
     float root_unbiasing; /* 1 / sqrt(1 - beta2^t) */
 };
 
-static uint32_t state_count(const struct pd_hyper *hyper)
+static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
+    (void)tensor;
     (void)hyper;
     return 2;
 }
@@ -36,8 +37,7 @@ static void yogi_step(float *restrict p_next, const float *restrict p, const flo
     }
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block,
-                   double *sums)
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     double beta1 = hyper->betas[0];
@@ -54,7 +54,6 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .root_unbiasing = (float)(1 / sqrt(1 - pd_optimizer_power(beta2, step->number))),
     };
 
-    (void)sums;
     yogi_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
               block->state[1], block->count, c);
 }
@@ -73,5 +72,5 @@ const struct pd_optimizer pd_optimizer_yogi = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .update = update,
+    .passes = {{.run = update}},
 };

@@ -1,0 +1,51 @@
+/* What a rank's rule keeps between steps: arrays of the size of the tensors, for the part of the
+ * model that is the rank's shard, and whole vectors of the tensors the shard has a part of.
+ * step -> [optimizer_state] -> optimizer. Pure. Owner: the loop thread. */
+#ifndef PD_SERVER_CORE_OPTIMIZER_STATE_H
+#define PD_SERVER_CORE_OPTIMIZER_STATE_H
+
+#include "common/shard_plan.h"
+#include "server/core/config.h"
+
+/* The state of one tensor on this rank. */
+struct pd_tensor_state {
+    const struct pd_optimizer *optimizer;
+    const struct pd_hyper *hyper;
+    const struct pd_tensor *tensor;
+    uint64_t begin; /* first element of the tensor that is in the shard */
+    uint64_t count; /* elements of the tensor that are in the shard */
+    uint32_t array_count;
+    float *arrays[PD_OPTIMIZER_STATE_COUNT_MAX]; /* `count` each */
+    float *vectors;                              /* the rule's vector_count; NULL: none */
+};
+
+struct pd_optimizer_state {
+    uint32_t tensor_begin; /* the shard's first tensor */
+    uint32_t tensor_end;   /* one beyond its last */
+    struct pd_tensor_state *tensors;
+};
+
+/* Allocate for the blocks of `shard`, zeroed. `tensor_groups` gives the group of every tensor.
+ * Errors: PD_ENOMEM; nothing to finish then. */
+PD_MUST_CHECK
+enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,
+                                       const struct pd_config *config,
+                                       const struct pd_tensor_list *model,
+                                       const struct pd_shard_plan *plan,
+                                       const struct pd_range *shard, const uint32_t *tensor_groups,
+                                       struct pd_error *error);
+void pd_optimizer_state_finish(struct pd_optimizer_state *state);
+
+/* The state of a tensor the shard has a part of. */
+struct pd_tensor_state *pd_optimizer_state_of(const struct pd_optimizer_state *state,
+                                              uint32_t tensor_index);
+
+/* Begin a pass over a tensor with the sums of the pass before (NULL: none), then run it over each
+ * of its blocks, whose `tensor` and state are filled in here. A pass that the tensor's
+ * hyperparameters do not need changes nothing. */
+void pd_optimizer_state_begin(struct pd_tensor_state *state, uint32_t pass,
+                              const struct pd_optimizer_step *step, const double *sums);
+void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
+                            const struct pd_optimizer_step *step, struct pd_optimizer_block *block);
+
+#endif
