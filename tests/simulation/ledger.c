@@ -7,11 +7,12 @@
 #include <string.h>
 
 void sim_ledger_init(struct sim_ledger *ledger, struct sim_agenda *agenda,
-                     const struct pd_tensor_list *model)
+                     const struct pd_tensor_list *model, uint64_t data_seed)
 {
     memset(ledger, 0, sizeof *ledger);
     ledger->agenda = agenda;
     ledger->model = model;
+    ledger->data_seed = data_seed;
 }
 
 void sim_ledger_finish(struct sim_ledger *ledger)
@@ -321,15 +322,21 @@ static uint64_t hash_name(const char *name)
     return value;
 }
 
+uint64_t sim_ledger_draw(const struct sim_ledger *ledger, const char *name, uint64_t step,
+                         uint32_t micro_batch)
+{
+    return sim_mix(sim_mix(sim_mix(ledger->data_seed, hash_name(name)), step), micro_batch);
+}
+
 /* Every element keeps its sign, so that no average comes near zero: there Adam's rules make much of
  * little rounding. */
 void sim_gradient_fill(const struct sim_ledger *ledger, const char *name, uint64_t step,
                        uint32_t micro_batch, const struct sim_batch *batch, float *out)
 {
-    uint64_t mine = sim_mix(sim_mix(hash_name(name), step), micro_batch);
+    uint64_t mine = sim_ledger_draw(ledger, name, step, micro_batch);
 
     for (uint64_t i = 0; i < ledger->model->element_count; i++) {
-        bool negative = sim_mix(ledger->agenda->seed, i) & 1u;
+        bool negative = sim_mix(ledger->data_seed, i) & 1u;
         double size = 0.25 + (double)(sim_mix(mine, i) >> 11) * 0x1p-53;
         out[i] = (float)(negative ? -size : size);
     }

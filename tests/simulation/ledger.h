@@ -51,6 +51,7 @@ struct sim_member {
 struct sim_ledger {
     struct sim_agenda *agenda;
     const struct pd_tensor_list *model;
+    uint64_t data_seed; /* of all gradients */
     uint64_t needed_lanes;
     uint64_t report_us_max; /* what rank 0 may not know yet is younger */
     struct sim_contribution *contributions;
@@ -65,7 +66,7 @@ struct sim_ledger {
 };
 
 void sim_ledger_init(struct sim_ledger *ledger, struct sim_agenda *agenda,
-                     const struct pd_tensor_list *model);
+                     const struct pd_tensor_list *model, uint64_t data_seed);
 void sim_ledger_finish(struct sim_ledger *ledger);
 
 struct sim_member *sim_ledger_member(struct sim_ledger *ledger, uint32_t worker_id);
@@ -94,6 +95,10 @@ uint64_t sim_contribution_unit(const struct sim_contribution *contribution);
 
 /* Tensors that nobody has a gradient for in the step of an order; bit per tensor. */
 uint64_t sim_ledger_absent(struct sim_ledger *ledger, const struct pd_order *order);
+
+/* A number that depends on the data's seed and on what it is for, and on nothing else. */
+uint64_t sim_ledger_draw(const struct sim_ledger *ledger, const char *name, uint64_t step,
+                         uint32_t micro_batch);
 
 /* The gradient of a micro-batch in float32, all elements of the model. */
 void sim_gradient_fill(const struct sim_ledger *ledger, const char *name, uint64_t step,

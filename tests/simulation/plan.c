@@ -240,6 +240,7 @@ void sim_plan_init(struct sim_plan *plan, uint64_t seed)
     sim_agenda_init(&chance, sim_mix(seed, 0x91a9));
     memset(plan, 0, sizeof *plan);
     plan->seed = seed;
+    plan->data_seed = seed;
     plan->rank_count = (uint32_t)sim_between(&chance, 1, 6);
     plan->worker_count = (uint32_t)sim_between(&chance, 1, SIM_WORKER_COUNT_MAX);
     plan->time_us_max = 900000000;
@@ -273,6 +274,7 @@ void sim_plan_init_calm(struct sim_plan *plan, uint64_t seed, uint32_t rank_coun
 {
     memset(plan, 0, sizeof *plan);
     plan->seed = seed;
+    plan->data_seed = 1;
     plan->rank_count = rank_count;
     plan->worker_count = worker_count;
     plan->delay_us_max = 300;

@@ -18,7 +18,8 @@ struct sim_command {
 };
 
 struct sim_plan {
-    uint64_t seed;
+    uint64_t seed;      /* of what happens when */
+    uint64_t data_seed; /* of gradients, samples and initial values */
     uint32_t rank_count;
     char config[4096]; /* YAML */
     struct pd_tensor_list model;

@@ -278,7 +278,7 @@ static void init_ledger(struct sim_simulation *simulation)
     struct pd_shard_plan *shards;
     struct pd_error error = {0};
 
-    sim_ledger_init(&simulation->ledger, &simulation->agenda, &plan->model);
+    sim_ledger_init(&simulation->ledger, &simulation->agenda, &plan->model, plan->data_seed);
     simulation->ledger.report_us_max = 1000000;
     if (pd_shard_plan_create(&shards, &plan->model, (uint32_t)simulation->config->block_size,
                              plan->rank_count, simulation->cluster.lane_count, &error) != PD_OK) {
@@ -299,7 +299,7 @@ static void init_worker(struct sim_simulation *simulation, uint32_t index)
     float *initial = sim_alloc(count, sizeof *initial);
 
     for (uint64_t i = 0; i < count; i++) {
-        uint64_t drawn = sim_mix(simulation->plan->seed, sim_mix(index, i)) >> 11;
+        uint64_t drawn = sim_mix(simulation->plan->data_seed, sim_mix(index, i)) >> 11;
         initial[i] = (float)(0.5 + (double)drawn * 0x1p-53) * (drawn & 1u ? 1.0f : -1.0f);
     }
     simulation->initial[index] = initial;
@@ -383,6 +383,7 @@ void sim_simulation_run_until(struct sim_simulation *simulation, uint64_t until_
     while (simulation->agenda.count > 0 && simulation->agenda.entries[0].time_us <= until_us) {
         (void)sim_agenda_next(&simulation->agenda);
     }
+    simulation->agenda.now_us = until_us;
 }
 
 static uint32_t workers_at_work(const struct sim_simulation *simulation)

@@ -30,7 +30,7 @@ struct sim_simulation {
     uint32_t caller_count;
     struct sim_command drain;
     bool drained;
-    bool killed;          /* a rank has died: all others are to abort */
+    bool killed;          /* a rank has died or stopped: all others are to abort */
     uint32_t initializer; /* worker id */
     uint64_t publish_count;
     char first_abort[2 * PD_ERROR_BYTES_MAX];

@@ -555,6 +555,7 @@ static void on_pushed(struct sim_contact *contact, const struct pd_pushed *pushe
     }
     if (contact->done || contact->request != SIM_REQUEST_PUSH || pushed->step != worker->step ||
         pushed->micro_batch != worker->micro_batch) {
+        worker->duplicates++;
         SIM_CHECK(worker->agenda, pushed->duplicate, "'%s' gets an answer it did not ask for",
                   worker->plan->name);
         return;
@@ -597,8 +598,9 @@ static void on_error(struct sim_contact *contact, const struct pd_error_message 
         told_gone(worker, error->text);
         return;
     }
-    sim_fail(worker->agenda, "worker '%s', %s: %s", worker->plan->name,
-             sim_phase_name(worker->phase), error->text);
+    worker->refusals++;
+    SIM_CHECK(worker->agenda, worker->tolerant, "worker '%s', %s: %s", worker->plan->name,
+              sim_phase_name(worker->phase), error->text);
 }
 
 static void on_message(void *owner, struct sim_link *link, int side,
@@ -693,28 +695,32 @@ static void begin(void *context, uint64_t incarnation)
     request(contact_of(worker, 0), SIM_REQUEST_JOIN);
 }
 
-/* Make the micro-batch that comes next and enter it into the ledger. */
+/* Make the micro-batch that comes next and enter it into the ledger. What it holds hangs on the
+ * data's seed alone, not on when it is made. */
 static void make_batch(struct sim_worker *worker)
 {
     const struct sim_worker_plan *plan = worker->plan;
-    struct sim_agenda *agenda = worker->agenda;
-    uint64_t count = worker->oracle->model->element_count;
+    const struct pd_tensor_list *model = worker->oracle->model;
     struct sim_batch *batch = &worker->batch;
+    struct sim_agenda draw;
 
+    sim_agenda_init(&draw,
+                    sim_ledger_draw(worker->ledger, plan->name, worker->step, worker->micro_batch));
     memset(batch, 0, sizeof *batch);
-    batch->samples = sim_chance(agenda, plan->empty_one_in) ? 0 : sim_between(agenda, 1, 64);
+    batch->samples = sim_chance(&draw, plan->empty_one_in) ? 0 : sim_between(&draw, 1, 64);
     batch->dtype = plan->push_dtype;
     batch->last = worker->micro_batch + 1 == worker->accumulation_steps ||
-                  (worker->step < plan->last_step && sim_chance(agenda, plan->short_one_in));
-    if (sim_chance(agenda, plan->poison_one_in)) {
-        batch->poison = sim_chance(agenda, 2) ? SIM_POISON_NAN : SIM_POISON_INFINITY;
+                  (worker->step < plan->last_step && sim_chance(&draw, plan->short_one_in));
+    if (sim_chance(&draw, plan->poison_one_in)) {
+        batch->poison = sim_chance(&draw, 2) ? SIM_POISON_NAN : SIM_POISON_INFINITY;
     }
-    for (uint32_t i = 0; i < worker->oracle->model->count; i++) {
-        batch->absent |= (uint64_t)sim_chance(agenda, plan->absent_one_in) << i;
+    for (uint32_t i = 0; i < model->count; i++) {
+        batch->absent |= (uint64_t)sim_chance(&draw, plan->absent_one_in) << i;
     }
+    sim_agenda_finish(&draw);
     sim_gradient_fill(worker->ledger, plan->name, worker->step, worker->micro_batch, batch,
                       worker->gradient);
-    pd_convert_from_float32(worker->wire, batch->dtype, worker->gradient, count);
+    pd_convert_from_float32(worker->wire, batch->dtype, worker->gradient, model->element_count);
     *sim_ledger_batch(worker->ledger, worker->worker_id, worker->step, worker->micro_batch) =
         *batch;
 }

@@ -100,6 +100,7 @@ struct sim_worker {
     bool has_crashed;
     bool has_pushed;
     bool has_hung;
+    bool tolerant; /* takes no offence at errors: the test provokes them */
     bool draining; /* the daemon said so */
     bool joined;
     uint32_t worker_id;
@@ -119,8 +120,9 @@ struct sim_worker {
     uint64_t progress_us; /* when something last happened to it */
 
     /* For the test to look at. */
-    uint32_t evictions; /* times it was told that it is gone */
-    uint32_t refusals;  /* of any other kind */
+    uint32_t evictions;  /* times it was told that it is gone */
+    uint32_t duplicates; /* answers to second copies of a push */
+    uint32_t refusals;   /* of any other kind */
     uint64_t steps_done;
     char last_error[PD_ERROR_BYTES_MAX];
 };
