@@ -368,6 +368,28 @@ static enum pd_status check_momentum(struct pd_config *config, const struct pd_s
     return PD_OK;
 }
 
+/* Check what the keys of every schedule need: an epoch, and a schedule to be chained to. */
+static enum pd_status check_place(const struct pd_config *config,
+                                  const struct pd_schedule *schedule, const struct pd_node *map,
+                                  const char *path, struct pd_error *error)
+{
+    char key[KEY_PATH_BYTES];
+
+    if (schedule->unit != PD_UNIT_STEPS && config->steps_per_epoch == 0) {
+        join_path(key, path, "unit");
+        return pd_node_fault(pd_node_find(map, "unit"), key, error,
+                             "epochs, whose length is not given; allowed: steps, or any with "
+                             "steps_per_epoch");
+    }
+    if (schedule->chain && config->schedule_count == 0) {
+        join_path(key, path, "chain");
+        return pd_node_fault(pd_node_find(map, "chain"), key, error,
+                             "true, but there is no schedule before it; allowed for the first: "
+                             "false");
+    }
+    return PD_OK;
+}
+
 static enum pd_status read_schedule(struct pd_config *config, const struct pd_node *map,
                                     const char *path, struct pd_error *error)
 {
@@ -402,13 +424,22 @@ static enum pd_status read_schedule(struct pd_config *config, const struct pd_no
         .prefix = "",
         .owner = rule->name,
         .targets = {{pd_schedule_name_options, name},
-                    {{rule->options, rule->option_count}, schedule}},
-        .target_count = 2,
+                    {{rule->options, rule->option_count}, schedule},
+                    {{pd_schedule_common_options, pd_schedule_common_option_count}, schedule}},
+        .target_count = 3,
     };
     schedule->kind = rule->kind;
+    schedule->steps_per_epoch = config->steps_per_epoch;
     status = pd_option_defaults(rule->options, rule->option_count, schedule, error);
     if (status == PD_OK) {
+        status = pd_option_defaults(pd_schedule_common_options, pd_schedule_common_option_count,
+                                    schedule, error);
+    }
+    if (status == PD_OK) {
         status = read_section(&section, error);
+    }
+    if (status == PD_OK) {
+        status = check_place(config, schedule, map, path, error);
     }
     if (status == PD_OK) {
         status = check_momentum(config, schedule, map, path, error);
@@ -419,7 +450,30 @@ static enum pd_status read_schedule(struct pd_config *config, const struct pd_no
     return status;
 }
 
-/* Read one schedule, or a list of them in which all but the last must end. */
+/* Check that schedules which another one follows end. */
+static enum pd_status check_sequence(const struct pd_config *config, const struct pd_node *list,
+                                     struct pd_error *error)
+{
+    uint32_t count = config->schedule_count;
+    uint32_t last = 0; /* the first of those that run last */
+
+    for (uint32_t i = 0; i < count; i++) {
+        last = config->schedules[i].chain ? last : i;
+    }
+    for (uint32_t i = 0; i < last; i++) {
+        if (pd_schedule_duration(&config->schedules[i], 1) == 0) {
+            char path[KEY_PATH_BYTES];
+
+            snprintf(path, sizeof path, "schedule.%" PRIu32, i);
+            return pd_node_fault(list->children[i], path, error,
+                                 "%s runs for ever, so nothing can follow it; give it steps",
+                                 pd_schedule_at(config->schedules[i].kind)->name);
+        }
+    }
+    return PD_OK;
+}
+
+/* Read one schedule, or a list of them in which all but those that run last must end. */
 static enum pd_status read_schedules(struct pd_config *config, const struct pd_node *root,
                                      struct pd_error *error)
 {
@@ -443,14 +497,8 @@ static enum pd_status read_schedules(struct pd_config *config, const struct pd_n
         if (status != PD_OK) {
             return status;
         }
-        const struct pd_schedule_rule *rule = pd_schedule_at(config->schedules[i].kind);
-        if (i + 1 < list->count && rule->duration(&config->schedules[i]) == 0) {
-            return pd_node_fault(list->children[i], path, error,
-                                 "%s runs for ever, so nothing can follow it; give it steps",
-                                 rule->name);
-        }
     }
-    return PD_OK;
+    return check_sequence(config, list, error);
 }
 
 /* A number of the port part, which must be the whole text. */

@@ -212,6 +212,10 @@ static void write_schedules(struct writer *writer)
         writer->indent = 2;
         write_option(writer, &pd_schedule_name_options.options[0], names, rule->name);
         write_options(writer, rule->options, rule->option_count);
+        if (i == 0) {
+            write_comment(writer, "and, as of every schedule:");
+            write_options(writer, pd_schedule_common_options, pd_schedule_common_option_count);
+        }
         writer->indent = 0;
         writer->prefix = "";
     }
@@ -297,6 +301,8 @@ char *pd_config_help(void)
     write_text(&writer, "\nOf a schedule:\n");
     write_help(&writer, "schedule.0.", &pd_schedule_name_options.options[0],
                pd_schedule_names(names, sizeof names));
+    write_table_help(&writer, "schedule.0.", pd_schedule_common_options,
+                     pd_schedule_common_option_count);
     for (size_t i = 0; pd_schedule_at(i) != NULL; i++) {
         const struct pd_schedule_rule *rule = pd_schedule_at(i);
         write_text(&writer, "\nOf the schedule %s:\n", rule->name);
@@ -308,14 +314,20 @@ char *pd_config_help(void)
 static void write_schedule_summary(struct writer *writer, const struct pd_config *config)
 {
     write_text(writer, "schedule: %s", config->schedule_count == 0 ? "none, the rate is lr" : "");
-    for (uint32_t i = 0; i < config->schedule_count; i++) {
-        const struct pd_schedule_rule *rule = pd_schedule_at(config->schedules[i].kind);
-        uint64_t steps = rule->duration(&config->schedules[i]);
+    for (uint32_t i = 0; i < config->schedule_count;) {
+        const struct pd_schedule *schedule = &config->schedules[i];
+        uint32_t left = config->schedule_count - i;
+        uint32_t together = (uint32_t)pd_schedule_together(schedule, left);
 
-        write_text(writer, "%s%s", i == 0 ? "" : ", then ", rule->name);
-        if (i + 1 < config->schedule_count) {
-            write_text(writer, " for %" PRIu64 " steps", steps);
+        write_text(writer, "%s", i == 0 ? "" : ", then ");
+        for (uint32_t k = 0; k < together; k++) {
+            write_text(writer, "%s%s", k == 0 ? "" : " times ",
+                       pd_schedule_at(schedule[k].kind)->name);
         }
+        if (together < left) {
+            write_text(writer, " for %" PRIu64 " steps", pd_schedule_duration(schedule, left));
+        }
+        i += together;
     }
     write_text(writer, "\n");
 }

@@ -69,6 +69,10 @@ const char *pd_option_allowed(const struct pd_option *option, char *text, size_t
     case PD_OPTION_REALS:
         describe_bounds(option, "a list of numbers", DBL_MAX, text, text_bytes);
         break;
+    case PD_OPTION_POINTS:
+        describe_bounds(option, "a list of pairs [step, number], steps rising, number", DBL_MAX,
+                        text, text_bytes);
+        break;
     case PD_OPTION_TEXT:
         snprintf(text, text_bytes, "a text of at most %.0f bytes", option->high);
         break;
@@ -262,6 +266,41 @@ static enum pd_status read_real_list(const struct pd_option *option, const char 
     return read_reals(option, path, node, out->values, node->count, error);
 }
 
+static enum pd_status read_points(const struct pd_option *option, const char *path,
+                                  const struct pd_node *node, struct pd_option_points *out,
+                                  struct pd_error *error)
+{
+    if (node->kind != PD_NODE_LIST) {
+        return value_fault(option, path, node, "not a list", error);
+    }
+    if (node->count > PD_OPTION_REALS_MAX) {
+        return value_fault(option, path, node, "too many", error);
+    }
+    out->count = (uint32_t)node->count;
+    for (uint32_t i = 0; i < out->count; i++) {
+        const struct pd_node *pair = node->children[i];
+        double *step = &out->pairs[i][0];
+
+        if (pair->kind != PD_NODE_LIST || pair->count != 2) {
+            return value_fault(option, path, pair, "not a pair", error);
+        }
+        if (parse_number(pair->children[0], step) != NULL || *step != trunc(*step) || *step < 0 ||
+            *step > WHOLE_MAX) {
+            return value_fault(option, path, pair->children[0], "not a step", error);
+        }
+        if (i > 0 && *step <= out->pairs[i - 1][0]) {
+            return value_fault(option, path, pair->children[0], "not beyond the step before",
+                               error);
+        }
+        enum pd_status status =
+            read_real(option, path, pair->children[1], &out->pairs[i][1], error);
+        if (status != PD_OK) {
+            return status;
+        }
+    }
+    return PD_OK;
+}
+
 static enum pd_status read_text(const struct pd_option *option, const char *path,
                                 const struct pd_node *node, char *out, struct pd_error *error)
 {
@@ -331,6 +370,9 @@ static void clear(const struct pd_option *option, void *field)
     case PD_OPTION_REALS:
         ((struct pd_option_reals *)field)->count = 0;
         break;
+    case PD_OPTION_POINTS:
+        ((struct pd_option_points *)field)->count = 0;
+        break;
     case PD_OPTION_TEXT:
         *(char *)field = '\0';
         break;
@@ -369,6 +411,8 @@ enum pd_status pd_option_read(const struct pd_option *option, const char *path,
         return read_reals(option, path, node, field, 3, error);
     case PD_OPTION_REALS:
         return read_real_list(option, path, node, field, error);
+    case PD_OPTION_POINTS:
+        return read_points(option, path, node, field, error);
     case PD_OPTION_TEXT:
         return read_text(option, path, node, field, error);
     case PD_OPTION_TEXTS:

@@ -14,6 +14,7 @@ enum pd_option_type {
     PD_OPTION_REALS2, /* double[2], each within the bounds: betas */
     PD_OPTION_REALS3, /* double[3] */
     PD_OPTION_REALS,  /* struct pd_option_reals, each within the bounds: milestones */
+    PD_OPTION_POINTS, /* struct pd_option_points, values within the bounds: points */
     PD_OPTION_TEXT,   /* char[high + 1], at most `high` bytes */
     PD_OPTION_TEXTS, /* uint32_t count, then char[low][high + 1]: a text or a list of up to `low` */
     PD_OPTION_CHOICE,  /* int: index of the word in `choices` */
@@ -28,11 +29,17 @@ struct pd_option_reals {
     double values[PD_OPTION_REALS_MAX];
 };
 
+/* The field of a POINTS option: pairs of a step, each beyond the one before, and a value. */
+struct pd_option_points {
+    uint32_t count;
+    double pairs[PD_OPTION_REALS_MAX][2];
+};
+
 struct pd_option {
     const char *key;
     enum pd_option_type type;
     size_t offset; /* of the field in the struct the table is for */
-    /* As in YAML. "null": none (a REAL becomes NaN, a TEXT or REALS empty, a UINT 0). NULL: none,
+    /* As in YAML. "null": none (a REAL becomes NaN, a list or TEXT empty, a UINT 0). NULL: none,
      * the key is a section or must be given. */
     const char *default_text;
     /* A `high` of INFINITY, not open, allows inf; one of 2^53 or more, open or beyond any use, is

@@ -56,6 +56,13 @@ static double half_cosine(double progress)
     return (1 + cos(M_PI * progress)) / 2;
 }
 
+/* How far apart the times of two steps are, in the schedule's unit; for whole epochs, of two steps
+ * at which the rate may change. */
+static double step_length(const struct pd_schedule *schedule)
+{
+    return schedule->unit == PD_UNIT_EPOCHS ? 1 / (double)schedule->steps_per_epoch : 1;
+}
+
 static uint64_t duration_steps(const struct pd_schedule *schedule)
 {
     return schedule->steps;
@@ -63,9 +70,9 @@ static uint64_t duration_steps(const struct pd_schedule *schedule)
 
 /* lr_t = base_lr * factor for t < steps, then base_lr; with steps = 0, base_lr * factor for ever.
  * Source: torch.optim.lr_scheduler.ConstantLR. */
-static double constant_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+static double constant_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    bool active = schedule->steps == 0 || step < schedule->steps;
+    bool active = schedule->steps == 0 || at < (double)schedule->steps;
     return active ? base_lr * schedule->factor : base_lr;
 }
 
@@ -76,9 +83,9 @@ static const struct pd_option constant_options[] = {
 
 /* lr_t = base_lr * gamma^floor(t / step_size).
  * Source: torch.optim.lr_scheduler.StepLR. */
-static double step_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+static double step_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    return base_lr * pow(schedule->gamma, (double)(step / schedule->step_size));
+    return base_lr * pow(schedule->gamma, floor(at / (double)schedule->step_size));
 }
 
 static const struct pd_option step_options[] = {
@@ -89,11 +96,11 @@ static const struct pd_option step_options[] = {
 
 /* lr_t = base_lr * gamma^(milestones at or before t).
  * Source: torch.optim.lr_scheduler.MultiStepLR. */
-static double multistep_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+static double multistep_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
     uint32_t decays = 0;
     for (uint32_t i = 0; i < schedule->milestones.count; i++) {
-        decays += schedule->milestones.values[i] <= (double)step;
+        decays += schedule->milestones.values[i] <= at;
     }
     return base_lr * pow(schedule->gamma, decays);
 }
@@ -107,9 +114,9 @@ static const struct pd_option multistep_options[] = {
 
 /* lr_t = base_lr * gamma^t.
  * Source: torch.optim.lr_scheduler.ExponentialLR. */
-static double exponential_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+static double exponential_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    return base_lr * pow(schedule->gamma, (double)step);
+    return base_lr * pow(schedule->gamma, at);
 }
 
 static const struct pd_option exponential_options[] = {
@@ -117,11 +124,12 @@ static const struct pd_option exponential_options[] = {
     STEPS_OR_EVER,
 };
 
-/* lr_t = base_lr * (start + (end - start) * min(t, steps) / steps).
- * Source: torch.optim.lr_scheduler.LinearLR, whose total_iters is `steps`. */
-static double linear_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+/* lr_t = base_lr * (start + (end - start) * min(t + offset, steps) / steps).
+ * Source: torch.optim.lr_scheduler.LinearLR, whose total_iters is `steps`. Warmups by t / T begin
+ * at 0, those by (t + 1) / T at 0 with an offset of 1. */
+static double linear_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    double progress = smaller((double)step / (double)schedule->steps, 1);
+    double progress = smaller((at + (double)schedule->offset) / (double)schedule->steps, 1);
     double rise = schedule->end_factor - schedule->start_factor;
     return base_lr * (schedule->start_factor + rise * progress);
 }
@@ -132,14 +140,15 @@ static const struct pd_option linear_options[] = {
     NUMBER("end_factor", end_factor, "1.0", 0,
            "multiple of the optimizer's learning rate at the end"),
     COUNT("steps", steps, "5", 1, "steps from start_factor to end_factor"),
+    COUNT("offset", offset, "0", 0, "steps of it that have passed when it begins"),
 };
 
 /* lr_t = lr_end + (base_lr - lr_end) * (1 - min(t, steps) / steps)^power.
  * Source: torch.optim.lr_scheduler.PolynomialLR, whose total_iters is `steps`; lr_end as in
  * transformers.get_polynomial_decay_schedule_with_warmup. */
-static double polynomial_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+static double polynomial_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    double left = 1 - smaller((double)step / (double)schedule->steps, 1);
+    double left = 1 - smaller(at / (double)schedule->steps, 1);
     return schedule->lr_end + (base_lr - schedule->lr_end) * pow(left, schedule->power);
 }
 
@@ -152,9 +161,9 @@ static const struct pd_option polynomial_options[] = {
 /* lr_t = eta_min + (base_lr - eta_min) * (1 + cos(2 * pi * num_cycles * t / t_max)) / 2, which
  * climbs again past t_max. Source: torch.optim.lr_scheduler.CosineAnnealingLR; num_cycles as in
  * transformers.get_cosine_schedule_with_warmup. */
-static double cosine_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+static double cosine_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    double progress = 2 * schedule->num_cycles * (double)step / (double)schedule->t_max;
+    double progress = 2 * schedule->num_cycles * at / (double)schedule->t_max;
     return schedule->eta_min + (base_lr - schedule->eta_min) * half_cosine(progress);
 }
 
@@ -176,12 +185,11 @@ static const struct pd_option cosine_options[] = {
  * Source: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts; Loshchilov and Hutter 2017,
  * equation 5 (https://arxiv.org/abs/1608.03983); cycle_decay and cycle_limit as in
  * timm.scheduler.CosineLRScheduler, whose warmup without prefix is `offset`. */
-static double cosine_warm_restarts_lr(const struct pd_schedule *schedule, double base_lr,
-                                      uint64_t step)
+static double cosine_warm_restarts_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
     double length = schedule->restarts.t_0;
     double growth = schedule->restarts.t_mult;
-    double left = (double)(step + schedule->restarts.offset);
+    double left = at + (double)schedule->offset;
     double cycle = 0;
 
     if (growth == 1) {
@@ -213,7 +221,7 @@ static const struct pd_option cosine_warm_restarts_options[] = {
     NUMBER("eta_min", eta_min, "0", 0, "least learning rate"),
     POSITIVE("cycle_decay", restarts.cycle_decay, "1.0", "factor of the top of each next cycle"),
     COUNT("cycle_limit", restarts.cycle_limit, "0", 0, "cycles before it stays at eta_min; 0: any"),
-    COUNT("offset", restarts.offset, "0", 0, "steps of it that have passed when it begins"),
+    COUNT("offset", offset, "0", 0, "steps of it that have passed when it begins"),
     STEPS_OR_EVER,
 };
 
@@ -225,17 +233,19 @@ static const char *const anneal_words[] = {"cos", "linear", NULL};
  * of the next, has its end value. The momentum goes the other way: from max_momentum down to
  * base_momentum, up again, and stays.
  * Source: torch.optim.lr_scheduler.OneCycleLR. */
-static double onecycle_at(const struct pd_schedule *schedule, const double values[4], uint64_t step)
+static double onecycle_at(const struct pd_schedule *schedule, const double values[4], double at)
 {
     double total = (double)schedule->onecycle.total_steps;
     double rise = schedule->onecycle.pct_start * total;
-    const double ends[] = {rise - 1, schedule->onecycle.three_phase ? 2 * rise - 2 : total - 1,
-                           total - 1};
+    double step = step_length(schedule);
+    const double ends[] = {rise - step,
+                           schedule->onecycle.three_phase ? 2 * (rise - step) : total - step,
+                           total - step};
     double begin = 0;
 
     for (size_t phase = 0; phase < 3; phase++) {
-        if ((double)step <= ends[phase] && ends[phase] > begin) {
-            double progress = ((double)step - begin) / (ends[phase] - begin);
+        if (at <= ends[phase] && ends[phase] > begin) {
+            double progress = (at - begin) / (ends[phase] - begin);
             double left = schedule->onecycle.anneal_strategy == PD_ANNEAL_COS
                               ? half_cosine(progress)
                               : 1 - progress;
@@ -246,7 +256,7 @@ static double onecycle_at(const struct pd_schedule *schedule, const double value
     return values[3];
 }
 
-static double onecycle_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+static double onecycle_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
     double max_lr = schedule->onecycle.max_lr;
     double initial_lr = max_lr / schedule->onecycle.div_factor;
@@ -255,15 +265,15 @@ static double onecycle_lr(const struct pd_schedule *schedule, double base_lr, ui
                           min_lr};
 
     (void)base_lr;
-    return onecycle_at(schedule, lrs, step);
+    return onecycle_at(schedule, lrs, at);
 }
 
-static double onecycle_momentum(const struct pd_schedule *schedule, uint64_t step)
+static double onecycle_momentum(const struct pd_schedule *schedule, double at)
 {
     double most = schedule->max_momentum;
     const double momenta[] = {most, schedule->base_momentum, most, most};
 
-    return onecycle_at(schedule, momenta, step);
+    return onecycle_at(schedule, momenta, at);
 }
 
 static uint64_t onecycle_duration(const struct pd_schedule *schedule)
@@ -290,35 +300,36 @@ static const char *const cycle_words[] = {"triangular", "triangular2", "exp_rang
  * step_size_down steps, its height times 1 (triangular), 2^-c (triangular2) or gamma^t (exp_range).
  * The momentum falls from max_momentum to base_momentum while the rate climbs, by the same share.
  * Source: torch.optim.lr_scheduler.CyclicLR. */
-static double cyclic_height(const struct pd_schedule *schedule, uint64_t step)
+static double cyclic_height(const struct pd_schedule *schedule, double at)
 {
-    uint64_t up = schedule->cyclic.step_size_up;
-    uint64_t down = schedule->cyclic.step_size_down != 0 ? schedule->cyclic.step_size_down : up;
-    uint64_t cycle = step / (up + down);
-    uint64_t at = step % (up + down);
-    double height = at <= up ? (double)at / (double)up : (double)(up + down - at) / (double)down;
+    double up = (double)schedule->cyclic.step_size_up;
+    double down =
+        schedule->cyclic.step_size_down != 0 ? (double)schedule->cyclic.step_size_down : up;
+    double cycle = floor(at / (up + down));
+    double in_cycle = at - cycle * (up + down);
+    double height = in_cycle <= up ? in_cycle / up : (up + down - in_cycle) / down;
 
     if (schedule->cyclic.mode == PD_CYCLE_TRIANGULAR2) {
-        height *= pow(2, -(double)cycle);
+        height *= pow(2, -cycle);
     } else if (schedule->cyclic.mode == PD_CYCLE_EXP_RANGE) {
-        height *= pow(schedule->gamma, (double)step);
+        height *= pow(schedule->gamma, at);
     }
     return height;
 }
 
-static double cyclic_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+static double cyclic_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
     double range = schedule->cyclic.max_lr - schedule->cyclic.base_lr;
 
     (void)base_lr;
-    return schedule->cyclic.base_lr + range * cyclic_height(schedule, step);
+    return schedule->cyclic.base_lr + range * cyclic_height(schedule, at);
 }
 
-static double cyclic_momentum(const struct pd_schedule *schedule, uint64_t step)
+static double cyclic_momentum(const struct pd_schedule *schedule, double at)
 {
     double range = schedule->max_momentum - schedule->base_momentum;
 
-    return schedule->max_momentum - range * cyclic_height(schedule, step);
+    return schedule->max_momentum - range * cyclic_height(schedule, at);
 }
 
 static const struct pd_option cyclic_options[] = {
@@ -334,9 +345,9 @@ static const struct pd_option cyclic_options[] = {
 
 /* lr_t = base_lr / sqrt((t + timescale) / timescale).
  * Source: transformers.get_inverse_sqrt_schedule after its warmup. */
-static double inverse_sqrt_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+static double inverse_sqrt_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    return base_lr / sqrt(((double)step + schedule->timescale) / schedule->timescale);
+    return base_lr / sqrt((at + schedule->timescale) / schedule->timescale);
 }
 
 static const struct pd_option inverse_sqrt_options[] = {
@@ -375,9 +386,8 @@ static double decay_share(int ramp, double num_cycles, double progress)
 
 /* Warmup to base_lr, base_lr for num_stable_steps, decay to base_lr * min_lr_ratio, which stays.
  * Source: transformers.get_wsd_schedule; without warmup_from_min as up to its version 4.44. */
-static double wsd_lr(const struct pd_schedule *schedule, double base_lr, uint64_t step)
+static double wsd_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    double at = (double)step;
     double warmup = (double)schedule->wsd.num_warmup_steps;
     double stable = (double)schedule->wsd.num_stable_steps;
     double decay = (double)schedule->wsd.num_decay_steps;
@@ -418,26 +428,92 @@ static const struct pd_option wsd_options[] = {
     FLAG("warmup_from_min", wsd.warmup_from_min, "true", "begin at min_lr_ratio instead of zero"),
 };
 
-#define RULE(name, kind, lr, momentum, duration)                                                   \
+static const char *const interpolation_words[] = {"linear", "cosine", "none", NULL};
+
+/* lr = base_lr times the value at t, on the way from the point before to the next one: along a line
+ * or half a cosine, or without any way. Before the first point it is the first's, after the last
+ * the last's. */
+static double piecewise_lr(const struct pd_schedule *schedule, double base_lr, double at)
+{
+    const struct pd_option_points *points = &schedule->points;
+    uint32_t next = 0;
+
+    while (next < points->count && points->pairs[next][0] <= at) {
+        next++;
+    }
+    if (points->count == 0) {
+        return base_lr;
+    }
+    const double *to = points->pairs[next < points->count ? next : next - 1];
+    const double *from = points->pairs[next > 0 ? next - 1 : 0];
+    if (to == from || schedule->interpolation == PD_INTERPOLATION_NONE) {
+        return base_lr * from[1];
+    }
+    double progress = (at - from[0]) / (to[0] - from[0]);
+    double left =
+        schedule->interpolation == PD_INTERPOLATION_COSINE ? half_cosine(progress) : 1 - progress;
+    return base_lr * (to[1] + (from[1] - to[1]) * left);
+}
+
+static const struct pd_option piecewise_options[] = {
+    {FIELD("points", points, POINTS, "[[0, 1]]",
+           "steps, and multiples of the optimizer's learning rate there"),
+     .high = INFINITY, .high_open = 1},
+    WORD("interpolation", interpolation, "linear", interpolation_words,
+         "way from one point to the next"),
+    STEPS_OR_EVER,
+};
+
+/* From the rate that the schedule before ends with down to end_factor times that, which stays. */
+static double cooldown_lr(const struct pd_schedule *schedule, double base_lr, double at)
+{
+    double progress = smaller(at / (double)schedule->steps, 1);
+    double share = decay_share(schedule->shape, 0.5, progress);
+
+    return base_lr * (schedule->end_factor + (1 - schedule->end_factor) * share);
+}
+
+static const struct pd_option cooldown_options[] = {
+    COUNT("steps", steps, "1000", 1, "steps from the rate before it to end_factor"),
+    WORD("shape", shape, "linear", ramp_words, "shape of the way down"),
+    NUMBER("end_factor", end_factor, "0", 0, "learning rate at the end, as a share of the first"),
+};
+
+static const char *const unit_words[] = {"steps", "epochs", "whole_epochs", NULL};
+
+const struct pd_option pd_schedule_common_options[] = {
+    WORD("unit", unit, "steps", unit_words,
+         "what its steps are: steps; epochs, the rate changing with every step; whole_epochs, the "
+         "rate changing between epochs only"),
+    FLAG("chain", chain, "false",
+         "run together with the schedule before it, multiplying its rates, not after it"),
+};
+const size_t pd_schedule_common_option_count =
+    sizeof pd_schedule_common_options / sizeof pd_schedule_common_options[0];
+
+#define RULE(rule_name, rule_kind, ...)                                                            \
     {                                                                                              \
-#name, kind, name##_options,                                                               \
-            sizeof name##_options / sizeof name##_options[0], lr, momentum, duration               \
+        .name = #rule_name, .kind = rule_kind, .options = rule_name##_options,                     \
+        .option_count = sizeof rule_name##_options / sizeof rule_name##_options[0],                \
+        .lr = rule_name##_lr, __VA_ARGS__                                                          \
     }
 
 static const struct pd_schedule_rule rules[] = {
-    RULE(constant, PD_SCHEDULE_CONSTANT, constant_lr, NULL, duration_steps),
-    RULE(step, PD_SCHEDULE_STEP, step_lr, NULL, duration_steps),
-    RULE(multistep, PD_SCHEDULE_MULTISTEP, multistep_lr, NULL, duration_steps),
-    RULE(exponential, PD_SCHEDULE_EXPONENTIAL, exponential_lr, NULL, duration_steps),
-    RULE(linear, PD_SCHEDULE_LINEAR, linear_lr, NULL, duration_steps),
-    RULE(polynomial, PD_SCHEDULE_POLYNOMIAL, polynomial_lr, NULL, duration_steps),
-    RULE(cosine, PD_SCHEDULE_COSINE, cosine_lr, NULL, cosine_duration),
-    RULE(cosine_warm_restarts, PD_SCHEDULE_COSINE_WARM_RESTARTS, cosine_warm_restarts_lr, NULL,
-         duration_steps),
-    RULE(onecycle, PD_SCHEDULE_ONECYCLE, onecycle_lr, onecycle_momentum, onecycle_duration),
-    RULE(cyclic, PD_SCHEDULE_CYCLIC, cyclic_lr, cyclic_momentum, duration_steps),
-    RULE(inverse_sqrt, PD_SCHEDULE_INVERSE_SQRT, inverse_sqrt_lr, NULL, duration_steps),
-    RULE(wsd, PD_SCHEDULE_WSD, wsd_lr, NULL, wsd_duration),
+    RULE(constant, PD_SCHEDULE_CONSTANT, .duration = duration_steps),
+    RULE(step, PD_SCHEDULE_STEP, .duration = duration_steps),
+    RULE(multistep, PD_SCHEDULE_MULTISTEP, .duration = duration_steps),
+    RULE(exponential, PD_SCHEDULE_EXPONENTIAL, .duration = duration_steps),
+    RULE(linear, PD_SCHEDULE_LINEAR, .duration = duration_steps),
+    RULE(polynomial, PD_SCHEDULE_POLYNOMIAL, .duration = duration_steps),
+    RULE(cosine, PD_SCHEDULE_COSINE, .duration = cosine_duration),
+    RULE(cosine_warm_restarts, PD_SCHEDULE_COSINE_WARM_RESTARTS, .duration = duration_steps),
+    RULE(onecycle, PD_SCHEDULE_ONECYCLE, .momentum = onecycle_momentum,
+         .duration = onecycle_duration),
+    RULE(cyclic, PD_SCHEDULE_CYCLIC, .momentum = cyclic_momentum, .duration = duration_steps),
+    RULE(inverse_sqrt, PD_SCHEDULE_INVERSE_SQRT, .duration = duration_steps),
+    RULE(wsd, PD_SCHEDULE_WSD, .duration = wsd_duration),
+    RULE(piecewise, PD_SCHEDULE_PIECEWISE, .duration = duration_steps),
+    RULE(cooldown, PD_SCHEDULE_COOLDOWN, .continues = true, .duration = duration_steps),
 };
 #define RULE_COUNT (sizeof rules / sizeof rules[0])
 
@@ -463,26 +539,80 @@ static const struct pd_schedule_rule *rule_of(const struct pd_schedule *schedule
     return &rules[schedule->kind];
 }
 
-/* The schedule that `*step` falls into, which becomes its own step; NULL without schedules. */
-static const struct pd_schedule *find_active(const struct pd_schedule *schedules, size_t count,
-                                             uint64_t *step)
+/* The schedule's own time at its step `step`. */
+static double own_time(const struct pd_schedule *schedule, uint64_t step)
+{
+    switch (schedule->unit) {
+    case PD_UNIT_EPOCHS:
+        return (double)step / (double)schedule->steps_per_epoch;
+    case PD_UNIT_WHOLE_EPOCHS:
+        return (double)(step / schedule->steps_per_epoch);
+    default:
+        return (double)step;
+    }
+}
+
+static uint64_t steps_of(const struct pd_schedule *schedule)
+{
+    uint64_t duration = rule_of(schedule)->duration(schedule);
+    uint64_t unit = schedule->unit == PD_UNIT_STEPS ? 1 : schedule->steps_per_epoch;
+
+    return duration > UINT64_MAX / unit ? UINT64_MAX : duration * unit;
+}
+
+size_t pd_schedule_together(const struct pd_schedule *schedules, size_t count)
+{
+    size_t together = count > 0;
+
+    while (together < count && schedules[together].chain) {
+        together++;
+    }
+    return together;
+}
+
+uint64_t pd_schedule_duration(const struct pd_schedule *schedules, size_t count)
+{
+    size_t together = pd_schedule_together(schedules, count);
+    uint64_t longest = 0;
+
+    for (size_t i = 0; i < together; i++) {
+        uint64_t steps = steps_of(&schedules[i]);
+        if (steps == 0) {
+            return 0;
+        }
+        longest = steps > longest ? steps : longest;
+    }
+    return longest;
+}
+
+/* The rate of `count` schedules that run together, at their step `step`. */
+static double lr_together(const struct pd_schedule *schedules, size_t count, double base_lr,
+                          uint64_t step)
 {
     for (size_t i = 0; i < count; i++) {
-        uint64_t duration = rule_of(&schedules[i])->duration(&schedules[i]);
-        if (i + 1 == count || duration == 0 || *step < duration) {
-            return &schedules[i];
-        }
-        *step -= duration;
+        base_lr = rule_of(&schedules[i])->lr(&schedules[i], base_lr, own_time(&schedules[i], step));
     }
-    return NULL;
+    return base_lr;
 }
 
 double pd_schedule_lr(const struct pd_schedule *schedules, size_t count, double base_lr,
                       uint64_t step)
 {
-    const struct pd_schedule *active = find_active(schedules, count, &step);
+    double before_lr = base_lr; /* what the schedules so far end with */
 
-    return active != NULL ? rule_of(active)->lr(active, base_lr, step) : base_lr;
+    while (count > 0) {
+        size_t together = pd_schedule_together(schedules, count);
+        uint64_t duration = pd_schedule_duration(schedules, count);
+        double begin_lr = rule_of(&schedules[0])->continues ? before_lr : base_lr;
+        if (together == count || duration == 0 || step < duration) {
+            return lr_together(schedules, together, begin_lr, step);
+        }
+        before_lr = lr_together(schedules, together, begin_lr, duration);
+        schedules += together;
+        count -= together;
+        step -= duration;
+    }
+    return base_lr;
 }
 
 bool pd_schedule_cycles_momentum(const struct pd_schedule *schedule)
@@ -492,9 +622,22 @@ bool pd_schedule_cycles_momentum(const struct pd_schedule *schedule)
 
 double pd_schedule_momentum(const struct pd_schedule *schedules, size_t count, uint64_t step)
 {
-    const struct pd_schedule *active = find_active(schedules, count, &step);
+    double momentum = NAN;
+    size_t together = pd_schedule_together(schedules, count);
+    uint64_t duration = pd_schedule_duration(schedules, count);
 
-    return active != NULL && pd_schedule_cycles_momentum(active)
-               ? rule_of(active)->momentum(active, step)
-               : NAN;
+    while (together < count && duration != 0 && step >= duration) {
+        schedules += together;
+        count -= together;
+        step -= duration;
+        together = pd_schedule_together(schedules, count);
+        duration = pd_schedule_duration(schedules, count);
+    }
+    for (size_t i = 0; i < together; i++) {
+        if (pd_schedule_cycles_momentum(&schedules[i])) {
+            momentum =
+                rule_of(&schedules[i])->momentum(&schedules[i], own_time(&schedules[i], step));
+        }
+    }
+    return momentum;
 }

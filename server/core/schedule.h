@@ -2,7 +2,9 @@
  * config -> [schedule] -> orders (rank 0 puts the rates into the step-close order). Pure.
  *
  * Schedules run one after the other, each counting from its own beginning; the last goes on for
- * ever. Formulas are the closed forms of torch.optim.lr_scheduler unless a rule says otherwise. */
+ * ever. One that is chained runs beside the one before it and has the other's rate as its base, so
+ * that factors multiply; together they last as long as the longest of them. Formulas are the closed
+ * forms of torch.optim.lr_scheduler unless a rule says otherwise. */
 #ifndef PD_SERVER_CORE_SCHEDULE_H
 #define PD_SERVER_CORE_SCHEDULE_H
 
@@ -25,22 +27,38 @@ enum pd_schedule_kind {
     PD_SCHEDULE_CYCLIC,
     PD_SCHEDULE_INVERSE_SQRT,
     PD_SCHEDULE_WSD,
+    PD_SCHEDULE_PIECEWISE,
+    PD_SCHEDULE_COOLDOWN,
 };
 
 /* Words of CHOICE options, in their order. */
 enum pd_schedule_anneal { PD_ANNEAL_COS, PD_ANNEAL_LINEAR };
 enum pd_schedule_cycle { PD_CYCLE_TRIANGULAR, PD_CYCLE_TRIANGULAR2, PD_CYCLE_EXP_RANGE };
 enum pd_schedule_ramp { PD_RAMP_LINEAR, PD_RAMP_COSINE, PD_RAMP_1_SQRT };
+enum pd_schedule_interpolation {
+    PD_INTERPOLATION_LINEAR,
+    PD_INTERPOLATION_COSINE,
+    PD_INTERPOLATION_NONE,
+};
+/* What a schedule counts: steps; epochs, of which a step is a part; or epochs that are over, so
+ * that the rate changes only between them. */
+enum pd_schedule_unit { PD_UNIT_STEPS, PD_UNIT_EPOCHS, PD_UNIT_WHOLE_EPOCHS };
 
-/* Parameters of one schedule, under the field's names. A rule reads those its options name. */
+/* Parameters of one schedule, under the field's names. A rule reads those its options name. "Steps"
+ * of a rule are in the schedule's unit. */
 struct pd_schedule {
     enum pd_schedule_kind kind;
+    int unit;                 /* enum pd_schedule_unit */
+    uint64_t steps_per_epoch; /* for units other than steps */
+    bool chain;               /* runs beside the one before it */
+
     uint64_t steps;      /* how long it runs before the next one begins; 0: as the kind says */
     double factor;       /* constant */
     uint64_t step_size;  /* step */
     double gamma;        /* step, multistep, exponential, cyclic */
     double start_factor; /* linear */
-    double end_factor;   /* linear */
+    double end_factor;   /* linear, cooldown */
+    uint64_t offset;     /* linear, cosine_warm_restarts */
     double power;        /* polynomial */
     double lr_end;       /* polynomial */
     uint64_t t_max;      /* cosine */
@@ -49,7 +67,6 @@ struct pd_schedule {
     struct {
         double t_0, t_mult, cycle_decay;
         uint64_t cycle_limit; /* 0: none */
-        uint64_t offset;
     } restarts;
     struct {
         double max_lr, pct_start, div_factor, final_div_factor;
@@ -72,6 +89,9 @@ struct pd_schedule {
         double min_lr_ratio;
         bool warmup_from_min;
     } wsd;
+    int shape;                         /* cooldown: enum pd_schedule_ramp */
+    int interpolation;                 /* piecewise: enum pd_schedule_interpolation */
+    struct pd_option_points points;    /* piecewise */
     struct pd_option_reals milestones; /* multistep */
 };
 
@@ -80,15 +100,22 @@ struct pd_schedule_rule {
     enum pd_schedule_kind kind;
     const struct pd_option *options; /* into struct pd_schedule */
     uint32_t option_count;
-    /* The rate of its own step `step`; `base_lr` is the optimizer's. */
-    double (*lr)(const struct pd_schedule *schedule, double base_lr, uint64_t step);
-    /* The momentum of its own step `step`, or beta1 of the Adam family; NULL: never sets it. */
-    double (*momentum)(const struct pd_schedule *schedule, uint64_t step);
-    uint64_t (*duration)(const struct pd_schedule *schedule); /* 0: for ever */
+    /* Whether its base rate is the one that the schedules before it end with, instead of the
+     * optimizer's. */
+    bool continues;
+    /* The rate at its own time `at`, in its unit. */
+    double (*lr)(const struct pd_schedule *schedule, double base_lr, double at);
+    /* The momentum then, or beta1 of the Adam family; NULL: never sets it. */
+    double (*momentum)(const struct pd_schedule *schedule, double at);
+    uint64_t (*duration)(const struct pd_schedule *schedule); /* in its unit; 0: for ever */
 };
 
 const struct pd_schedule_rule *pd_schedule_find(const char *name);
 const struct pd_schedule_rule *pd_schedule_at(size_t index);
+
+/* Options that every schedule has, into struct pd_schedule. */
+extern const struct pd_option pd_schedule_common_options[];
+extern const size_t pd_schedule_common_option_count;
 
 /* The rate of optimizer step `step` (counted from 0) under `count` schedules in sequence; with none
  * it is base_lr. */
@@ -100,5 +127,10 @@ double pd_schedule_momentum(const struct pd_schedule *schedules, size_t count, u
 
 /* Whether a schedule sets the momentum in some step. */
 bool pd_schedule_cycles_momentum(const struct pd_schedule *schedule);
+
+/* How many of the schedules run together from the beginning of the first; and for how many steps, 0
+ * is for ever. */
+size_t pd_schedule_together(const struct pd_schedule *schedules, size_t count);
+uint64_t pd_schedule_duration(const struct pd_schedule *schedules, size_t count);
 
 #endif

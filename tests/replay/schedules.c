@@ -147,6 +147,25 @@ static bool torch_sequence(json_t *list, const json_t *hyper)
     return true;
 }
 
+/* All at once, each on the rates of the one before. */
+static bool torch_chain(json_t *list, const json_t *hyper)
+{
+    const json_t *schedulers = json_object_get(hyper, "schedulers");
+
+    for (size_t i = 0; i < json_array_size(schedulers); i++) {
+        const json_t *item = json_array_get(schedulers, i);
+        const char *class_name = json_string_value(json_array_get(item, 0));
+        json_t *map = torch_class(list, class_name, json_array_get(item, 1));
+        if (map == NULL) {
+            return false;
+        }
+        if (i > 0) {
+            json_object_set_new(map, "chain", json_true());
+        }
+    }
+    return true;
+}
+
 /* From the optimizer's rate to swa_lr, which stays. */
 static void torch_swa(json_t *list, const json_t *hyper, double base_lr)
 {
@@ -175,6 +194,9 @@ static bool torch_schedule(json_t *list, const char *name, const json_t *documen
 
     if (strcmp(name, "SequentialLR") == 0) {
         return torch_sequence(list, hyper);
+    }
+    if (strcmp(name, "ChainedScheduler") == 0) {
+        return torch_chain(list, hyper);
     }
     if (strcmp(name, "SWALR") == 0) {
         torch_swa(list, hyper, base_lr);
@@ -325,6 +347,11 @@ static bool has_option(const struct pd_schedule_rule *rule, const char *key)
 {
     for (uint32_t i = 0; i < rule->option_count; i++) {
         if (strcmp(rule->options[i].key, key) == 0) {
+            return true;
+        }
+    }
+    for (size_t i = 0; i < pd_schedule_common_option_count; i++) {
+        if (strcmp(pd_schedule_common_options[i].key, key) == 0) {
             return true;
         }
     }

@@ -199,6 +199,25 @@ START_TEST(every_schedule_can_be_named_without_a_list)
 }
 END_TEST
 
+START_TEST(schedules_can_be_chained_and_count_epochs)
+{
+    struct pd_config *config = parse("steps_per_epoch: 50\n"
+                                     "schedule:\n"
+                                     "  - {name: linear, steps: 5, unit: epochs, offset: 1}\n"
+                                     "  - {name: piecewise, points: [[0, 1], [30, 0.1]]}\n"
+                                     "  - {name: step, chain: true}\n",
+                                     NULL);
+
+    ck_assert_uint_eq(pd_schedule_duration(config->schedules, 3), 250);
+    ck_assert_uint_eq(config->schedules[0].offset, 1);
+    ck_assert_uint_eq(config->schedules[1].points.count, 2);
+    ck_assert_double_eq(config->schedules[1].points.pairs[1][1], 0.1);
+    ck_assert(config->schedules[2].chain && !config->schedules[1].chain);
+    ck_assert_uint_eq(pd_schedule_together(config->schedules + 1, 2), 2);
+    pd_config_destroy(config);
+}
+END_TEST
+
 START_TEST(a_schedule_that_cycles_momentum_gives_one_to_a_rule_without)
 {
     struct pd_config *config = parse("optimizer: {name: sgd}\ngroups: [{match: a, momentum: 0.5}]\n"
@@ -310,8 +329,9 @@ static const struct {
      "swa, "
      "loss_scale, model, "
      "block_size, "
-     "handshake_s, send_timeout_s, rank_timeout_s, drain_timeout_s, optimizer, groups, schedule, "
-     "checkpoint"},
+     "handshake_s, send_timeout_s, rank_timeout_s, drain_timeout_s, optimizer, groups, "
+     "
+     "steps_per_epoch, schedule, checkpoint"},
     {"workers:\n  expectd: 2\n", NULL,
      "f:2: workers.expectd: unknown key; did you mean expected? allowed: expected, mode, lease_s, "
      "resume_s"},
@@ -356,13 +376,21 @@ static const struct {
     {"schedule:\n  t_max: 5\n", NULL,
      "f:1: schedule.name: missing; allowed: constant, step, multistep, exponential, linear, "
      "polynomial, cosine, "
-     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd"},
+     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd, piecewise, cooldown"},
     {"schedule: [{name: cosin}]", NULL,
      "f:1: schedule.0.name: cosin: unknown; allowed: constant, step, multistep, exponential, "
      "linear, polynomial, cosine, "
-     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd"},
+     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd, piecewise, cooldown"},
     {"schedule:\n- {name: constant}\n- {name: cosine}\n", NULL,
      "f:2: schedule.0: constant runs for ever, so nothing can follow it; give it steps"},
+    {"schedule:\n- {name: cosine, chain: true}\n", NULL,
+     "f:2: schedule.0.chain: true, but there is no schedule before it; allowed for the first: "
+     "false"},
+    {"schedule:\n- {name: linear}\n- {name: step, chain: true}\n- {name: cosine}\n", NULL,
+     "f:3: schedule.1: step runs for ever, so nothing can follow it; give it steps"},
+    {"schedule: {name: step, unit: whole_epochs}", NULL,
+     "f:1: schedule.unit: epochs, whose length is not given; allowed: steps, or any with "
+     "steps_per_epoch"},
     {"optimizer: {name: adagrad}\nschedule:\n- {name: onecycle}\n", NULL,
      "f:3: schedule.0.cycle_momentum: true, but adagrad has no momentum; allowed with it: false"},
     {NULL, "optimizer.lr=fast",
@@ -370,7 +398,7 @@ static const struct {
     {NULL, "schedule.0.steps=5",
      "--set schedule.0.steps=5: schedule.0.name: missing; allowed: constant, step, multistep, "
      "exponential, linear, polynomial, cosine, "
-     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd"},
+     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd, piecewise, cooldown"},
     {"schedule: [{name: cosine}]", "schedule.0.t_max=0",
      "--set schedule.0.t_max=0: schedule.0.t_max: 0: out of range; allowed: a whole number >= 1"},
     {NULL, "listen=0.0.0.0:1",
@@ -499,6 +527,7 @@ int main(void)
     tcase_add_test(tcase, min_dims_and_max_dims_include_their_bounds);
     tcase_add_test(tcase, every_optimizer_can_be_named);
     tcase_add_test(tcase, every_schedule_can_be_named_without_a_list);
+    tcase_add_test(tcase, schedules_can_be_chained_and_count_epochs);
     tcase_add_test(tcase, a_schedule_that_cycles_momentum_gives_one_to_a_rule_without);
     tcase_add_test(tcase, settings_lie_over_the_file_in_their_order);
     tcase_add_loop_test(tcase, loopback_needs_no_permission, 0,

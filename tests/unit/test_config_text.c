@@ -134,11 +134,12 @@ START_TEST(the_summary_says_what_will_run)
         parse("f", "optimizer: {name: lamb, lr: 0.02}\naggregation: direct\n"
                    "workers: {expected: 3}\naccumulation_steps: 4\nclip: {norm: 1}\n"
                    "groups: [{match: a, lr: 1}, {name: b, lr: 2}]\n"
-                   "schedule: [{name: linear, steps: 500}, {name: cosine}]\n");
+                   "schedule: [{name: linear, steps: 500}, {name: cosine}, {name: step, "
+                   "chain: true}]\n");
     char *summary = pd_config_summary(config);
 
     ck_assert_str_eq(summary, "optimizer: lamb, lr 0.02; groups: group1 lr 1, b lr 2\n"
-                              "schedule: linear for 500 steps, then cosine\n"
+                              "schedule: linear for 500 steps, then cosine times step\n"
                               "aggregation: direct\n"
                               "workers: 3 expected, 4 micro-batches a step\n"
                               "clip: norm 1 of type 2\n"

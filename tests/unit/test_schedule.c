@@ -58,6 +58,10 @@ static const struct schedule_case cases[] = {
     {"sched_cosine", 1, {COSINE(200, 1e-4)}},
     {"sched_cosine_past_tmax", 1, {COSINE(60, 0)}},
     {"sched_sequential_linear_cosine", 2, {WARMUP(0.01, 20), COSINE(180, 1e-5)}},
+    {"sched_chained_constant_exponential",
+     2,
+     {{.kind = PD_SCHEDULE_CONSTANT, .factor = 0.1, .steps = 10},
+      {.kind = PD_SCHEDULE_EXPONENTIAL, .gamma = 0.98, .chain = true}}},
     {"sched_warm_restarts_1",
      1,
      {{RESTARTS(.t_0 = 40, .t_mult = 1, .cycle_decay = 1), .eta_min = 1e-3}}},
@@ -68,7 +72,7 @@ static const struct schedule_case cases[] = {
     {"sched_timm_cosine",
      2,
      {WARMUP(1e-5, 20),
-      {RESTARTS(.t_0 = 150, .t_mult = 1, .cycle_decay = 1, .cycle_limit = 1, .offset = 20),
+      {RESTARTS(.t_0 = 150, .t_mult = 1, .cycle_decay = 1, .cycle_limit = 1), .offset = 20,
        .eta_min = 1e-5}}},
     {"sched_timm_cosine_prefix_cycles",
      2,
@@ -223,6 +227,123 @@ START_TEST(a_sequence_counts_each_schedule_from_its_own_beginning)
 }
 END_TEST
 
+START_TEST(schedules_that_run_together_last_as_long_as_the_longest)
+{
+    const struct pd_schedule schedules[] = {
+        {.kind = PD_SCHEDULE_CONSTANT, .factor = 0.5, .steps = 2},
+        {.kind = PD_SCHEDULE_STEP, .step_size = 3, .gamma = 0.5, .steps = 4, .chain = true},
+        {.kind = PD_SCHEDULE_CONSTANT, .factor = 0.125},
+        {.kind = PD_SCHEDULE_STEP, .step_size = 1, .gamma = 0.5, .chain = true},
+    };
+    const double expected[] = {0.5, 0.5, 1, 0.5, 0.125, 0.0625, 0.03125};
+
+    ck_assert_uint_eq(pd_schedule_together(schedules, 4), 2);
+    ck_assert_uint_eq(pd_schedule_duration(schedules, 4), 4);
+    ck_assert_uint_eq(pd_schedule_duration(schedules + 2, 2), 0);
+    for (uint64_t step = 0; step < sizeof expected / sizeof expected[0]; step++) {
+        ck_assert_double_eq(pd_schedule_lr(schedules, 4, 1, step), expected[step]);
+    }
+}
+END_TEST
+
+/* A scheduler that is stepped once an epoch: the rate holds for the epoch's steps. */
+START_TEST(whole_epochs_change_the_rate_between_epochs_only)
+{
+    struct pd_schedule schedules[] = {
+        {.kind = PD_SCHEDULE_MULTISTEP, .milestones = {2, {1, 3}}, .gamma = 0.5, .steps = 4},
+        {.kind = PD_SCHEDULE_EXPONENTIAL, .gamma = 0.5},
+    };
+    const double epochs[] = {1, 0.5, 0.5, 0.25, 1, 0.5, 0.25};
+
+    for (size_t i = 0; i < 2; i++) {
+        schedules[i].unit = PD_UNIT_WHOLE_EPOCHS;
+        schedules[i].steps_per_epoch = 10;
+    }
+    ck_assert_uint_eq(pd_schedule_duration(schedules, 2), 40);
+    for (uint64_t step = 0; step < 70; step++) {
+        ck_assert_double_eq(pd_schedule_lr(schedules, 2, 1, step), epochs[step / 10]);
+    }
+}
+END_TEST
+
+/* Lengths in epochs, as a scheduler that is stepped with every batch has them. */
+START_TEST(epochs_are_so_many_steps)
+{
+    for (size_t i = 0; i < CASE_COUNT; i++) {
+        struct pd_schedule in_steps[3];
+        struct pd_schedule in_epochs[3];
+        memcpy(in_steps, cases[i].schedules, sizeof in_steps);
+        memcpy(in_epochs, cases[i].schedules, sizeof in_epochs);
+        if (in_steps[0].kind != PD_SCHEDULE_ONECYCLE && in_steps[0].kind != PD_SCHEDULE_COSINE) {
+            continue;
+        }
+        in_steps[0].onecycle.total_steps = 200;
+        in_steps[0].t_max = 60;
+        in_epochs[0].onecycle.total_steps = 20;
+        in_epochs[0].t_max = 6;
+        in_epochs[0].unit = PD_UNIT_EPOCHS;
+        in_epochs[0].steps_per_epoch = 10;
+        ck_assert_uint_eq(pd_schedule_duration(in_steps, 1), pd_schedule_duration(in_epochs, 1));
+        for (uint64_t step = 0; step < 220; step++) {
+            ck_assert_double_eq_tol(pd_schedule_lr(in_steps, 1, 0.1, step),
+                                    pd_schedule_lr(in_epochs, 1, 0.1, step), 1e-12);
+        }
+    }
+}
+END_TEST
+
+START_TEST(a_linear_warmup_counts_from_zero_or_from_one)
+{
+    struct pd_schedule warmup = {
+        .kind = PD_SCHEDULE_LINEAR, .start_factor = 0, .end_factor = 1, .steps = 5};
+
+    for (uint64_t step = 0; step < 7; step++) {
+        double at = (double)step;
+        warmup.offset = 0;
+        ck_assert_double_eq(pd_schedule_lr(&warmup, 1, 1, step), fmin(at / 5, 1));
+        warmup.offset = 1;
+        ck_assert_double_eq(pd_schedule_lr(&warmup, 1, 1, step), fmin((at + 1) / 5, 1));
+    }
+}
+END_TEST
+
+START_TEST(piecewise_goes_through_its_points)
+{
+    struct pd_schedule schedule = {.kind = PD_SCHEDULE_PIECEWISE,
+                                   .points = {3, {{2, 0.5}, {6, 1}, {8, 0}}}};
+    const double expected[3][10] = {
+        {0.5, 0.5, 0.5, 0.625, 0.75, 0.875, 1, 0.5, 0, 0},
+        {0.5, 0.5, 0.5, 0.75 - M_SQRT2 / 8, 0.75, 0.75 + M_SQRT2 / 8, 1, 0.5, 0, 0},
+        {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1, 1, 0, 0},
+    };
+
+    schedule.interpolation = _i;
+    for (uint64_t step = 0; step < 10; step++) {
+        ck_assert_double_eq_tol(pd_schedule_lr(&schedule, 1, 2, step), 2 * expected[_i][step],
+                                1e-15);
+    }
+    schedule.points.count = 0;
+    ck_assert_double_eq(pd_schedule_lr(&schedule, 1, 2, 5), 2);
+}
+END_TEST
+
+START_TEST(a_cooldown_begins_where_the_schedules_before_it_end)
+{
+    const struct pd_schedule schedules[] = {
+        {.kind = PD_SCHEDULE_CONSTANT, .factor = 0.5, .steps = 3},
+        {.kind = PD_SCHEDULE_EXPONENTIAL, .gamma = 0.5, .steps = 2},
+        {.kind = PD_SCHEDULE_COOLDOWN, .steps = 4, .end_factor = 0.5},
+        {.kind = PD_SCHEDULE_COOLDOWN, .steps = 2, .shape = PD_RAMP_COSINE},
+    };
+    const double expected[] = {0.5,    0.5,     0.5,   1,      0.5, 0.25, 0.21875,
+                               0.1875, 0.15625, 0.125, 0.0625, 0,   0};
+
+    for (uint64_t step = 0; step < sizeof expected / sizeof expected[0]; step++) {
+        ck_assert_double_eq_tol(pd_schedule_lr(schedules, 4, 1, step), expected[step], 1e-15);
+    }
+}
+END_TEST
+
 START_TEST(warm_restarts_begin_at_the_exact_step_however_many_there_were)
 {
     const struct pd_schedule doubling = {RESTARTS(.t_0 = 3, .t_mult = 2, .cycle_decay = 1)};
@@ -300,6 +421,51 @@ START_TEST(a_list_of_milestones_is_bounded)
 }
 END_TEST
 
+START_TEST(points_are_pairs_of_a_step_and_a_number)
+{
+    struct pd_schedule schedule = {.kind = PD_SCHEDULE_PIECEWISE};
+    struct pd_error error = {0};
+
+    ck_assert_int_eq(
+        read_option("piecewise", "points", "[[0, 1], [10, 0.5], [1e3, 0]]", &schedule, &error),
+        PD_OK);
+    ck_assert_uint_eq(schedule.points.count, 3);
+    ck_assert_double_eq(schedule.points.pairs[1][0], 10);
+    ck_assert_double_eq(schedule.points.pairs[1][1], 0.5);
+}
+END_TEST
+
+static const struct {
+    const char *text;
+    const char *value;
+    const char *what;
+} wrong_points[] = {
+    {"5", "5", "not a list"},
+    {"[5]", "5", "not a pair"},
+    {"[[0, 1], [2]]", "a list of 1", "not a pair"},
+    {"[[0.5, 1]]", "0.5", "not a step"},
+    {"[[-1, 1]]", "-1", "not a step"},
+    {"[[x, 1]]", "x", "not a step"},
+    {"[[3, 1], [3, 2]]", "3", "not beyond the step before"},
+    {"[[3, -1]]", "-1", "out of range"},
+};
+
+START_TEST(wrong_points_are_refused_with_the_key_the_value_and_what_is_allowed)
+{
+    struct pd_schedule schedule = {.kind = PD_SCHEDULE_PIECEWISE};
+    struct pd_error error = {0};
+    char message[200];
+
+    snprintf(message, sizeof message,
+             "test:1: points: %s: %s; allowed: a list of pairs [step, number], steps rising, "
+             "number >= 0",
+             wrong_points[_i].value, wrong_points[_i].what);
+    ck_assert_int_eq(read_option("piecewise", "points", wrong_points[_i].text, &schedule, &error),
+                     PD_ECONFIG);
+    ck_assert_str_eq(error.message, message);
+}
+END_TEST
+
 START_TEST(the_table_is_found_by_name_and_its_kinds_are_its_indices)
 {
     size_t count = 0;
@@ -330,10 +496,19 @@ int main(void)
     tcase_add_test(tests, a_momentum_is_set_only_in_the_steps_of_the_schedule_that_cycles_it);
     tcase_add_test(tests, without_a_schedule_the_rate_stays);
     tcase_add_test(tests, a_sequence_counts_each_schedule_from_its_own_beginning);
+    tcase_add_test(tests, schedules_that_run_together_last_as_long_as_the_longest);
+    tcase_add_test(tests, whole_epochs_change_the_rate_between_epochs_only);
+    tcase_add_test(tests, epochs_are_so_many_steps);
+    tcase_add_test(tests, a_linear_warmup_counts_from_zero_or_from_one);
+    tcase_add_loop_test(tests, piecewise_goes_through_its_points, 0, 3);
+    tcase_add_test(tests, a_cooldown_begins_where_the_schedules_before_it_end);
     tcase_add_test(tests, warm_restarts_begin_at_the_exact_step_however_many_there_were);
     tcase_add_test(tests, milestones_are_a_list_of_steps_in_any_order);
     tcase_add_loop_test(tests, a_wrong_list_of_milestones_names_the_key_and_what_is_allowed, 0, 4);
     tcase_add_test(tests, a_list_of_milestones_is_bounded);
+    tcase_add_test(tests, points_are_pairs_of_a_step_and_a_number);
+    tcase_add_loop_test(tests, wrong_points_are_refused_with_the_key_the_value_and_what_is_allowed,
+                        0, (int)(sizeof wrong_points / sizeof wrong_points[0]));
     tcase_add_test(tests, the_table_is_found_by_name_and_its_kinds_are_its_indices);
     suite_add_tcase(suite, tests);
 
