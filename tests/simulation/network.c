@@ -452,7 +452,7 @@ void sim_link_send(struct sim_link *link, int side, const uint8_t *bytes, size_t
     }
     frame.bytes = sim_alloc(byte_count, 1);
     memcpy(frame.bytes, bytes, byte_count);
-    if (payload_bytes > 0 && sim_chance(network->agenda, 2)) {
+    if (payload_bytes > 0 && !link->lazy && sim_chance(network->agenda, 2)) {
         frame.copy = sim_alloc(payload_bytes, 1);
         memcpy(frame.copy, payload, payload_bytes);
         frame.payload = frame.copy;

@@ -70,6 +70,7 @@ struct sim_link {
     struct sim_way ways[2]; /* by sender */
     bool faulty;            /* may be lost or damage payloads */
     bool cut;
+    bool lazy;     /* takes payloads over from their sender only as they are read */
     uint32_t slow; /* side 0 takes that many times longer to read */
 };
 

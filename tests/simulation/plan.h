@@ -6,7 +6,7 @@
 #include "tests/simulation/worker.h"
 
 #define SIM_WORKER_COUNT_MAX 8u
-#define SIM_COMMAND_COUNT_MAX 8u
+#define SIM_COMMAND_COUNT_MAX 16u
 
 /* Something an administrator asks. */
 struct sim_command {

@@ -210,6 +210,7 @@ struct scenario_peer *scenario_peer_create(struct scenario *scenario, uint32_t r
 
     peer->simulation = &scenario->simulation;
     peer->link = sim_connect(&scenario->simulation.network, &opener, &acceptor, false);
+    peer->link->lazy = true;
     while (!peer->opened) {
         next(scenario, limit_us, "a connection");
     }
