@@ -39,17 +39,6 @@ const char *pd_member_state_name(const struct pd_member *member)
 
 /* ---- Joining ---- */
 
-static struct pd_member *find_name(struct pd_leader *leader, const char *name)
-{
-    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
-        struct pd_member *member = &leader->members[slot];
-        if (member->state != PD_MEMBER_NONE && strcmp(member->name, name) == 0) {
-            return member;
-        }
-    }
-    return NULL;
-}
-
 static struct pd_member *free_slot(struct pd_leader *leader)
 {
     for (uint32_t slot = 0; slot < PD_WORKER_COUNT_MAX; slot++) {
@@ -121,29 +110,40 @@ bool pd_member_needs_rank(const struct pd_engine *engine, const struct pd_member
     return (needed_ranks(engine, member->replica) >> rank) & 1u;
 }
 
-/* A live worker may not lose its name; one whose connection is gone makes way for its successor. */
-static enum pd_status claim_name(struct pd_engine *engine, const char *name, struct pd_error *error)
+static bool is_connected(const struct pd_engine *engine, const struct pd_member *member)
 {
-    struct pd_member *holder = find_name(engine->leader, name);
+    const struct pd_worker *worker = pd_roster_find(engine->roster, member->id);
+    return worker != NULL && worker->connection != PD_CONNECTION_NONE;
+}
 
-    if (holder == NULL) {
-        return PD_OK;
+/* Whether it stays until the gradient it has given is used. */
+static bool still_counts(const struct pd_engine *engine, const struct pd_member *member)
+{
+    return member->state == PD_MEMBER_LEAVING || pd_member_contributes(engine, member);
+}
+
+/* A live worker may not lose its name. One whose connection is gone makes way for its successor, at
+ * once or when its gradient has been used. */
+static enum pd_status claim_name(struct pd_engine *engine, const struct pd_member *claimant,
+                                 const char *name, struct pd_error *error)
+{
+    struct pd_leader *leader = engine->leader;
+
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        struct pd_member *holder = &leader->members[slot];
+        if (holder == claimant || holder->state == PD_MEMBER_NONE ||
+            strcmp(holder->name, name) != 0 || still_counts(engine, holder)) {
+            continue;
+        }
+        if (holder->state == PD_MEMBER_JOINING || is_connected(engine, holder)) {
+            return pd_error_set(error, PD_EIDENTITY,
+                                "join: the name '%s' belongs to worker %u, which is connected: "
+                                "leave with that one first, or choose another name",
+                                name, holder->id);
+        }
+        pd_member_depart(engine, holder,
+                         "a new worker took its name after its connection was lost");
     }
-    const struct pd_worker *worker = pd_roster_find(engine->roster, holder->id);
-    bool connected = worker != NULL && worker->connection != PD_CONNECTION_NONE;
-    if (holder->state == PD_MEMBER_JOINING || connected) {
-        return pd_error_set(error, PD_EIDENTITY,
-                            "join: the name '%s' belongs to worker %u, which is connected: leave "
-                            "with that one first, or choose another name",
-                            name, holder->id);
-    }
-    if (holder->state == PD_MEMBER_LEAVING || pd_member_contributes(engine, holder)) {
-        return pd_error_set(error, PD_EIDENTITY,
-                            "join: worker %u '%s' is gone, but its gradient still counts: try "
-                            "again when step %" PRIu64 " has closed",
-                            holder->id, name, engine->leader->step_next);
-    }
-    pd_member_depart(engine, holder, "a new worker took its name after its connection was lost");
     return PD_OK;
 }
 
@@ -204,7 +204,7 @@ enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connect
         join_again(engine, member, connection);
         return PD_OK;
     }
-    if (join->name[0] != '\0' && claim_name(engine, join->name, error) != PD_OK) {
+    if (join->name[0] != '\0' && claim_name(engine, NULL, join->name, error) != PD_OK) {
         return error->status;
     }
     member = free_slot(leader);
@@ -559,6 +559,40 @@ static void advance_leaving(struct pd_engine *engine, struct pd_member *member)
     }
 }
 
+/* Whether the worker it succeeds is still there. */
+static bool name_is_held(struct pd_engine *engine, const struct pd_member *member)
+{
+    const struct pd_leader *leader = engine->leader;
+    struct pd_error error = {0};
+
+    if (claim_name(engine, member, member->name, &error) != PD_OK) {
+        return true;
+    }
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        const struct pd_member *other = &leader->members[slot];
+        if (other != member && other->state != PD_MEMBER_NONE &&
+            strcmp(other->name, member->name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void advance_joining(struct pd_engine *engine, struct pd_member *member)
+{
+    const struct pd_session *session = &engine->sessions[member->join_connection];
+
+    if (member->join_ordered) {
+        if (pd_leader_executed_by_all(engine) > member->join_index) {
+            finish_join(engine, member);
+        }
+    } else if (session->state != PD_SESSION_GUEST || session->serial != member->join_serial) {
+        member->state = PD_MEMBER_NONE; /* it gave up before anybody knew it */
+    } else if (!name_is_held(engine, member)) {
+        order_join(engine, member);
+    }
+}
+
 static void advance_member(struct pd_engine *engine, struct pd_member *member)
 {
     struct pd_error error = {0};
@@ -567,11 +601,7 @@ static void advance_member(struct pd_engine *engine, struct pd_member *member)
     case PD_MEMBER_NONE:
         return;
     case PD_MEMBER_JOINING:
-        if (!member->join_ordered) {
-            order_join(engine, member);
-        } else if (pd_leader_executed_by_all(engine) > member->join_index) {
-            finish_join(engine, member);
-        }
+        advance_joining(engine, member);
         return;
     case PD_MEMBER_LEAVING:
         advance_leaving(engine, member);
