@@ -200,13 +200,23 @@ static enum pd_status read_plain(struct pd_config *config, const struct pd_node 
     return status;
 }
 
+/* Let the rule check what a group's hyperparameters say together. */
+static enum pd_status check_hyper(const struct pd_config *config, const struct pd_hyper *hyper,
+                                  const struct pd_node *map, const char *path,
+                                  struct pd_error *error)
+{
+    const char *fault = config->optimizer->check != NULL ? config->optimizer->check(hyper) : NULL;
+
+    return fault == NULL ? PD_OK : pd_node_fault(map, path, error, "%s", fault);
+}
+
 /* Read the optimizer's section into group 0. */
 static enum pd_status read_optimizer(struct pd_config *config, const struct pd_node *root,
                                      struct pd_error *error)
 {
     static const struct pd_node empty = {.kind = PD_NODE_MAP};
     char name[PD_NAME_BYTES_MAX + 1];
-    char names[200];
+    char names[384];
     const struct pd_node *map = find_given(root, "optimizer");
     enum pd_status status = pd_option_defaults(pd_optimizer_name_options.options, 1, name, error);
 
@@ -242,10 +252,10 @@ static enum pd_status read_optimizer(struct pd_config *config, const struct pd_n
     group->dimensions_max = PD_TENSOR_DIMENSION_COUNT_MAX;
     config->group_count = 1;
     status = pd_option_defaults(options.options, options.count, &group->hyper, error);
-    if (status != PD_OK) {
-        return status;
+    if (status == PD_OK) {
+        status = read_section(&section, error);
     }
-    return read_section(&section, error);
+    return status == PD_OK ? check_hyper(config, &group->hyper, map, "optimizer", error) : status;
 }
 
 /* Check what a group's keys say together, and give it the name it lacks. */
@@ -272,10 +282,15 @@ static enum pd_status check_group(struct pd_config *config, const struct pd_node
     if (pd_node_find(map, "lr") != NULL && pd_node_find(map, "lr_multiplier") != NULL) {
         return pd_node_fault(map, path, error, "lr and lr_multiplier; allowed: one of them");
     }
+    if (pd_node_find(map, "lr_multiplier") != NULL && isnan(group->hyper.lr)) {
+        return pd_node_fault(map, path, error,
+                             "lr_multiplier, but %s sets its own lr; allowed with it: optimizer.lr",
+                             config->optimizer->name);
+    }
     group->dimensions_min = (uint32_t)settings->min_dims;
     group->dimensions_max = (uint32_t)settings->max_dims;
     group->hyper.lr *= settings->lr_multiplier;
-    return PD_OK;
+    return check_hyper(config, &group->hyper, map, path, error);
 }
 
 static enum pd_status read_group(struct pd_config *config, const struct pd_node *map,
@@ -358,7 +373,7 @@ static enum pd_status check_momentum(struct pd_config *config, const struct pd_s
     join_path(key, path, "cycle_momentum");
     for (uint32_t group = 0; group < config->group_count; group++) {
         double *momentum = pd_optimizer_momentum(config->optimizer, &config->groups[group].hyper);
-        if (momentum == NULL) {
+        if (momentum == NULL || isnan(*momentum)) {
             return pd_node_fault(at != NULL ? at : map, key, error,
                                  "true, but %s has no momentum; allowed with it: false",
                                  config->optimizer->name);
@@ -396,7 +411,7 @@ static enum pd_status read_schedule(struct pd_config *config, const struct pd_no
     struct pd_schedule *schedule = &config->schedules[config->schedule_count];
     char name[PD_NAME_BYTES_MAX + 1];
     char name_path[KEY_PATH_BYTES];
-    char names[200];
+    char names[384];
     enum pd_status status = check_map(map, path, error);
 
     if (status != PD_OK) {

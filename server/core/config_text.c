@@ -132,7 +132,7 @@ static void write_options(struct writer *writer, const struct pd_option *options
 
 static void write_optimizer(struct writer *writer, const struct pd_optimizer *optimizer)
 {
-    char names[200];
+    char names[384];
 
     write_key(writer, "optimizer", "");
     writer->indent = 2;
@@ -196,7 +196,7 @@ static void write_groups(struct writer *writer)
 /* No schedule, then a list and each rule as comments. */
 static void write_schedules(struct writer *writer)
 {
-    char names[200];
+    char names[384];
 
     write_key(writer, "schedule", "[]");
     write_text(writer, "\n# schedule:\n"
@@ -280,7 +280,7 @@ static void write_table_help(struct writer *writer, const char *parent,
 char *pd_config_help(void)
 {
     struct writer writer;
-    char names[200];
+    char names[384];
 
     if (!writer_init(&writer)) {
         return NULL;

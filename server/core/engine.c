@@ -413,7 +413,9 @@ static void close_step(struct pd_engine *engine)
     if (outcome.skipped) {
         engine->skipped_steps++;
     } else {
-        engine->last_lr = order->lrs[0];
+        engine->last_lr =
+            pd_optimizer_shown_lr(engine->config->optimizer, &engine->config->groups[0].hyper,
+                                  order->lrs[0], order->optimizer_step + 1);
     }
     if (engine->leader != NULL) {
         pd_leader_step_closed(engine, order, outcome);

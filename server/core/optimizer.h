@@ -36,6 +36,13 @@ struct pd_hyper {
     double trust_coeff;               /* lars */
     double max_grad_norm;             /* lamb; NaN: none */
     double max_weight_norm;           /* lamb; NaN: none */
+    double eps_pair[2];               /* adafactor: of squares and of the parameters' scale */
+    double eps_scale;                 /* adafactor_timm */
+    double clip_threshold;            /* adafactor and its kin; NaN: none */
+    double decay_rate;                /* adafactor and its kin */
+    double beta1;                     /* adafactor, adafactor_timm; NaN: none */
+    double beta2_cap;                 /* adafactor_bv */
+    uint64_t min_dim_size_to_factor;  /* adafactor_timm, adafactor_bv */
     bool nesterov;
     bool amsgrad;
     bool centered;
@@ -54,12 +61,16 @@ struct pd_hyper {
     bool eps_inside_root;
     bool eps_before_correction;
     bool lr_in_momentum;
+    bool scale_parameter;
+    bool relative_step;
+    bool warmup_init;
+    bool unscaled_wd;
 };
 
 /* One group's numbers for one step. */
 struct pd_optimizer_step {
     const struct pd_hyper *hyper;
-    double lr; /* scheduled, scaled */
+    double lr; /* scheduled, scaled; NaN: the rule's own */
     /* This optimizer step, counted from 1 (t of the papers): among those in which the tensor had a
      * gradient, and among those of its group. Which one a rule counts by, its reference decides. */
     uint64_t number;
@@ -115,6 +126,8 @@ struct pd_optimizer {
     /* What these hyperparameters leave unsaid or contradict, as one line; NULL when they are fine.
      * NULL: any will do. */
     const char *(*check)(const struct pd_hyper *hyper);
+    /* The rate of a rule that sets its own, for one without any that is told; NULL: none does. */
+    double (*own_lr)(const struct pd_hyper *hyper, uint64_t number);
     /* float32 arrays of the tensor's size that this rule keeps with these hyperparameters. */
     uint32_t (*state_count)(const struct pd_hyper *hyper, const struct pd_tensor *tensor);
     /* Further float32 numbers it keeps of a tensor as a whole; NULL: none. */
@@ -123,6 +136,10 @@ struct pd_optimizer {
     uint32_t (*pass_count)(const struct pd_hyper *hyper);
     struct pd_optimizer_pass passes[PD_OPTIMIZER_PASS_COUNT_MAX]; /* those without `run` are none */
 };
+
+/* The rate to show for `lr` in optimizer step `number`: where it is NaN, the rule's own. */
+double pd_optimizer_shown_lr(const struct pd_optimizer *optimizer, const struct pd_hyper *hyper,
+                             double lr, uint64_t number);
 
 /* Passes of a rule with these hyperparameters. */
 uint32_t pd_optimizer_pass_count(const struct pd_optimizer *optimizer,

@@ -48,6 +48,12 @@ static void describe_choices(const struct pd_option *option, char *text, size_t 
     }
 }
 
+/* Whether null is for the numbers of a list, not for the list. */
+static bool is_list_of_fixed_length(const struct pd_option *option)
+{
+    return option->type == PD_OPTION_REALS2 || option->type == PD_OPTION_REALS3;
+}
+
 const char *pd_option_allowed(const struct pd_option *option, char *text, size_t text_bytes)
 {
     switch (option->type) {
@@ -89,7 +95,8 @@ const char *pd_option_allowed(const struct pd_option *option, char *text, size_t
     }
     if (option->nullable) {
         size_t used = strlen(text);
-        snprintf(text + used, text_bytes - used, ", or null");
+        snprintf(text + used, text_bytes - used, "%s",
+                 is_list_of_fixed_length(option) ? ", each or null" : ", or null");
     }
     return text;
 }
@@ -244,6 +251,10 @@ static enum pd_status read_reals(const struct pd_option *option, const char *pat
         return value_fault(option, path, node, "not that many numbers", error);
     }
     for (size_t i = 0; i < count; i++) {
+        if (option->nullable && pd_node_is_null(node->children[i])) {
+            out[i] = NAN;
+            continue;
+        }
         enum pd_status status = read_real(option, path, node->children[i], &out[i], error);
         if (status != PD_OK) {
             return status;
@@ -394,7 +405,7 @@ enum pd_status pd_option_read(const struct pd_option *option, const char *path,
 {
     void *field = (char *)base + option->offset;
 
-    if (option->nullable && pd_node_is_null(node)) {
+    if (option->nullable && !is_list_of_fixed_length(option) && pd_node_is_null(node)) {
         clear(option, field);
         return PD_OK;
     }

@@ -8,10 +8,11 @@
 #include <stddef.h>
 
 enum pd_option_type {
-    PD_OPTION_BOOL,   /* bool */
-    PD_OPTION_UINT,   /* uint64_t, within [low, high] */
-    PD_OPTION_REAL,   /* double, within [low, high]; low_open/high_open exclude the bound */
-    PD_OPTION_REALS2, /* double[2], each within the bounds: betas */
+    PD_OPTION_BOOL, /* bool */
+    PD_OPTION_UINT, /* uint64_t, within [low, high] */
+    PD_OPTION_REAL, /* double, within [low, high]; low_open/high_open exclude the bound */
+    /* double[2], each within the bounds: betas. Nullable: each may be null, which is NaN. */
+    PD_OPTION_REALS2,
     PD_OPTION_REALS3, /* double[3] */
     PD_OPTION_REALS,  /* struct pd_option_reals, each within the bounds: milestones */
     PD_OPTION_POINTS, /* struct pd_option_points, values within the bounds: points */

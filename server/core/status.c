@@ -24,11 +24,22 @@ static char *dump(json_t *object)
     return copy;
 }
 
+/* The rates of optimizer step `applied`, a rule's own where it sets them. */
+static void shown_lrs(const struct pd_engine *engine, uint64_t applied, double *lrs)
+{
+    const struct pd_config *config = engine->config;
+
+    pd_leader_lrs(engine, applied, engine->leader->effective_batch, lrs);
+    for (uint32_t i = 0; i < config->group_count; i++) {
+        lrs[i] =
+            pd_optimizer_shown_lr(config->optimizer, &config->groups[i].hyper, lrs[i], applied + 1);
+    }
+}
+
 /* What the next step will use; before the first, the batch is not known. */
 static void current_lrs(const struct pd_engine *engine, double *lrs)
 {
-    const struct pd_leader *leader = engine->leader;
-    pd_leader_lrs(engine, leader->applied_steps, leader->effective_batch, lrs);
+    shown_lrs(engine, engine->leader->applied_steps, lrs);
 }
 
 static json_t *groups(const struct pd_engine *engine)
@@ -164,7 +175,7 @@ char *pd_status_schedule_json(struct pd_engine *engine, uint64_t begin, uint64_t
     for (uint64_t step = begin; step < begin + count; step++) {
         double lrs[PD_GROUP_COUNT_MAX + 1];
         json_t *row = json_array();
-        pd_leader_lrs(engine, step, leader->effective_batch, lrs);
+        shown_lrs(engine, step, lrs);
         for (uint32_t i = 0; i < engine->config->group_count; i++) {
             json_array_append_new(row, json_real(lrs[i]));
         }

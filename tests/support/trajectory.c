@@ -86,9 +86,13 @@ static void read_hyper(const struct trajectory *trajectory, uint32_t group, stru
     json_object_foreach(values, key, value)
     {
         const struct pd_option *option = find_option(optimizer, key);
+        if (option != NULL && json_is_null(value) && !option->nullable) {
+            continue; /* the default */
+        }
         if (option != NULL) {
             set_option(reference->name, option, value, hyper);
-        } else if (!json_is_false(value) && !json_is_null(value)) {
+        } else if (!json_is_false(value) && !json_is_null(value) &&
+                   !(json_is_number(value) && json_number_value(value) == 0)) {
             fail(reference->name, "the rule does not offer", key);
         }
     }

@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What a variant of an optimizer calls otherwise, or, with a NULL key, does without being told. */
+/* What a variant of an optimizer calls otherwise, or, with a NULL key, does without being told, or,
+ * with a NULL option, says twice. */
 struct translation {
     const char *optimizer;
     const char *variant;
@@ -32,8 +33,20 @@ static const struct translation translations[] = {
     {"lars", "apex-larc", NULL, "zero_norm_decay", "false"},
     {"lion", "lucidrains", "decoupled_wd", "decoupled_weight_decay", NULL},
     {"nadam", "timm", "schedule_decay", "momentum_decay", NULL},
+    {"adafactor_timm", "timm", "relative_step", NULL, NULL},
 };
 #define TRANSLATION_COUNT (sizeof translations / sizeof translations[0])
+
+/* Variants that are rules of their own. */
+static const struct {
+    const char *optimizer;
+    const char *variant;
+    const char *rule;
+} rules[] = {
+    {"adafactor", "timm", "adafactor_timm"},
+    {"adafactor", "timm-bigvision", "adafactor_bv"},
+    {"adafactor", "torch-main", "adafactor_torch"},
+};
 
 /* The tolerance of a case that states none, in units of 2^-23. */
 #define TOLERANCE_UNITS 16
@@ -194,6 +207,12 @@ void vectors_case_init(struct vectors_case *reference, const char *directory, co
     reference->name = json_string_value(json_object_get(reference->document, "case"));
     reference->optimizer = json_string_value(json_object_get(reference->document, "optimizer"));
     reference->variant = json_string_value(json_object_get(reference->document, "variant"));
+    for (size_t i = 0; reference->variant != NULL && i < sizeof rules / sizeof rules[0]; i++) {
+        if (strcmp(rules[i].optimizer, reference->optimizer) == 0 &&
+            strcmp(rules[i].variant, reference->variant) == 0) {
+            reference->optimizer = rules[i].rule;
+        }
+    }
     reference->tolerance =
         (json_is_number(units) ? json_number_value(units) : TOLERANCE_UNITS) * 0x1p-23;
     read_tensors(reference);
@@ -262,6 +281,16 @@ static const char *option_of(const struct vectors_case *reference, const char *k
     return key;
 }
 
+/* Whether the key asks for what momentum is anyhow: float32, or nothing when there is none. */
+static bool is_default_type(const json_t *hyperparameters, const char *key)
+{
+    const char *type = json_string_value(json_object_get(hyperparameters, key));
+
+    return strcmp(key, "momentum_dtype") == 0 && type != NULL &&
+           (json_is_null(json_object_get(hyperparameters, "momentum")) ||
+            strstr(type, "float32") != NULL);
+}
+
 /* Add hyperparameters under the product's keys. */
 static void add_options(const struct vectors_case *reference, json_t *hyperparameters,
                         json_t *options)
@@ -271,6 +300,9 @@ static void add_options(const struct vectors_case *reference, json_t *hyperparam
 
     json_object_foreach(hyperparameters, key, value)
     {
+        if (option_of(reference, key) == NULL || is_default_type(hyperparameters, key)) {
+            continue;
+        }
         bool truth = strcmp(key, "adam_w_mode") == 0 && json_is_integer(value);
         json_object_set_new(options, option_of(reference, key),
                             truth ? json_boolean(json_integer_value(value) != 0)

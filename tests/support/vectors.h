@@ -30,7 +30,7 @@ struct vectors_step {
 /* An optimizer's trajectory. */
 struct vectors_case {
     const char *name;
-    const char *optimizer;
+    const char *optimizer; /* the rule's name: that of the case, or of a rule for its variant */
     const char *variant;
     /* Allowed difference as a share of a tensor's magnitude: k * 2^-23, with k = 16 where the case
      * says nothing. */

@@ -371,6 +371,15 @@ static const struct {
      "f:1: groups.0: min_dims 3 above max_dims 2: matches nothing"},
     {"groups: [{lr: 1, lr_multiplier: 1}]", NULL,
      "f:1: groups.0: lr and lr_multiplier; allowed: one of them"},
+    {"optimizer: {name: adafactor, lr: 0.1}", NULL,
+     "f:1: optimizer: lr together with relative_step: true; allowed: lr: null, or relative_step: "
+     "false"},
+    {"optimizer: {name: adafactor, relative_step: false}", NULL,
+     "f:1: optimizer: relative_step: false without lr; allowed: a number as lr"},
+    {"{optimizer: {name: adafactor}, groups: [{lr_multiplier: 2}]}", NULL,
+     "f:1: groups.0: lr_multiplier, but adafactor sets its own lr; allowed with it: optimizer.lr"},
+    {"optimizer: {name: adafactor_torch, eps: null}", NULL,
+     "f:1: optimizer.eps: no value; allowed: a list of 2 numbers >= 0, each or null"},
     {"schedule: cosine", NULL, "f:1: schedule: a single value; allowed: a mapping of keys"},
     {"schedule:\n  t_max: 5\n", NULL,
      "f:1: schedule.name: missing; allowed: constant, step, multistep, exponential, linear, "

@@ -83,6 +83,20 @@ static const char *const cases[] = {
     "adan",
     "adan_noprox",
     "sgdw",
+    "adafactor_hf_relative",
+    "adafactor_hf_warmup_init",
+    "adafactor_hf_zero",
+    "adafactor_hf_external",
+    "adafactor_hf_external_scaled",
+    "adafactor_hf_beta1",
+    "adafactor_hf_conv",
+    "adafactor_fairseq_relative",
+    "adafactor_timm_relative",
+    "adafactor_timm_external",
+    "adafactor_timm_conv",
+    "adafactor_bv",
+    "adafactor_bv_nomom_conv",
+    "adafactor_torchmain",
 };
 #define CASE_COUNT ((int)(sizeof cases / sizeof cases[0]))
 

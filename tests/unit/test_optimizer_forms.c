@@ -356,6 +356,7 @@ START_TEST(a_second_pass_is_made_only_with_the_hyperparameters_that_need_it)
         }
         subject_init(&subject, optimizer->name);
         subject.hyper.momentum = 0.9;
+        subject.hyper.beta1 = 0.9;
         uint32_t plain = pd_optimizer_pass_count(optimizer, &subject.hyper);
         ck_assert_uint_eq(pd_optimizer_sum_count(optimizer, &subject.hyper, plain - 1, NULL), 0);
         subject.hyper.caution = true;

@@ -224,6 +224,11 @@ static const char *const rules[] = {
     "{name: lamb, lr: 0.1}",
     "{name: lars, lr: 0.1, momentum: 0.9}",
     "{name: lion, lr: 0.01, caution: true}",
+    "{name: adafactor}",
+    "{name: adafactor, lr: 0.01, relative_step: false, beta1: 0.9}",
+    "{name: adafactor_timm, beta1: 0.9, caution: true}",
+    "{name: adafactor_bv, lr: 0.01, min_dim_size_to_factor: 5, clipping_threshold: 1}",
+    "{name: adafactor_torch, weight_decay: 0.1}",
 };
 #define RULE_COUNT ((int)(sizeof rules / sizeof rules[0]))
 
@@ -280,6 +285,9 @@ START_TEST(ranks_gather_sums_only_for_hyperparameters_that_need_them)
         {"optimizer: {name: lion}", 1},
         {"optimizer: {name: lion, caution: true}", 2},
         {"optimizer: {name: lion}, groups: [{match: bias, caution: true}]", 2},
+        {"optimizer: {name: adafactor}", 3},
+        {"optimizer: {name: adafactor_timm, beta1: 0.9, caution: true}", 4},
+        {"optimizer: {name: adafactor_timm, min_dim_size_to_factor: 1000}", 2},
         {"optimizer: {name: lion}, groups: [{match: nothing, caution: true}]", 1},
     };
     char text[512];
@@ -301,7 +309,7 @@ int main(void)
     tcase_set_timeout(tests, 60);
     tcase_add_loop_test(tests, a_rule_gives_the_same_bits_for_any_number_of_shards, 0, RULE_COUNT);
     tcase_add_loop_test(tests, a_tensor_without_a_gradient_stays_as_it_is, 0, RULE_COUNT);
-    tcase_add_loop_test(tests, ranks_gather_sums_only_for_hyperparameters_that_need_them, 0, 6);
+    tcase_add_loop_test(tests, ranks_gather_sums_only_for_hyperparameters_that_need_them, 0, 9);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);

@@ -25,6 +25,10 @@ extern const struct pd_optimizer pd_optimizer_radam;
 extern const struct pd_optimizer pd_optimizer_adan;
 extern const struct pd_optimizer pd_optimizer_yogi;
 extern const struct pd_optimizer pd_optimizer_sgdw;
+extern const struct pd_optimizer pd_optimizer_adafactor;
+extern const struct pd_optimizer pd_optimizer_adafactor_timm;
+extern const struct pd_optimizer pd_optimizer_adafactor_bv;
+extern const struct pd_optimizer pd_optimizer_adafactor_torch;
 
 /* base^exponent by squaring: the same bits on every machine, which pow() does not promise. */
 double pd_optimizer_power(double base, uint64_t exponent);
@@ -77,6 +81,38 @@ uint64_t pd_optimizer_two_sums(const struct pd_hyper *hyper, const struct pd_ten
         .key = #field, .type = PD_OPTION_REAL, .offset = offsetof(struct pd_hyper, field),         \
         .default_text = as_default, .high = INFINITY, .low_open = 1, .high_open = 1,               \
         .nullable = 1, .unit = "", .help = about                                                   \
+    }
+
+/* A share or null, which is NaN: none. */
+#define PD_HYPER_FRACTION(field, as_default, about)                                                \
+    {                                                                                              \
+        .key = #field, .type = PD_OPTION_REAL, .offset = offsetof(struct pd_hyper, field),         \
+        .default_text = as_default, .high = 1, .high_open = 1, .nullable = 1, .unit = "",          \
+        .help = about                                                                              \
+    }
+
+/* The exponent of t in 1 - beta2, under the reference's name for it. */
+#define PD_HYPER_DECAY_RATE(name, as_default)                                                      \
+    {                                                                                              \
+        .key = #name, .type = PD_OPTION_REAL, .offset = offsetof(struct pd_hyper, decay_rate),     \
+        .default_text = as_default, .low = -100, .high = 0, .unit = "",                            \
+        .help = "beta2 is 1 - t^" #name                                                            \
+    }
+
+#define PD_HYPER_MIN_DIM(as_default, about)                                                        \
+    {                                                                                              \
+        .key = "min_dim_size_to_factor", .type = PD_OPTION_UINT,                                   \
+        .offset = offsetof(struct pd_hyper, min_dim_size_to_factor), .default_text = as_default,   \
+        .high = 9007199254740992.0, .unit = "", .help = about                                      \
+    }
+
+/* Null, which is NaN, lets the rule set its own rate. */
+#define PD_HYPER_OWN_LR                                                                            \
+    {                                                                                              \
+        .key = "lr", .type = PD_OPTION_REAL, .offset = offsetof(struct pd_hyper, lr),              \
+        .default_text = "null", .high = INFINITY, .high_open = 1, .nullable = 1, .unit = "",       \
+        .help = "learning rate, before any schedule; null: a rate of its own, "                    \
+                "which no schedule changes"                                                        \
     }
 
 #define PD_HYPER_LR(as_default)                                                                    \
