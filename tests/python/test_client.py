@@ -234,6 +234,31 @@ def test_calls_out_of_order_say_so(start):
         paramd.Client("127.0.0.1:1", wire_dtype="float64")
 
 
+def test_scaled_gradients_are_divided_by_the_daemon(start):
+    with paramd.Client(start({**SGD, "loss_scale": {"init_scale": 64.0}}).address) as client:
+        client.register(ones())
+        assert client.loss_scale == 64
+        assert client.step({"bias": np.float32(64)}, samples=1, scaled=True)["bias"] == -0.5
+        assert client.step({"bias": np.float32(1)}, samples=1)["bias"] == -1
+        client.step({"bias": np.float32("inf")}, samples=1, scaled=True)
+        assert (client.loss_scale, client.skipped_steps) == (32, 1)
+
+
+def test_averaged_parameters_can_be_pulled(start):
+    with paramd.Client(start({**SGD, "ema": {"decay": 0.5}}).address) as client:
+        client.register(ones())
+        client.step({"bias": np.float32(1)}, samples=1)
+        version = client.version
+        average = client.pull_average()
+        assert client.pull()["bias"] == -0.5
+        assert -0.5 <= average["bias"] <= 0
+        assert client.version == version
+    with paramd.Client(start(SGD).address) as client:
+        client.register(ones())
+        with pytest.raises(paramd.RefusedError, match="average"):
+            client.pull_average()
+
+
 def names(admin):
     return [worker["name"] for worker in admin.workers()["workers"]]
 

@@ -112,7 +112,15 @@ class Client:
         self._version = self._handle.next_step
         return {name: filled[name] for name in shapes}
 
-    def push(self, gradients: Mapping[str, Any], *, samples: int, loss: float | None = None, last: bool = False) -> None:
+    def push(
+        self,
+        gradients: Mapping[str, Any],
+        *,
+        samples: int,
+        loss: float | None = None,
+        last: bool = False,
+        scaled: bool = False,
+    ) -> None:
         """Give the gradient of one micro-batch: the mean over its samples.
 
         The client counts micro-batches; the ``accumulation_steps``-th of a step closes the
@@ -124,13 +132,14 @@ class Client:
             samples: the weight in the average over the workers.
             loss: the mean over the samples, for the daemon's status.
             last: close the contribution with this micro-batch, though more were expected.
+            scaled: the gradients are those of the loss times :attr:`loss_scale`; the daemon divides them.
 
         Raises:
             StepError, IdentityError, DrainingError, DeadlineError, ConnectionFailedError.
             TypeError, ValueError: an array that is not allowed.
         """
         sources, _kept = self._sources(gradients)
-        self._handle.push(sources, _count(samples), loss, last)
+        self._handle.push(sources, _count(samples), loss, _flags(last, scaled))
 
     def pull(self, out: Arrays | None = None, min_version: int | None = None) -> Arrays:
         """Get the parameters of one whole version.
@@ -161,11 +170,12 @@ class Client:
         loss: float | None = None,
         out: Arrays | None = None,
         last: bool = False,
+        scaled: bool = False,
     ) -> Arrays | None:
         """Push, and with the last micro-batch of a step wait for the new parameters, in one round trip.
 
         Args:
-            gradients, samples, loss, last: as in :meth:`push`.
+            gradients, samples, loss, last, scaled: as in :meth:`push`.
             out: float32 arrays to fill; None: new ones. Untouched when None is returned.
 
         Returns:
@@ -177,11 +187,26 @@ class Client:
         sources, _kept = self._sources(gradients)
         filled = self._outputs(out)
         values = self._targets(self._shapes, filled)
-        info = self._handle.step(sources, _count(samples), loss, last, values)
+        info = self._handle.step(sources, _count(samples), loss, _flags(last, scaled), values)
         self._version = info.version
         self._lr = info.lr
         self._skipped_steps = info.skipped_steps
         return filled if info.pulled else None
+
+    def pull_average(self, out: Arrays | None = None) -> Arrays:
+        """Get the averaged parameters (ema or swa of the configuration) of the version served now.
+
+        The next step is not affected, nor is :attr:`version`.
+
+        Args:
+            out: float32 arrays to fill; None: new ones.
+
+        Raises:
+            RefusedError: the daemon keeps no average.
+        """
+        filled = self._outputs(out)
+        self._handle.pull_average(self._targets(self._shapes, filled))
+        return filled
 
     # ---- Asking and ending ----
 
@@ -227,6 +252,11 @@ class Client:
     def skipped_steps(self) -> int:
         """Steps that left the parameters alone, as of the last :meth:`step`."""
         return self._skipped_steps
+
+    @property
+    def loss_scale(self) -> float:
+        """What to multiply the loss by before its gradients are pushed with ``scaled=True``; 1 without scaling."""
+        return self._handle.loss_scale
 
     @property
     def name(self) -> str:
@@ -299,6 +329,10 @@ class Client:
             if not (array.flags.c_contiguous and array.flags.aligned and array.flags.writeable):
                 raise ValueError(f"out[{name!r}] is not contiguous, aligned and writeable")
         return pointers([out[name].ctypes.data for name in shapes])
+
+
+def _flags(last: bool, scaled: bool) -> int:
+    return library.LAST * last | library.SCALED * scaled
 
 
 def _count(samples: int) -> int:

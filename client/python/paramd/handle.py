@@ -124,9 +124,9 @@ class Handle:
             tensor.shape = (ctypes.c_uint64 * len(shape))(*shape)
         self._call(self._library.paramd_register, tensors, len(names), values)
 
-    def push(self, gradients: Any, samples: int, loss: float | None, last: bool) -> None:
+    def push(self, gradients: Any, samples: int, loss: float | None, flags: int) -> None:
         """Give one micro-batch."""
-        self._call(self._library.paramd_push, gradients, samples, _loss(loss), _flags(last))
+        self._call(self._library.paramd_push, gradients, samples, _loss(loss), flags)
 
     def pull(self, min_version: int, values: Any) -> int:
         """Get the parameters of one version into `values`; returns the version."""
@@ -134,13 +134,37 @@ class Handle:
         self._call(self._library.paramd_pull, min_version, values, ctypes.byref(version))
         return version.value
 
-    def step(self, gradients: Any, samples: int, loss: float | None, last: bool, values: Any) -> library.StepInfo:
+    def pull_average(self, values: Any) -> int:
+        """Get the averaged parameters into `values`; returns the version they are of."""
+        version = ctypes.c_uint64()
+        self._call(self._library.paramd_pull_average, values, ctypes.byref(version))
+        return version.value
+
+    def step(self, gradients: Any, samples: int, loss: float | None, flags: int, values: Any) -> library.StepInfo:
         """Push, and with the last micro-batch of a step pull what it makes."""
         info = library.StepInfo()
-        self._call(
-            self._library.paramd_step, gradients, samples, _loss(loss), _flags(last), values, ctypes.byref(info)
-        )
+        self._call(self._library.paramd_step, gradients, samples, _loss(loss), flags, values, ctypes.byref(info))
         return info
+
+    def step_begin(self, gradients: Any, samples: int, loss: float | None, flags: int, values: Any) -> None:
+        """Begin a step whose gradients leave as they become ready; both arrays are borrowed until its end."""
+        self._call(self._library.paramd_step_begin, gradients, samples, _loss(loss), flags, values)
+
+    def step_ready(self, tensor_count: int) -> None:
+        """The gradients of the first tensors are final. Called between begin and end by one thread alone."""
+        self._library.paramd_step_ready(self._open(), tensor_count)
+
+    def step_end(self) -> library.StepInfo:
+        """All gradients are final: wait for what the step comes to."""
+        info = library.StepInfo()
+        self._call(self._library.paramd_step_end, ctypes.byref(info))
+        return info
+
+    def step_cancel(self) -> None:
+        """Take back what was begun."""
+        with self._lock:
+            if self._pointer:
+                self._library.paramd_step_cancel(self._pointer)
 
     def admin(
         self, command: str, *, target: str | None = None, value: float | None = None, begin: int = 0, count: int = 0
@@ -214,6 +238,10 @@ class Handle:
         return self._library.paramd_next_step(self._open())
 
     @property
+    def loss_scale(self) -> float:
+        return self._library.paramd_loss_scale(self._open())
+
+    @property
     def next_micro_batch(self) -> int:
         return self._library.paramd_next_micro_batch(self._open())
 
@@ -234,10 +262,6 @@ class Handle:
 
 def _loss(loss: float | None) -> Any:
     return None if loss is None else ctypes.byref(ctypes.c_double(loss))
-
-
-def _flags(last: bool) -> int:
-    return library.CALL_LAST if last else 0
 
 
 _living: weakref.WeakSet[Handle] = weakref.WeakSet()

@@ -14,7 +14,8 @@ from pathlib import Path
 from .errors import LibraryNotFoundError
 
 LIBRARY_NAME = "libparamd.so.0"
-CALL_LAST = 1
+LAST = 1
+SCALED = 2
 CURRENT = 0
 NEXT = 2**64 - 1
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
@@ -47,7 +48,13 @@ class Tensor(ctypes.Structure):
 
 
 class StepInfo(ctypes.Structure):
-    _fields_ = [("pulled", c_int), ("version", c_uint64), ("lr", c_double), ("skipped_steps", c_uint64)]
+    _fields_ = [
+        ("pulled", c_int),
+        ("version", c_uint64),
+        ("lr", c_double),
+        ("skipped_steps", c_uint64),
+        ("loss_scale", c_double),
+    ]
 
 
 class Command(ctypes.Structure):
@@ -73,11 +80,14 @@ class Lane(ctypes.Structure):
 _ARRAYS = POINTER(c_void_p)
 _PUSH = [c_void_p, _ARRAYS, c_uint64, POINTER(c_double), c_uint]
 
-# name: (result, arguments without the closing struct paramd_error *).
+# The arguments without the closing struct paramd_error *; they return a status.
 _CALLS = {
     "paramd_register": [c_void_p, POINTER(Tensor), c_uint32, _ARRAYS],
     "paramd_push": _PUSH,
     "paramd_pull": [c_void_p, c_uint64, _ARRAYS, POINTER(c_uint64)],
+    "paramd_pull_average": [c_void_p, _ARRAYS, POINTER(c_uint64)],
+    "paramd_step_begin": [*_PUSH, _ARRAYS],
+    "paramd_step_end": [c_void_p, POINTER(StepInfo)],
     "paramd_step": [*_PUSH, _ARRAYS, POINTER(StepInfo)],
     "paramd_admin": [c_void_p, POINTER(Command), POINTER(c_void_p)],
     "paramd_leave": [c_void_p],
@@ -85,6 +95,9 @@ _CALLS = {
 }
 _FUNCTIONS = {
     "paramd_options_init": (None, [POINTER(Options)]),
+    "paramd_step_ready": (None, [c_void_p, c_uint32]),
+    "paramd_step_cancel": (None, [c_void_p]),
+    "paramd_loss_scale": (c_double, [c_void_p]),
     "paramd_free": (None, [c_void_p]),
     "paramd_close": (None, [c_void_p]),
     "paramd_set_timeout": (None, [c_void_p, c_int64]),
