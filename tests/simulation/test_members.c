@@ -98,14 +98,15 @@ END_TEST
 START_TEST(silent_worker_is_evicted_when_its_lease_is_over)
 {
     struct scenario *scenario = scenario_create(5, 2, 2, 4, DIRECT);
-    scenario->plan.workers[1].hang_us = 2000000;
-    scenario->plan.workers[1].hang_for_us = 30000000;
-    scenario->plan.workers[1].compute_us = 1000000;
     scenario_start(scenario);
+    scenario_run_to(scenario, 1, SIM_PHASE_COMPUTING, 2);
+    sim_worker_hang(&scenario->simulation.workers[1], 30000000);
+    uint64_t hung_us = scenario->simulation.agenda.now_us;
+    scenario_run_to_step(scenario, 3);
+    uint64_t waited_us = scenario->simulation.agenda.now_us - hung_us;
+    ck_assert_uint_ge(waited_us, 7900000);
+    ck_assert_uint_le(waited_us, 8600000);
     scenario_run_to(scenario, 0, SIM_PHASE_DONE, 4);
-    uint64_t now_us = scenario->simulation.agenda.now_us;
-    ck_assert_uint_ge(now_us, 8000000);
-    ck_assert_uint_le(now_us, 10500000);
     ck_assert_uint_eq(scenario->simulation.ledger.evicted, 1);
     while (scenario->simulation.workers[1].phase != SIM_PHASE_DONE) {
         scenario_run_for(scenario, 1000);
@@ -119,11 +120,11 @@ END_TEST
 START_TEST(evicted_worker_joins_again_under_its_name)
 {
     struct scenario *scenario = scenario_create(6, 2, 2, 6, ALLREDUCE);
-    scenario->plan.workers[1].hang_us = 4000000;
-    scenario->plan.workers[1].hang_for_us = 12000000;
     scenario->plan.workers[1].return_us = 1000;
     scenario->plan.workers[0].compute_us = 3000000;
     scenario_start(scenario);
+    scenario_run_to(scenario, 1, SIM_PHASE_COMPUTING, 2);
+    sim_worker_hang(&scenario->simulation.workers[1], 9000000);
     scenario_run_to(scenario, 0, SIM_PHASE_DONE, 6);
     ck_assert_uint_eq(scenario->simulation.ledger.evicted, 1);
     ck_assert_uint_eq(scenario->simulation.ledger.member_count, 3);

@@ -131,15 +131,19 @@ static void crash(void *context, uint64_t incarnation)
     sim_worker_crash(worker);
 }
 
+void sim_worker_hang(struct sim_worker *worker, uint64_t duration_us)
+{
+    sim_trace(worker->agenda, "worker '%s' hangs", worker->plan->name);
+    worker->wake_us = worker->agenda->now_us + duration_us;
+}
+
 static void hang(void *context, uint64_t argument)
 {
     struct sim_worker *worker = context;
     (void)argument;
 
     if (worker->phase != SIM_PHASE_DONE && worker->phase != SIM_PHASE_OUT) {
-        sim_trace(worker->agenda, "worker '%s' hangs", worker->plan->name);
-        worker->wake_us = worker->agenda->now_us + worker->plan->hang_for_us;
-        worker->has_hung = true;
+        sim_worker_hang(worker, worker->plan->hang_for_us);
     }
 }
 
@@ -360,6 +364,7 @@ static void ask(struct sim_contact *contact)
     case SIM_REQUEST_JOIN:
         message.kind = PD_MESSAGE_JOIN;
         snprintf(message.join.name, sizeof message.join.name, "%s", worker->plan->name);
+        message.join.nonce = worker->nonce;
         say(contact, &message, NULL, 0);
         break;
     case SIM_REQUEST_REGISTER:
@@ -691,6 +696,7 @@ static void begin(void *context, uint64_t incarnation)
     worker->phase = SIM_PHASE_JOINING;
     worker->progress_us = worker->agenda->now_us;
     worker->run_id = 0;
+    worker->nonce = sim_chance(worker->agenda, 3) ? 0 : sim_random(worker->agenda);
     sim_after(worker->agenda, PING_US, keep_alive, worker, incarnation);
     request(contact_of(worker, 0), SIM_REQUEST_JOIN);
 }

@@ -99,10 +99,10 @@ struct sim_worker {
     uint64_t wake_us;     /* silent until then */
     bool has_crashed;
     bool has_pushed;
-    bool has_hung;
     bool tolerant; /* takes no offence at errors: the test provokes them */
     bool draining; /* the daemon said so */
     bool joined;
+    uint64_t nonce; /* of its Join; 0: none */
     uint32_t worker_id;
     uint64_t token;
     uint64_t run_id;
@@ -138,6 +138,8 @@ void sim_worker_start(struct sim_worker *worker);
 
 /* Die now. */
 void sim_worker_crash(struct sim_worker *worker);
+/* Do and say nothing for a while, with all connections open. */
+void sim_worker_hang(struct sim_worker *worker, uint64_t duration_us);
 
 const char *sim_phase_name(enum sim_phase phase);
 
