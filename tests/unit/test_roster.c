@@ -1,0 +1,126 @@
+/* The workers as a rank knows them. */
+#include "common/heap.h"
+#include "server/core/roster.h"
+
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct pd_roster roster;
+static struct pd_error error;
+
+static struct pd_worker *add(uint32_t id, const char *name)
+{
+    static struct pd_order order;
+
+    order.worker_id = id;
+    order.token = 100 + id;
+    order.replica = id % 2;
+    snprintf(order.name, sizeof order.name, "%s", name);
+    return pd_roster_add(&roster, &order);
+}
+
+static void setup(void)
+{
+    memset(&roster, 0, sizeof roster);
+}
+
+static void teardown(void)
+{
+    pd_roster_finish(&roster);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
+
+START_TEST(worker_is_found_by_its_number)
+{
+    (void)add(3, "a");
+    (void)add(9, "b");
+    ck_assert_str_eq(pd_roster_find(&roster, 9)->name, "b");
+    ck_assert_uint_eq(pd_roster_find(&roster, 3)->token, 103);
+    ck_assert_uint_eq(pd_roster_find(&roster, 9)->replica, 1);
+    ck_assert_uint_eq(pd_roster_find(&roster, 9)->connection, PD_CONNECTION_NONE);
+    ck_assert_ptr_null(pd_roster_find(&roster, 4));
+}
+END_TEST
+
+START_TEST(slot_of_a_removed_worker_is_used_again)
+{
+    struct pd_worker *first = add(0, "a");
+    (void)add(1, "b");
+    ck_assert_int_eq(pd_roster_equip(first, 4, 2, &error), PD_OK);
+    pd_roster_remove(&roster, first, "it was told to");
+    ck_assert_ptr_null(pd_roster_find(&roster, 0));
+    ck_assert_ptr_eq(add(2, "c"), first);
+    ck_assert(!first->has_contribution);
+    ck_assert_uint_eq(roster.slot_end, 2);
+}
+END_TEST
+
+START_TEST(reason_of_a_departure_is_told_for_a_while)
+{
+    pd_roster_remove(&roster, add(7, "a"), "it was silent");
+    ck_assert_int_eq(pd_roster_explain(&roster, 7, &error), PD_EIDENTITY);
+    ck_assert_str_eq(error.message, "worker 7 is gone: it was silent; join again");
+    ck_assert_int_eq(pd_roster_explain(&roster, 8, &error), PD_EIDENTITY);
+    ck_assert_str_eq(error.message, "worker 8 is not known in this run: join again");
+    for (uint32_t id = 100; id < 100 + PD_DEPARTED_COUNT; id++) {
+        pd_roster_remove(&roster, add(id, "b"), "no reason");
+    }
+    (void)!pd_roster_explain(&roster, 7, &error);
+    ck_assert_str_eq(error.message, "worker 7 is not known in this run: join again");
+}
+END_TEST
+
+START_TEST(leaver_stays_until_its_step_is_closed_only_if_it_has_pushed)
+{
+    struct pd_worker *idle = add(1, "idle");
+    struct pd_worker *busy = add(2, "busy");
+    struct pd_push push = {.step = 5, .last = false, .samples = 1};
+    ck_assert_int_eq(pd_roster_equip(idle, 4, 2, &error), PD_OK);
+    ck_assert_int_eq(pd_roster_equip(busy, 4, 2, &error), PD_OK);
+    pd_contribution_begin(&busy->contribution, &push);
+    pd_contribution_finish_payload(&busy->contribution);
+    pd_roster_leave(&roster, idle, 5);
+    pd_roster_leave(&roster, busy, 5);
+    ck_assert_ptr_null(pd_roster_find(&roster, 1));
+    ck_assert_ptr_eq(pd_roster_find(&roster, 2), busy);
+    ck_assert(busy->leaving);
+    (void)!pd_roster_explain(&roster, 2, &error);
+    ck_assert_str_eq(error.message, "worker 2 is gone: it left; join again");
+    pd_roster_sweep(&roster);
+    ck_assert_ptr_null(pd_roster_find(&roster, 2));
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
+END_TEST
+
+START_TEST(equip_survives_each_failed_allocation)
+{
+    struct pd_worker *worker = add(1, "a");
+    pd_heap_fail_at(_i);
+    ck_assert_int_eq(pd_roster_equip(worker, 4, 2, &error), PD_ENOMEM);
+    pd_heap_fail_at(-1);
+    ck_assert(!worker->has_contribution);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("roster");
+    TCase *tests = tcase_create("roster");
+
+    tcase_add_checked_fixture(tests, setup, teardown);
+    tcase_add_test(tests, worker_is_found_by_its_number);
+    tcase_add_test(tests, slot_of_a_removed_worker_is_used_again);
+    tcase_add_test(tests, reason_of_a_departure_is_told_for_a_while);
+    tcase_add_test(tests, leaver_stays_until_its_step_is_closed_only_if_it_has_pushed);
+    tcase_add_loop_test(tests, equip_survives_each_failed_allocation, 0, 2);
+    suite_add_tcase(suite, tests);
+
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
