@@ -35,7 +35,7 @@ static enum pd_status decode(enum pd_message_kind kind, const void *bytes, size_
 static const struct pd_message examples[] = {
     [PD_MESSAGE_HELLO] = {.hello = {"client 1", "host", true, 0, UINT64_MAX, 5}},
     [PD_MESSAGE_WELCOME] = {.welcome = {1, 2, 3, "host:7070", 4, "paramd", 5, 6, true, UINT64_MAX}},
-    [PD_MESSAGE_JOIN] = {.join = {"w\xc3\xb6rker"}},
+    [PD_MESSAGE_JOIN] = {.join = {.name = "w\xc3\xb6rker", .nonce = 10}},
     [PD_MESSAGE_JOINED] = {.joined = {7, 8, "w", 9}},
     [PD_MESSAGE_REGISTERED] = {.registered = {.lane_count = 2,
                                               .lanes = {{0, "a:1", 0, 10}, {3, "b:2", 10, 0}},
