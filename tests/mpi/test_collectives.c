@@ -80,39 +80,39 @@ static int part_count(uint32_t of_replica)
 }
 
 START_TEST(every_rank_gets_the_doubles_of_all_by_rank)
-    {
-        static struct pd_collective collective;
-        double send[PART_MAX] = {0};
-        double receive[PD_RANK_COUNT_MAX * PART_MAX];
-        int offset = 1; /* a gap, which must stay as it was */
-        memset(&collective, 0, sizeof collective);
-        collective.kind = PD_COLLECTIVE_GATHER_DOUBLES;
-        collective.send = send;
-        collective.receive = receive;
-        for (uint32_t i = 0; i < rank_count; i++) {
-            collective.send_counts[i] = double_count_of(rank);
-            collective.receive_counts[i] = double_count_of(i);
-            collective.receive_offsets[i] = offset;
-            offset += double_count_of(i) + 1;
-        }
-        for (int i = 0; i < double_count_of(rank); i++) {
-            send[i] = 1000.0 * rank + i + 0.1;
-        }
-        for (size_t i = 0; i < sizeof receive / sizeof receive[0]; i++) {
-            receive[i] = -1;
-        }
-
-        perform(&collective);
-
-        int at = 0;
-        for (uint32_t from = 0; from < rank_count; from++) {
-            ck_assert_double_eq(receive[at++], -1);
-            for (int i = 0; i < double_count_of(from); i++) {
-                ck_assert_double_eq(receive[at++], 1000.0 * from + i + 0.1);
-            }
-        }
-        ck_assert_double_eq(receive[at], -1);
+{
+    static struct pd_collective collective;
+    double send[PART_MAX] = {0};
+    double receive[PD_RANK_COUNT_MAX * PART_MAX];
+    int offset = 1; /* a gap, which must stay as it was */
+    memset(&collective, 0, sizeof collective);
+    collective.kind = PD_COLLECTIVE_GATHER_DOUBLES;
+    collective.send = send;
+    collective.receive = receive;
+    for (uint32_t i = 0; i < rank_count; i++) {
+        collective.send_counts[i] = double_count_of(rank);
+        collective.receive_counts[i] = double_count_of(i);
+        collective.receive_offsets[i] = offset;
+        offset += double_count_of(i) + 1;
     }
+    for (int i = 0; i < double_count_of(rank); i++) {
+        send[i] = 1000.0 * rank + i + 0.1;
+    }
+    for (size_t i = 0; i < sizeof receive / sizeof receive[0]; i++) {
+        receive[i] = -1;
+    }
+
+    perform(&collective);
+
+    int at = 0;
+    for (uint32_t from = 0; from < rank_count; from++) {
+        ck_assert_double_eq(receive[at++], -1);
+        for (int i = 0; i < double_count_of(from); i++) {
+            ck_assert_double_eq(receive[at++], 1000.0 * from + i + 0.1);
+        }
+    }
+    ck_assert_double_eq(receive[at], -1);
+}
 END_TEST
 
 static float slice_value(uint32_t lane, uint32_t from, uint32_t to, int index)
@@ -121,88 +121,88 @@ static float slice_value(uint32_t lane, uint32_t from, uint32_t to, int index)
 }
 
 START_TEST(each_replica_gets_its_slice_of_every_replica_of_its_lane)
-    {
-        static struct pd_collective collective;
-        float send[PART_MAX * PD_RANK_COUNT_MAX];
-        float receive[PART_MAX * PD_RANK_COUNT_MAX];
-        int sent = 0;
-        int received = 0;
-        memset(&collective, 0, sizeof collective);
-        collective.kind = PD_COLLECTIVE_EXCHANGE_FLOATS;
-        collective.send = send;
-        collective.receive = receive;
-        for (uint32_t i = 0; i < replica_count; i++) {
-            collective.send_counts[i] = slice_count(replica, i);
-            collective.send_offsets[i] = sent;
-            for (int k = 0; k < slice_count(replica, i); k++) {
-                send[sent++] = slice_value(rank % lane_count, replica, i, k);
-            }
-            collective.receive_counts[i] = slice_count(i, replica);
-            collective.receive_offsets[i] = received;
-            received += slice_count(i, replica);
+{
+    static struct pd_collective collective;
+    float send[PART_MAX * PD_RANK_COUNT_MAX];
+    float receive[PART_MAX * PD_RANK_COUNT_MAX];
+    int sent = 0;
+    int received = 0;
+    memset(&collective, 0, sizeof collective);
+    collective.kind = PD_COLLECTIVE_EXCHANGE_FLOATS;
+    collective.send = send;
+    collective.receive = receive;
+    for (uint32_t i = 0; i < replica_count; i++) {
+        collective.send_counts[i] = slice_count(replica, i);
+        collective.send_offsets[i] = sent;
+        for (int k = 0; k < slice_count(replica, i); k++) {
+            send[sent++] = slice_value(rank % lane_count, replica, i, k);
         }
+        collective.receive_counts[i] = slice_count(i, replica);
+        collective.receive_offsets[i] = received;
+        received += slice_count(i, replica);
+    }
 
-        perform(&collective);
+    perform(&collective);
 
-        int at = 0;
-        for (uint32_t i = 0; i < replica_count; i++) {
-            for (int k = 0; k < slice_count(i, replica); k++) {
-                ck_assert_float_eq(receive[at++], slice_value(rank % lane_count, i, replica, k));
-            }
+    int at = 0;
+    for (uint32_t i = 0; i < replica_count; i++) {
+        for (int k = 0; k < slice_count(i, replica); k++) {
+            ck_assert_float_eq(receive[at++], slice_value(rank % lane_count, i, replica, k));
         }
     }
+}
 END_TEST
 
 START_TEST(each_replica_gets_the_parts_of_all_in_place)
-    {
-        static struct pd_collective collective;
-        float receive[PART_MAX * PD_RANK_COUNT_MAX];
-        int offset = 0;
+{
+    static struct pd_collective collective;
+    float receive[PART_MAX * PD_RANK_COUNT_MAX];
+    int offset = 0;
+    memset(&collective, 0, sizeof collective);
+    memset(receive, 0, sizeof receive);
+    collective.kind = PD_COLLECTIVE_GATHER_FLOATS;
+    collective.receive = receive;
+    for (uint32_t i = 0; i < replica_count; i++) {
+        collective.receive_counts[i] = part_count(i);
+        collective.receive_offsets[i] = offset;
+        for (int k = 0; i == replica && k < part_count(i); k++) {
+            receive[offset + k] = slice_value(rank % lane_count, i, 0, k);
+        }
+        offset += part_count(i);
+    }
+
+    perform(&collective);
+
+    int at = 0;
+    for (uint32_t i = 0; i < replica_count; i++) {
+        for (int k = 0; k < part_count(i); k++) {
+            ck_assert_float_eq(receive[at++], slice_value(rank % lane_count, i, 0, k));
+        }
+    }
+}
+END_TEST
+
+START_TEST(each_replica_gets_the_values_of_the_root)
+{
+    static struct pd_collective collective;
+    for (uint32_t root = 0; root < replica_count; root++) {
+        float receive[PART_MAX];
         memset(&collective, 0, sizeof collective);
-        memset(receive, 0, sizeof receive);
-        collective.kind = PD_COLLECTIVE_GATHER_FLOATS;
+        collective.kind = PD_COLLECTIVE_BROADCAST_FLOATS;
         collective.receive = receive;
-        for (uint32_t i = 0; i < replica_count; i++) {
-            collective.receive_counts[i] = part_count(i);
-            collective.receive_offsets[i] = offset;
-            for (int k = 0; i == replica && k < part_count(i); k++) {
-                receive[offset + k] = slice_value(rank % lane_count, i, 0, k);
-            }
-            offset += part_count(i);
+        collective.root = (int)root;
+        collective.receive_counts[0] = PART_MAX - (int)root;
+        for (int k = 0; k < PART_MAX; k++) {
+            receive[k] = replica == root ? slice_value(rank % lane_count, root, 1, k) : -1.0F;
         }
 
         perform(&collective);
 
-        int at = 0;
-        for (uint32_t i = 0; i < replica_count; i++) {
-            for (int k = 0; k < part_count(i); k++) {
-                ck_assert_float_eq(receive[at++], slice_value(rank % lane_count, i, 0, k));
-            }
+        for (int k = 0; k < PART_MAX - (int)root; k++) {
+            ck_assert_float_eq(receive[k], slice_value(rank % lane_count, root, 1, k));
         }
     }
-END_TEST
-
-START_TEST(each_replica_gets_the_values_of_the_root)
-    {
-        static struct pd_collective collective;
-        for (uint32_t root = 0; root < replica_count; root++) {
-            float receive[PART_MAX];
-            memset(&collective, 0, sizeof collective);
-            collective.kind = PD_COLLECTIVE_BROADCAST_FLOATS;
-            collective.receive = receive;
-            collective.root = (int)root;
-            collective.receive_counts[0] = PART_MAX - (int)root;
-            for (int k = 0; k < PART_MAX; k++) {
-                receive[k] = replica == root ? slice_value(rank % lane_count, root, 1, k) : -1.0F;
-            }
-
-            perform(&collective);
-
-            for (int k = 0; k < PART_MAX - (int)root; k++) {
-                ck_assert_float_eq(receive[k], slice_value(rank % lane_count, root, 1, k));
-            }
-        }
-    }
+}
 END_TEST
 
 /* ---- The queue ---- */
@@ -232,54 +232,54 @@ static void prepare_flood(void)
 /* As many at once as may wait, submitted at another pace on each rank, while results are taken at
  * yet another: every rank performs them in the order of submit, and nothing is lost or doubled. */
 START_TEST(many_at_once_keep_their_order_on_all_ranks)
-    {
-        uint64_t hash = 14695981039346656037u;
-        uint32_t submitted = 0;
-        uint32_t done_count = 0;
-        unsigned int seed = 1 + rank;
-        prepare_flood();
+{
+    uint64_t hash = 14695981039346656037u;
+    uint32_t submitted = 0;
+    uint32_t done_count = 0;
+    unsigned int seed = 1 + rank;
+    prepare_flood();
 
-        while (done_count < FLOOD_COUNT) {
-            for (int burst = rand_r(&seed) % 200; burst > 0 && submitted < FLOOD_COUNT; burst--) {
-                pd_collectives_submit(collectives, &flood[submitted++]);
-            }
-            for (int burst = rand_r(&seed) % 150; burst > 0 && done_count < submitted; burst--) {
-                const struct pd_collective *done = await_done();
-                ck_assert_ptr_eq(done, &flood[done_count]);
-                hash = (hash ^ done->order_index) * 1099511628211u;
-                for (uint32_t j = 0; j < rank_count; j++) {
-                    ck_assert_double_eq(flood_receive[done_count][j], done_count);
-                }
-                done_count++;
-            }
+    while (done_count < FLOOD_COUNT) {
+        for (int burst = rand_r(&seed) % 200; burst > 0 && submitted < FLOOD_COUNT; burst--) {
+            pd_collectives_submit(collectives, &flood[submitted++]);
         }
-
-        /* The same hash of the order everywhere. 32 bits of it are exact in a double. */
-        flood_send[0] = (double)(uint32_t)(hash ^ hash >> 32);
-        perform(&flood[0]);
-        for (uint32_t j = 0; j < rank_count; j++) {
-            ck_assert_double_eq(flood_receive[0][j], flood_send[0]);
+        for (int burst = rand_r(&seed) % 150; burst > 0 && done_count < submitted; burst--) {
+            const struct pd_collective *done = await_done();
+            ck_assert_ptr_eq(done, &flood[done_count]);
+            hash = (hash ^ done->order_index) * 1099511628211u;
+            for (uint32_t j = 0; j < rank_count; j++) {
+                ck_assert_double_eq(flood_receive[done_count][j], done_count);
+            }
+            done_count++;
         }
-        ck_assert_ptr_null(pd_collectives_take_done(collectives));
     }
+
+    /* The same hash of the order everywhere. 32 bits of it are exact in a double. */
+    flood_send[0] = (double)(uint32_t)(hash ^ hash >> 32);
+    perform(&flood[0]);
+    for (uint32_t j = 0; j < rank_count; j++) {
+        ck_assert_double_eq(flood_receive[0][j], flood_send[0]);
+    }
+    ck_assert_ptr_null(pd_collectives_take_done(collectives));
+}
 END_TEST
 
 START_TEST(what_is_queued_is_carried_out_before_the_thread_ends)
-    {
-        prepare_flood();
-        struct pd_collectives *own = NULL;
-        struct pd_error error = {0};
-        ck_assert_int_eq(pd_collectives_create(&own, world, on_notify, &notified, &error), PD_OK);
-        for (uint32_t i = 0; i < 100; i++) {
-            pd_collectives_submit(own, &flood[i]);
-        }
-
-        pd_collectives_destroy(own);
-
-        for (uint32_t j = 0; j < rank_count; j++) {
-            ck_assert_double_eq(flood_receive[99][j], 99);
-        }
+{
+    prepare_flood();
+    struct pd_collectives *own = NULL;
+    struct pd_error error = {0};
+    ck_assert_int_eq(pd_collectives_create(&own, world, on_notify, &notified, &error), PD_OK);
+    for (uint32_t i = 0; i < 100; i++) {
+        pd_collectives_submit(own, &flood[i]);
     }
+
+    pd_collectives_destroy(own);
+
+    for (uint32_t j = 0; j < rank_count; j++) {
+        ck_assert_double_eq(flood_receive[99][j], 99);
+    }
+}
 END_TEST
 
 static Suite *make_suite(void)

@@ -30,38 +30,38 @@ static uint32_t count_of(const char *text, const char *part)
 }
 
 START_TEST(rank_0_says_once_where_all_listen)
-    {
-        const char *const words[] = {MPIRUN, "3", PARAMD, ANY_PORT, NULL};
-        struct process *process = process_start(words);
-        char *line = process_await_output_line(process, "paramd ready: ");
-        unsigned ports[3] = {0};
+{
+    const char *const words[] = {MPIRUN, "3", PARAMD, ANY_PORT, NULL};
+    struct process *process = process_start(words);
+    char *line = process_await_output_line(process, "paramd ready: ");
+    unsigned ports[3] = {0};
 
-        ck_assert_int_eq(sscanf(line,
-                                "paramd ready: 3 ranks: 0 at 127.0.0.1:%u, 1 at 127.0.0.1:%u, "
-                                "2 at 127.0.0.1:%u",
-                                &ports[0], &ports[1], &ports[2]),
-                         3);
-        process_signal(process, SIGUSR1);
-        ck_assert_int_eq(process_wait(process), 0);
+    ck_assert_int_eq(sscanf(line,
+                            "paramd ready: 3 ranks: 0 at 127.0.0.1:%u, 1 at 127.0.0.1:%u, "
+                            "2 at 127.0.0.1:%u",
+                            &ports[0], &ports[1], &ports[2]),
+                     3);
+    process_signal(process, SIGUSR1);
+    ck_assert_int_eq(process_wait(process), 0);
 
-        char *output = process_output(process);
-        ck_assert_uint_eq(count_of(output, "paramd ready"), 1);
-        ck_assert_uint_ne(ports[0], ports[1]);
-        free(output);
-        free(line);
-        process_stop(process);
-    }
+    char *output = process_output(process);
+    ck_assert_uint_eq(count_of(output, "paramd ready"), 1);
+    ck_assert_uint_ne(ports[0], ports[1]);
+    free(output);
+    free(line);
+    process_stop(process);
+}
 END_TEST
 
 START_TEST(a_daemon_without_mpirun_is_one_rank)
-    {
-        const char *const words[] = {PARAMD, ANY_PORT, NULL};
-        struct process *process = process_start(words);
-        process_await_output(process, "paramd ready: 1 rank: 0 at 127.0.0.1:");
-        process_signal(process, SIGTERM);
-        ck_assert_int_eq(process_wait(process), 0);
-        process_stop(process);
-    }
+{
+    const char *const words[] = {PARAMD, ANY_PORT, NULL};
+    struct process *process = process_start(words);
+    process_await_output(process, "paramd ready: 1 rank: 0 at 127.0.0.1:");
+    process_signal(process, SIGTERM);
+    ck_assert_int_eq(process_wait(process), 0);
+    process_stop(process);
+}
 END_TEST
 
 /* Finds three ports in a row that are free, and holds the last. */
@@ -88,92 +88,92 @@ static int hold_third_port(uint32_t *first)
 }
 
 START_TEST(a_port_in_use_on_one_rank_ends_all_with_its_message)
-    {
-        char listen[64];
-        char expected[128];
-        uint32_t first = 0;
-        int fd = hold_third_port(&first);
-        (void)snprintf(listen, sizeof listen, "listen=127.0.0.1:%u", (unsigned)first);
-        (void)snprintf(expected, sizeof expected,
-                       "paramd: rank 2: listen: 127.0.0.1 port %u: Address already in use",
-                       (unsigned)first + 2);
-        const char *const words[] = {MPIRUN, "4", PARAMD, "--set", listen, NULL};
+{
+    char listen[64];
+    char expected[128];
+    uint32_t first = 0;
+    int fd = hold_third_port(&first);
+    (void)snprintf(listen, sizeof listen, "listen=127.0.0.1:%u", (unsigned)first);
+    (void)snprintf(expected, sizeof expected,
+                   "paramd: rank 2: listen: 127.0.0.1 port %u: Address already in use",
+                   (unsigned)first + 2);
+    const char *const words[] = {MPIRUN, "4", PARAMD, "--set", listen, NULL};
 
-        struct process_result result = process_run(words);
+    struct process_result result = process_run(words);
 
-        ck_assert_int_eq(result.code, 1);
-        ck_assert_msg(count_of(result.errors, expected) == 1, "%s", result.errors);
-        ck_assert_str_eq(result.output, "");
-        process_result_finish(&result);
-        (void)close(fd);
-    }
+    ck_assert_int_eq(result.code, 1);
+    ck_assert_msg(count_of(result.errors, expected) == 1, "%s", result.errors);
+    ck_assert_str_eq(result.output, "");
+    process_result_finish(&result);
+    (void)close(fd);
+}
 END_TEST
 
 START_TEST(a_bad_setting_is_said_once_by_rank_0)
-    {
-        const char *const words[] = {MPIRUN, "3", PARAMD, ANY_PORT, "--set", "clip.norms=1", NULL};
+{
+    const char *const words[] = {MPIRUN, "3", PARAMD, ANY_PORT, "--set", "clip.norms=1", NULL};
 
-        struct process_result result = process_run(words);
+    struct process_result result = process_run(words);
 
-        ck_assert_int_eq(result.code, 1);
-        ck_assert_msg(count_of(result.errors, "clip.norms: unknown key") == 1, "%s", result.errors);
-        process_result_finish(&result);
-    }
+    ck_assert_int_eq(result.code, 1);
+    ck_assert_msg(count_of(result.errors, "clip.norms: unknown key") == 1, "%s", result.errors);
+    process_result_finish(&result);
+}
 END_TEST
 
 START_TEST(a_missing_file_is_named_once)
-    {
-        const char *const words[] = {MPIRUN, "2", PARAMD, "--config", "/no/such/file.yaml", NULL};
+{
+    const char *const words[] = {MPIRUN, "2", PARAMD, "--config", "/no/such/file.yaml", NULL};
 
-        struct process_result result = process_run(words);
+    struct process_result result = process_run(words);
 
-        ck_assert_int_eq(result.code, 1);
-        ck_assert_msg(
-            count_of(result.errors, "paramd: /no/such/file.yaml: No such file or directory\n") == 1,
-            "%s", result.errors);
-        process_result_finish(&result);
-    }
+    ck_assert_int_eq(result.code, 1);
+    ck_assert_msg(
+        count_of(result.errors, "paramd: /no/such/file.yaml: No such file or directory\n") == 1,
+        "%s", result.errors);
+    process_result_finish(&result);
+}
 END_TEST
 
 START_TEST(lanes_that_do_not_divide_the_ranks_are_refused)
-    {
-        const char *const words[] = {MPIRUN, "3", PARAMD, ANY_PORT, "--set", "lanes=2", NULL};
+{
+    const char *const words[] = {MPIRUN, "3", PARAMD, ANY_PORT, "--set", "lanes=2", NULL};
 
-        struct process_result result = process_run(words);
+    struct process_result result = process_run(words);
 
-        ck_assert_int_eq(result.code, 1);
-        ck_assert_msg(count_of(result.errors, "lanes") >= 1, "%s", result.errors);
-        process_result_finish(&result);
-    }
+    ck_assert_int_eq(result.code, 1);
+    ck_assert_msg(count_of(result.errors, "lanes") >= 1, "%s", result.errors);
+    process_result_finish(&result);
+}
 END_TEST
 
 /* ---- The launcher ---- */
 
 START_TEST(the_launcher_drains_on_a_signal)
-    {
-        static const int numbers[] = {SIGTERM, SIGINT, SIGUSR1};
-        const char *const words[] = {LAUNCHER, "-n", "2", "--", ANY_PORT, NULL};
-        (void)setenv("PARAMD", PARAMD, 1);
-        struct process *process = process_start(words);
-        process_await_output(process, "paramd ready: 2 ranks: ");
+{
+    static const int numbers[] = {SIGTERM, SIGINT, SIGUSR1};
+    const char *const words[] = {LAUNCHER, "-n", "2", "--", ANY_PORT, NULL};
+    (void)setenv("PARAMD", PARAMD, 1);
+    struct process *process = process_start(words);
+    process_await_output(process, "paramd ready: 2 ranks: ");
 
-        process_signal(process, numbers[_i]);
+    process_signal(process, numbers[_i]);
 
-        ck_assert_int_eq(process_wait(process), 0);
-        process_stop(process);
-    }
+    ck_assert_int_eq(process_wait(process), 0);
+    process_stop(process);
+}
 END_TEST
 
 START_TEST(the_launcher_returns_the_exit_code)
-    {
-        const char *const words[] = {LAUNCHER, "-n", "2", "--", "--set", "nonsense=1", NULL};
-        (void)setenv("PARAMD", PARAMD, 1);
+{
+    const char *const words[] = {LAUNCHER, "-n", "2", "--", "--set", "nonsense=1", NULL};
+    (void)setenv("PARAMD", PARAMD, 1);
 
-        struct process_result result = process_run(words);
+    struct process_result result = process_run(words);
 
-        ck_assert_int_eq(result.code, 1);
-        process_result_finish(&result);
-    }
+    ck_assert_int_eq(result.code, 1);
+    process_result_finish(&result);
+}
 END_TEST
 
 /* The number of a rank's process, from the children of mpirun. */
@@ -202,33 +202,33 @@ static bool gone_within(pid_t pid, int64_t timeout_ms)
 }
 
 START_TEST(no_rank_survives_a_killed_mpirun)
-    {
-        const char *const words[] = {MPIRUN, "2", PARAMD, ANY_PORT, NULL};
-        struct process *process = process_start(words);
-        process_await_output(process, "paramd ready: ");
-        pid_t rank = child_of(process_pid(process));
-        ck_assert(process_alive(rank));
+{
+    const char *const words[] = {MPIRUN, "2", PARAMD, ANY_PORT, NULL};
+    struct process *process = process_start(words);
+    process_await_output(process, "paramd ready: ");
+    pid_t rank = child_of(process_pid(process));
+    ck_assert(process_alive(rank));
 
-        process_signal(process, SIGKILL);
+    process_signal(process, SIGKILL);
 
-        ck_assert(gone_within(rank, 3000));
-        process_stop(process);
-    }
+    ck_assert(gone_within(rank, 3000));
+    process_stop(process);
+}
 END_TEST
 
 START_TEST(a_killed_rank_ends_the_job)
-    {
-        const char *const words[] = {MPIRUN, "3", PARAMD, ANY_PORT, NULL};
-        struct process *process = process_start(words);
-        process_await_output(process, "paramd ready: ");
-        int64_t killed_ms = process_now_ms();
+{
+    const char *const words[] = {MPIRUN, "3", PARAMD, ANY_PORT, NULL};
+    struct process *process = process_start(words);
+    process_await_output(process, "paramd ready: ");
+    int64_t killed_ms = process_now_ms();
 
-        (void)kill(child_of(process_pid(process)), SIGKILL);
+    (void)kill(child_of(process_pid(process)), SIGKILL);
 
-        ck_assert_int_ne(process_wait(process), 0);
-        ck_assert_int_lt(process_now_ms() - killed_ms, 5000);
-        process_stop(process);
-    }
+    ck_assert_int_ne(process_wait(process), 0);
+    ck_assert_int_lt(process_now_ms() - killed_ms, 5000);
+    process_stop(process);
+}
 END_TEST
 
 int main(void)
