@@ -246,6 +246,7 @@ static enum pd_status take_pulled(struct pd_request *request, const struct pd_pu
     uint32_t dtype = combined ? request->push.pull_dtype : request->pull.dtype;
     uint64_t min_version = combined ? request->push.step + 1 : request->pull.min_version;
     uint64_t expected_bytes = request->lane.element_count * pd_dtype_bytes((enum pd_dtype)dtype);
+    bool averaged = !combined && request->pull.averaged;
 
     if (pulled->dtype != dtype || pulled->element_begin != request->lane.element_begin ||
         pulled->element_count != request->lane.element_count || payload_bytes != expected_bytes) {
@@ -255,6 +256,11 @@ static enum pd_status take_pulled(struct pd_request *request, const struct pd_pu
                             pulled->element_count, pulled->element_begin, pulled->dtype,
                             payload_bytes, request->lane.element_count, request->lane.element_begin,
                             dtype);
+    }
+    if (pulled->averaged != averaged) {
+        return pd_error_set(error, PD_EPROTOCOL, "got %s, asked for %s",
+                            pulled->averaged ? "averaged parameters" : "parameters",
+                            averaged ? "averaged ones" : "those of the step");
     }
     if (pulled->version < min_version) {
         return pd_error_set(error, PD_EPROTOCOL,

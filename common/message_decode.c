@@ -453,6 +453,7 @@ static void take(struct checker *checker, const void *from, struct pd_message *t
     case PD_MESSAGE_PULL:
         to->pull.min_version = ((const Paramd__Pull *)from)->min_version;
         to->pull.dtype = ((const Paramd__Pull *)from)->dtype;
+        to->pull.averaged = ((const Paramd__Pull *)from)->averaged != 0;
         break;
     case PD_MESSAGE_PULLED:
         take_pulled(from, &to->pulled);

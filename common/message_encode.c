@@ -196,6 +196,7 @@ static void pack_pull(struct packer *packer, const struct pd_pull *from)
     paramd__pull__init(&to);
     to.min_version = from->min_version;
     to.dtype = from->dtype;
+    to.averaged = from->averaged;
     pack(packer, &to.base);
 }
 

@@ -162,7 +162,7 @@ START_TEST(only_the_answer_that_was_asked_for_is_taken)
 }
 END_TEST
 
-/* Right, then a wrong version, type, begin, count and length of payload. */
+/* Right, then a wrong version, type, begin, count, length of payload and kind. */
 START_TEST(parameters_must_be_those_asked_for)
 {
     struct pd_message answer = {
@@ -175,6 +175,7 @@ START_TEST(parameters_must_be_those_asked_for)
     answer.pulled.dtype += _i == 2;
     answer.pulled.element_begin += _i == 3;
     answer.pulled.element_count += _i == 4;
+    answer.pulled.averaged = _i == 6;
     enum pd_status status = pd_request_answered(&request, &answer, _i == 5 ? 16 : 8, &error);
     ck_assert_int_eq(status, _i == 0 ? PD_OK : PD_EPROTOCOL);
     if (_i == 0) {
@@ -315,7 +316,7 @@ int main(void)
     tcase_add_test(tests, another_run_ends_the_session);
     tcase_add_test(tests, values_already_published_are_not_sent_again);
     tcase_add_test(tests, only_the_answer_that_was_asked_for_is_taken);
-    tcase_add_loop_test(tests, parameters_must_be_those_asked_for, 0, 6);
+    tcase_add_loop_test(tests, parameters_must_be_those_asked_for, 0, 7);
     tcase_add_test(tests, damage_is_asked_for_again_twice_and_no_more);
     tcase_add_test(tests, an_error_passes_on_what_the_rank_says);
     tcase_add_test(tests, leaving_twice_is_leaving);
