@@ -1,8 +1,9 @@
-/* Cases that are no trajectory, against the core: casts and clipping. */
+/* Cases that are no trajectory, against the core: casts, clipping and loss scales. */
 #include "common/heap.h"
 #include "server/core/clip.h"
 #include "server/core/reduce.h"
 #include "tests/replay/case.h"
+#include "tests/support/scaler_trace.h"
 #include "tests/support/vectors.h"
 
 #include <check.h>
@@ -182,6 +183,18 @@ static void replay_clip_value(const json_t *document, struct replay_result *resu
     }
 }
 
+/* ---- The loss scale ---- */
+
+static void replay_scaler(const json_t *document, struct replay_result *result)
+{
+    char text[256];
+    bool holds = scaler_trace_holds(document, text, sizeof text);
+
+    if (replay_take_error(result, holds ? 0 : INFINITY)) {
+        replay_say(result, REPLAY_FAILED, "%s", text);
+    }
+}
+
 /* ---- All of them ---- */
 
 static const struct {
@@ -191,6 +204,7 @@ static const struct {
     {"cast", replay_cast},
     {"clip_grad_norm_", replay_clip_norm},
     {"clip_grad_value_", replay_clip_value},
+    {"grad_scaler", replay_scaler},
 };
 
 /* Calls are cheap, so that listing the skipped ones may as well make them. */

@@ -33,7 +33,8 @@ static const struct pd_option *find_option(const struct pd_optimizer *optimizer,
 static bool is_off(const json_t *value)
 {
     return json_is_null(value) || json_is_false(value) ||
-           (json_is_number(value) && json_number_value(value) == 0);
+           (json_is_number(value) && json_number_value(value) == 0) ||
+           (json_is_string(value) && strcmp(json_string_value(value), "none") == 0);
 }
 
 /* ---- Common ---- */
@@ -102,6 +103,21 @@ static const struct {
     {"norm_type", "clip.norm_type"},
     {"clip_value", "clip.value"},
     {"base_lr", "optimizer.lr"},
+    {"la_steps", "lookahead.k"},
+    {"la_alpha", "lookahead.alpha"},
+    {"k", "lookahead.k"},
+    {"alpha", "lookahead.alpha"},
+    {"decay", "ema.decay"},
+    {"start", "swa.start"},
+    {"every", "swa.every"},
+    {"scaler", "loss_scale"},
+    /* The rule that is wrapped, what its groups repeat, and what is found elsewhere. */
+    {"inner", NULL},
+    {"lookahead_k", NULL},
+    {"lookahead_alpha", NULL},
+    {"ema", NULL},
+    {"ema_hp", NULL},
+    {"swa_lr", NULL},
     /* The number of workers, and of steps; the rates of each step and the decay of each group are
      * written out. */
     {"W", NULL},
@@ -147,12 +163,63 @@ static bool take_composite_key(json_t *settings, const char *key, const json_t *
     return false;
 }
 
+/* What a wrapper around a rule does without being told. */
+static const struct {
+    const char *key;   /* of the case, or of its hyperparameters */
+    const char *value; /* what says which wrapper it is */
+    const char *setting;
+    const char *json;
+} wrappers[] = {
+    {"variant", "michaelrzhang", "lookahead.variant", "\"paper\""},
+    {"variant", "alphadl", "lookahead.variant", "\"alphadl\""},
+    {"variant", "timm", "lookahead.variant", "\"timm\""},
+    {"ema", "AveragedModelEMA", "ema.copy_steps", "1"},
+    {"ema", "ModelEmaV2", "ema.copy_steps", "0"},
+};
+
+static void add_wrapper(json_t *settings, const struct vectors_case *reference)
+{
+    const json_t *hyper = json_object_get(reference->document, "hyperparameters");
+    const json_t *model_ema = json_object_get(hyper, "ema_hp");
+    bool lookahead = strcmp(reference->optimizer, "lookahead") == 0;
+
+    for (size_t i = 0; i < sizeof wrappers / sizeof wrappers[0]; i++) {
+        bool by_variant = strcmp(wrappers[i].key, "variant") == 0;
+        const json_t *word =
+            json_object_get(by_variant ? reference->document : hyper, wrappers[i].key);
+        if (json_is_string(word) && (lookahead || !by_variant) &&
+            strcmp(json_string_value(word), wrappers[i].value) == 0) {
+            json_t *value = json_loads(wrappers[i].json, JSON_DECODE_ANY, NULL);
+            set(settings, wrappers[i].setting, value);
+            json_decref(value);
+        }
+    }
+    if (model_ema != NULL) {
+        /* timm copies while its step is at most update_after_step + 1, counted from 0. */
+        json_int_t after = json_integer_value(json_object_get(model_ema, "update_after_step"));
+        json_t *copy_steps = json_integer(after + 2);
+        set(settings, "ema.decay", json_object_get(model_ema, "decay"));
+        set(settings, "ema.warmup", json_object_get(model_ema, "use_warmup"));
+        set(settings, "ema.copy_steps", copy_steps);
+        json_decref(copy_steps);
+    }
+}
+
+/* The rule's name, of the one that is wrapped if it is a wrapper's case. */
+static const char *optimizer_name(const struct vectors_case *reference)
+{
+    const json_t *hyper = json_object_get(reference->document, "hyperparameters");
+    const char *inner = json_string_value(json_object_get(hyper, "inner"));
+
+    return inner != NULL ? inner : reference->optimizer;
+}
+
 /* Move a group's hyperparameters into a mapping of the configuration. `settings` is NULL for a
  * group of its own. */
 static bool add_hyperparameters(json_t *settings, json_t *to, const struct vectors_case *reference,
                                 uint32_t group, struct replay_result *result)
 {
-    const struct pd_optimizer *optimizer = pd_optimizer_find(reference->optimizer);
+    const struct pd_optimizer *optimizer = pd_optimizer_find(optimizer_name(reference));
     json_t *values = vectors_case_options(reference, group);
     const char *key = NULL;
     json_t *value = NULL;
@@ -215,7 +282,7 @@ static bool add_group(json_t *settings, const struct vectors_case *reference, ui
 bool settings_add_optimizer(json_t *settings, const struct vectors_case *reference,
                             struct replay_result *result)
 {
-    const char *name = reference->optimizer;
+    const char *name = optimizer_name(reference);
     const char *variant = reference->variant != NULL ? reference->variant : "";
 
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
@@ -233,6 +300,7 @@ bool settings_add_optimizer(json_t *settings, const struct vectors_case *referen
                              reference->group_count, result)) {
         return false;
     }
+    add_wrapper(settings, reference);
     if (json_object_get(reference->document, "groups") == NULL) {
         return true;
     }

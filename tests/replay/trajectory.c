@@ -8,6 +8,7 @@
 #include "client/include/paramd.h"
 #include "common/heap.h"
 #include "tests/replay/case.h"
+#include "tests/replay/checks.h"
 #include "tests/replay/settings.h"
 #include "tests/support/cluster.h"
 
@@ -51,10 +52,7 @@ static const char *unknown_to_protocol(const json_t *step)
         const char *key;
         const char *reason;
     } unknown[] = {
-        {"worker_params", "workers cannot push parameters"},
         {"hessian_grads_after_step", "workers cannot push estimates of the Hessian"},
-        {"scaled_grads", "workers cannot push scaled gradients"},
-        {"ema", "averaged weights cannot be pulled"},
         {"codes", "there is no state in 8 bits"},
     };
     for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
@@ -65,12 +63,19 @@ static const char *unknown_to_protocol(const json_t *step)
     return NULL;
 }
 
+/* What each worker pushes, if the case says so: gradients, or the parameters they arrived at. */
+static json_t *by_worker_of(const json_t *step)
+{
+    json_t *gradients = json_object_get(step, "worker_grads");
+    return gradients != NULL ? gradients : json_object_get(step, "worker_params");
+}
+
 /* Find the settings and the configuration they make, for free; NULL if it is skipped or refused. */
 static char *prepare(struct replay *replay)
 {
     const struct vectors_case *reference = replay->reference;
     const json_t *first = reference->steps[0].document;
-    const json_t *worker_grads = json_object_get(first, "worker_grads");
+    const json_t *by_worker = by_worker_of(first);
     const json_t *micro_grads = json_object_get(first, "micro_grads");
     const char *reason = unknown_to_protocol(first);
 
@@ -78,11 +83,14 @@ static char *prepare(struct replay *replay)
         replay_say(replay->result, REPLAY_SKIPPED, "%s", reason);
         return NULL;
     }
-    replay->shared = worker_grads == NULL;
+    replay->shared = by_worker == NULL;
     replay->worker_count =
-        replay->shared ? replay->options->worker_count : (uint32_t)json_array_size(worker_grads);
+        replay->shared ? replay->options->worker_count : (uint32_t)json_array_size(by_worker);
     replay->micro_batch_count = micro_grads != NULL ? (uint32_t)json_array_size(micro_grads) : 1;
     replay->settings = settings_create(replay->options, replay->worker_count);
+    if (json_object_get(first, "worker_params") != NULL) {
+        json_object_set_new(replay->settings, "outer", json_true());
+    }
     return settings_add_optimizer(replay->settings, reference, replay->result)
                ? settings_text(replay->settings, replay->result)
                : NULL;
@@ -196,6 +204,7 @@ static void set_rates(struct replay *replay, const struct vectors_step *step)
 struct gradient {
     const json_t *map; /* of tensor names; missing ones have no gradient */
     uint64_t samples;
+    unsigned flags; /* of paramd_push */
     bool opposite;
 };
 
@@ -208,19 +217,20 @@ static struct gradient gradient_of(const struct replay *replay, uint32_t step, u
 
     if (!replay->shared) {
         const json_t *samples = json_object_get(document, "worker_samples");
-        const json_t *grads = json_object_get(document, "worker_grads");
         return (struct gradient){
-            .map = json_array_get(grads, worker),
+            .map = json_array_get(by_worker_of(document), worker),
             .samples =
                 samples != NULL ? (uint64_t)json_integer_value(json_array_get(samples, worker)) : 1,
         };
     }
     bool all_push = (count & (count - 1)) == 0;
     bool counts = all_push || worker == step % count;
+    const json_t *scaled = json_object_get(document, "scaled_grads");
+    const json_t *whole = scaled != NULL ? scaled : json_object_get(document, "grads");
     return (struct gradient){
-        .map = micro_grads != NULL ? json_array_get(micro_grads, micro_batch)
-                                   : json_object_get(document, "grads"),
+        .map = micro_grads != NULL ? json_array_get(micro_grads, micro_batch) : whole,
         .samples = counts ? 1 : 0,
+        .flags = scaled != NULL ? PARAMD_SCALED : 0,
         .opposite = !counts,
     };
 }
@@ -243,8 +253,8 @@ static void push(struct replay *replay, const struct gradient *gradient, struct 
             arrays[i][k] = -arrays[i][k];
         }
     }
-    ck_assert_msg(paramd_push(worker->client, pushed.taken, gradient->samples, NULL, 0, &error) ==
-                      PARAMD_OK,
+    ck_assert_msg(paramd_push(worker->client, pushed.taken, gradient->samples, NULL,
+                              gradient->flags, &error) == PARAMD_OK,
                   "%s", error.message);
     for (uint32_t i = 0; i < reference->tensor_count; i++) {
         pd_heap_free(arrays[i]);
@@ -276,6 +286,7 @@ static void do_step(struct replay *replay, uint32_t step)
 
     set_rates(replay, &replay->reference->steps[step]);
     for (uint32_t i = 0; i < replay->worker_count; i++) {
+        checks_before(replay->reference, step, replay->workers[i].client, replay->result);
         for (uint32_t k = 0; k < replay->micro_batch_count; k++) {
             struct gradient gradient = gradient_of(replay, step, i, k);
             push(replay, &gradient, &replay->workers[i]);
@@ -288,6 +299,7 @@ static void do_step(struct replay *replay, uint32_t step)
                       "%s", error.message);
         ck_assert_uint_eq(version, step + 1);
         compare(replay, step, &replay->workers[i]);
+        checks_after(replay->reference, step, replay->workers[i].client, replay->result);
     }
 }
 

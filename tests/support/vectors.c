@@ -219,17 +219,14 @@ void vectors_case_init(struct vectors_case *reference, const char *directory, co
     read_steps(reference);
 }
 
-double vectors_case_error(const struct vectors_case *reference, uint32_t step, uint32_t tensor,
-                          const float *parameters, uint32_t *worst)
+double vectors_error(const float *actual, const float *expected, uint32_t count, double allowed,
+                     uint32_t *worst)
 {
-    const struct vectors_tensor *what = &reference->tensors[tensor];
-    const float *expected = reference->steps[step].parameters[tensor];
-    double allowed = reference->tolerance * what->magnitude;
     double largest = 0;
 
     *worst = 0;
-    for (uint32_t i = 0; i < what->count; i++) {
-        double error = fabs((double)parameters[i] - (double)expected[i]);
+    for (uint32_t i = 0; i < count; i++) {
+        double error = fabs((double)actual[i] - (double)expected[i]);
         if (error == 0) {
             continue;
         }
@@ -240,6 +237,15 @@ double vectors_case_error(const struct vectors_case *reference, uint32_t step, u
         }
     }
     return largest;
+}
+
+double vectors_case_error(const struct vectors_case *reference, uint32_t step, uint32_t tensor,
+                          const float *parameters, uint32_t *worst)
+{
+    const struct vectors_tensor *what = &reference->tensors[tensor];
+
+    return vectors_error(parameters, reference->steps[step].parameters[tensor], what->count,
+                         reference->tolerance * what->magnitude, worst);
 }
 
 void vectors_case_finish(struct vectors_case *reference)

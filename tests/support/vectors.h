@@ -52,8 +52,13 @@ void vectors_case_init(struct vectors_case *reference, const char *directory,
                        const char *case_name);
 void vectors_case_finish(struct vectors_case *reference);
 
+/* The largest difference in units of `allowed`, and the element it is at. A NaN is infinitely
+ * wrong. */
+double vectors_error(const float *actual, const float *expected, uint32_t count, double allowed,
+                     uint32_t *worst);
+
 /* The largest error of a tensor's parameters after a step, in units of the tolerance, and the
- * element it is at. A NaN is infinitely wrong. */
+ * element it is at. */
 double vectors_case_error(const struct vectors_case *reference, uint32_t step, uint32_t tensor,
                           const float *parameters, uint32_t *worst);
 
