@@ -85,6 +85,9 @@ START_TEST(drain_ends_the_running_step_and_tells_the_workers)
     }
     ck_assert_int_eq(process_wait(cluster.process), 0);
     await_no_rank();
+    peer_worker_finish(&workers[0]);
+    peer_worker_finish(&workers[1]);
+    pd_tensor_list_finish(&model);
     cluster_stop(&cluster);
 }
 END_TEST

@@ -182,7 +182,7 @@ void cluster_drain(struct cluster *cluster)
     process_signal(cluster->process, SIGUSR1);
     int code = process_wait(cluster->process);
     if (code != 0) {
-        ck_abort_msg("exit code %d; errors: %s", code, process_errors(cluster->process));
+        ck_abort_msg("exit code %d; errors: %.3000s", code, process_errors(cluster->process));
     }
 }
 

@@ -164,7 +164,7 @@ static char *await(struct process *process, int which, const char *text)
     if (line == NULL) {
         char *output = process_output(process);
         char *errors = process_errors(process);
-        ck_abort_msg("no '%s' %s; output: %s; errors: %s", text,
+        ck_abort_msg("no '%s' %s; output: %.1000s; errors: %.3000s", text,
                      late != 0 ? "in time" : "before the end", output, errors);
     }
     return line;
@@ -286,8 +286,8 @@ int process_wait(struct process *process)
     if (code < 0) {
         char *output = process_output(process);
         char *errors = process_errors(process);
-        ck_abort_msg("process %d did not end in time; output: %s; errors: %s", (int)process->pid,
-                     output, errors);
+        ck_abort_msg("process %d did not end in time; output: %.1000s; errors: %.3000s",
+                     (int)process->pid, output, errors);
     }
     return code;
 }
