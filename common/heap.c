@@ -10,7 +10,8 @@
 #include <sys/mman.h>
 
 #define ALIGNMENT_BYTES ((size_t)64)
-#define HUGE_PAGE_BYTES ((size_t)2 << 20)
+/* From here on an array has pages of its own: that of one huge page. */
+#define MAP_BYTES_MIN ((size_t)2 << 20)
 
 /* Stands in the cache line before each block. */
 struct prelude {
@@ -45,23 +46,36 @@ static struct prelude *prelude_of(void *memory)
     return prelude;
 }
 
-/* Memory for `bytes` bytes, not zeroed. */
+/* Pages the kernel gives when they are first touched, in huge pieces where it can: no single call
+ * pays for all of a large array, and one that is never used costs nothing. */
+static void *map_pages(size_t bytes)
+{
+    void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) {
+        return NULL;
+    }
+    /* Advice only: without huge pages the memory works as well, more slowly. */
+    (void)madvise(base, bytes, MADV_HUGEPAGE);
+    return base;
+}
+
+/* Memory for `bytes` bytes; from MAP_BYTES_MIN on it is zero. */
 static void *allocate(size_t bytes)
 {
     if (fails_now() || bytes > SIZE_MAX / 2) {
         return NULL;
     }
 
-    bool large = bytes >= HUGE_PAGE_BYTES;
-    size_t alignment = large ? HUGE_PAGE_BYTES : ALIGNMENT_BYTES;
     size_t whole_bytes = bytes + ALIGNMENT_BYTES;
     void *base = NULL;
-    if (posix_memalign(&base, alignment, whole_bytes) != 0) {
-        return NULL;
+    if (bytes >= MAP_BYTES_MIN) {
+        base = map_pages(whole_bytes);
+    } else if (posix_memalign(&base, ALIGNMENT_BYTES, whole_bytes) != 0) {
+        base = NULL;
     }
-    if (large) {
-        /* Advice only: without huge pages the memory works as well, more slowly. */
-        (void)madvise(base, whole_bytes, MADV_HUGEPAGE);
+    if (base == NULL) {
+        return NULL;
     }
 
     struct prelude *prelude = base;
@@ -80,8 +94,8 @@ void *pd_heap_zalloc(size_t count, size_t item_bytes)
     }
 
     void *memory = allocate(bytes);
-    if (memory != NULL) {
-        memset(memory, 0, bytes); /* The first touch, too. */
+    if (memory != NULL && bytes < MAP_BYTES_MIN) {
+        memset(memory, 0, bytes);
     }
     return memory;
 }
@@ -118,7 +132,11 @@ void pd_heap_free(void *memory)
     struct prelude *prelude = prelude_of(memory);
     prelude->seal = SEAL_FREED;
     atomic_fetch_sub_explicit(&blocks_live, 1, memory_order_relaxed);
-    free(prelude);
+    if (prelude->bytes >= MAP_BYTES_MIN) {
+        (void)munmap(prelude, prelude->bytes + ALIGNMENT_BYTES);
+    } else {
+        free(prelude);
+    }
 }
 
 void pd_heap_fail_at(long index)

@@ -1,6 +1,6 @@
 /* Every allocation of the project, so that tests can count them and fail each one.
- * Large arrays are aligned to cache lines and advised to use huge pages, and touched at once:
- * first-touch faults cost more than the work done in them. */
+ * Large arrays have pages of their own, huge ones where the kernel has them, given at first touch.
+ */
 #ifndef PD_COMMON_HEAP_H
 #define PD_COMMON_HEAP_H
 

@@ -3,6 +3,8 @@
 #ifndef PD_COMMON_LIMITS_H
 #define PD_COMMON_LIMITS_H
 
+#include <stdint.h>
+
 /* A job. */
 #define PD_RANK_COUNT_MAX 64u
 #define PD_WORKER_COUNT_MAX 1024u
@@ -15,6 +17,9 @@
 #define PD_MODEL_ELEMENT_COUNT_MAX (1ull << 37)
 #define PD_LANE_ELEMENT_COUNT_MAX 0x7fffffffull
 #define PD_BLOCK_ELEMENT_COUNT_MAX (1u << 20)
+
+/* A push. Samples of all workers and micro-batches of a step then add up without overflow. */
+#define PD_SAMPLES_MAX (1ull << 32)
 
 /* A frame. Header limits are per message kind: protobuf-c turns each two-byte field into tens
  * of bytes of memory, so a large header is an attack. */
@@ -54,5 +59,8 @@
 _Static_assert(PD_HEADER_BYTES_MAX <= PD_REGISTER_HEADER_BYTES_MAX, "register is the larger one");
 _Static_assert(PD_REGISTER_HEADER_BYTES_MAX < PD_CONTROL_HEADER_BYTES_MAX,
                "a register order carries a whole registration");
+
+_Static_assert(PD_SAMPLES_MAX <= UINT64_MAX / PD_WORKER_COUNT_MAX / PD_ACCUMULATION_STEPS_MAX,
+               "the samples of a step fit 64 bits");
 
 #endif

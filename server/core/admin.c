@@ -166,7 +166,8 @@ static struct pd_member *find_target(struct pd_leader *leader, const char *targe
             return member;
         }
     }
-    return *target != '\0' && *end == '\0' ? pd_member_find(leader, (uint32_t)id) : NULL;
+    bool is_number = target[0] >= '0' && target[0] <= '9' && *end == '\0' && id <= UINT32_MAX;
+    return is_number ? pd_member_find(leader, (uint32_t)id) : NULL;
 }
 
 static enum pd_status evict(struct pd_engine *engine, const struct pd_admin *admin, char **reply,

@@ -153,22 +153,9 @@ static void hash_order(struct pd_engine *engine, const struct pd_order *order)
 
 /* ---- Carrying out orders ---- */
 
-static void equip(struct pd_engine *engine, struct pd_worker *worker)
-{
-    struct pd_error error = {0};
-
-    if (!engine->has_model || worker->replica != engine->replica) {
-        return;
-    }
-    if (pd_roster_equip(worker, engine->store.lane.element_count,
-                        engine->config->accumulation_steps, &error) != PD_OK) {
-        pd_engine_abort(engine, "worker %u: %s", worker->id, error.message);
-    }
-}
-
 static void carry_out_join(struct pd_engine *engine, const struct pd_order *order)
 {
-    equip(engine, pd_roster_add(engine->roster, order));
+    (void)pd_roster_add(engine->roster, order);
 }
 
 /* A worker that left may go on as a guest; an evicted one, or one in the middle of sending, may
@@ -261,12 +248,6 @@ static void carry_out_register(struct pd_engine *engine, const struct pd_order *
     }
     if (adopt_model(engine, &order->tensors, &error) != PD_OK) {
         pd_engine_abort(engine, "model: %s", error.message);
-        return;
-    }
-    for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
-        if (engine->roster->workers[slot].present) {
-            equip(engine, &engine->roster->workers[slot]);
-        }
     }
 }
 

@@ -411,7 +411,10 @@ void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, u
     if (!takes_part || report->step != engine->leader->step_next) {
         char reason[PD_ERROR_BYTES_MAX];
         snprintf(reason, sizeof reason,
-                 "it pushed for step %" PRIu64 ", but takes part from step %" PRIu64 " on",
+                 takes_part ? "it pushed for step %" PRIu64 ", but takes part from step %" PRIu64
+                              " on"
+                            : "it pushed for step %" PRIu64
+                              " without having registered, when step %" PRIu64 " was in collection",
                  report->step, engine->leader->step_next);
         pd_member_depart(engine, member, reason);
         return;

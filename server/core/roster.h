@@ -18,7 +18,7 @@ struct pd_worker {
     char name[PD_NAME_BYTES_MAX + 1];
     uint32_t replica;
     pd_connection_id connection; /* PD_CONNECTION_NONE: none on this rank */
-    bool has_contribution;       /* its home is here and the model is known */
+    bool has_contribution;       /* its home is here and it has pushed */
     struct pd_contribution contribution;
 };
 

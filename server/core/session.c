@@ -377,6 +377,10 @@ static enum pd_status check_push(const struct pd_engine *engine, const struct pd
                             "%s: pull_dtype %u; allowed: 0 float32, 1 bfloat16, 2 float16", what,
                             push->pull_dtype);
     }
+    if (push->samples > PD_SAMPLES_MAX) {
+        return pd_error_set(error, PD_EINVALID, "%s: %" PRIu64 " samples; allowed: 0 to %" PRIu64,
+                            what, push->samples, (uint64_t)PD_SAMPLES_MAX);
+    }
     if (engine->config->outer && push->absent.byte_count > 0) {
         return pd_error_set(error, PD_EINVALID,
                             "%s: with `outer` every tensor is pushed; some are said to be absent",
@@ -422,6 +426,17 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
     }
 }
 
+/* A worker's first push is what its memory is taken for: joining alone costs a rank nothing. */
+static enum pd_status equip(const struct pd_engine *engine, struct pd_worker *worker,
+                            struct pd_error *error)
+{
+    if (worker->has_contribution) {
+        return PD_OK;
+    }
+    return pd_roster_equip(worker, engine->store.lane.element_count,
+                           engine->config->accumulation_steps, error);
+}
+
 static void on_push(struct pd_engine *engine, const struct pd_event *event)
 {
     struct pd_session *session = session_at(engine, event->connection);
@@ -429,7 +444,8 @@ static void on_push(struct pd_engine *engine, const struct pd_event *event)
     const struct pd_push *push = &event->message->push;
     struct pd_error error = {0};
 
-    if (check_push(engine, worker, push, event->payload_bytes, &error) != PD_OK) {
+    if (check_push(engine, worker, push, event->payload_bytes, &error) != PD_OK ||
+        equip(engine, worker, &error) != PD_OK) {
         drop_payload(engine, event);
         pd_session_refuse(engine, event->connection, &error, false);
         return;
@@ -767,8 +783,7 @@ static enum pd_status check_time(const struct pd_engine *engine, const struct pd
         return pd_error_set(error, PD_ETIMEOUT, "nothing was read of an answer for %g s",
                             config->send_timeout_s);
     }
-    bool waits = session->state == PD_SESSION_GUEST && session->pull_waiting;
-    if (!waits && !session->sending && !session->push_parked &&
+    if (!session->sending && !session->push_parked &&
         over(engine->now_ms, session->received_ms, config->workers.lease_s)) {
         return pd_error_set(
             error, PD_ETIMEOUT,

@@ -1,6 +1,7 @@
 #include "server/io/loop.h"
 
 #include "common/assert.h"
+#include "common/frame.h"
 #include "common/heap.h"
 #include "server/io/connection.h"
 #include "server/io/control.h"
@@ -12,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 enum {
@@ -19,6 +21,8 @@ enum {
     SCRATCH_BYTES = 64 * 1024,
     ENTROPY_COUNT = 64, /* random numbers fetched from the kernel at a time */
     ABORT_EXIT_CODE = 3,
+    NETWORK_BYTES_PER_MS_MIN = 10 * 1000, /* 10 MB/s: slower ones are taken for stuck */
+    FULL_SAID_MS = 5000, /* how often the log says that connections are turned away */
 };
 
 /* Owner: the loop thread, but for `notify`. */
@@ -45,6 +49,7 @@ struct pd_loop {
     const struct pd_collective *collective;
     uint64_t collective_started_ms;
 
+    uint64_t full_said_ms; /* when the log last said that there is no room */
     uint32_t connection_count;
     uint32_t free_count;
     pd_connection_id free_ids[PD_CONNECTION_COUNT_MAX]; /* a stack */
@@ -229,11 +234,37 @@ void pd_loop_settle(struct pd_loop *loop)
     }
 }
 
+/* Tell a peer that there is no room for it, as far as its socket takes it at once. */
+static void turn_away(struct pd_loop *loop, int fd)
+{
+    struct pd_error error = {0};
+    struct pd_message message = {.kind = PD_MESSAGE_ERROR,
+                                 .error = {.status = PD_ELIMIT, .fatal = true}};
+    uint64_t now_ms = pd_loop_now_ms();
+    uint8_t *frame = NULL;
+    size_t frame_bytes = 0;
+
+    (void)snprintf(message.error.text, sizeof message.error.text,
+                   "%" PRIu32 " connections are open, the most allowed: try again later",
+                   loop->connection_count);
+    if (pd_frame_encode(&frame, &frame_bytes, &message, 0, 0, &error) == PD_OK) {
+        (void)send(fd, frame, frame_bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+        pd_heap_free(frame);
+    }
+    if (loop->full_said_ms == 0 || now_ms - loop->full_said_ms >= FULL_SAID_MS) {
+        loop->full_said_ms = now_ms;
+        pd_log("turning connections away: %s", message.error.text);
+    }
+}
+
 void pd_loop_adopt(struct pd_loop *loop, int fd, bool outgoing)
 {
     struct pd_error error = {0};
     struct pd_connection *connection = NULL;
 
+    if (!loop->exiting && loop->connection_count >= loop->options.connection_count_max) {
+        turn_away(loop, fd);
+    }
     if (loop->exiting || loop->connection_count >= loop->options.connection_count_max) {
         (void)close(fd);
         return;
@@ -264,11 +295,21 @@ void pd_loop_forget(struct pd_loop *loop, pd_connection_id id)
     loop->free_ids[loop->free_count++] = id;
 }
 
+/* What a collective may take: the rank timeout, and the time of its bytes on a slow network. */
+static uint64_t collective_ms_max(const struct pd_loop *loop)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < PD_RANK_COUNT_MAX; i++) {
+        bytes += (uint64_t)loop->collective->receive_counts[i] * sizeof(double);
+    }
+    return loop->options.rank_timeout_ms + bytes / NETWORK_BYTES_PER_MS_MIN;
+}
+
 static void check_collective(struct pd_loop *loop, uint64_t now_ms)
 {
     char text[PD_ERROR_BYTES_MAX];
     if (loop->collective == NULL ||
-        now_ms - loop->collective_started_ms < loop->options.rank_timeout_ms) {
+        now_ms - loop->collective_started_ms < collective_ms_max(loop)) {
         return;
     }
     (void)snprintf(text, sizeof text,

@@ -241,7 +241,7 @@ START_TEST(push_of_a_worker_that_takes_no_part_changes_nothing)
     scenario_run_for(scenario, 10000);
     ck_assert(peer->closed);
     ck_assert_int_eq(peer->status, PD_EIDENTITY);
-    ck_assert_ptr_nonnull(strstr(peer->text, "takes part from step"));
+    ck_assert_ptr_nonnull(strstr(peer->text, "without having registered"));
     free(values);
     scenario_peer_destroy(peer);
     scenario_run_to(scenario, 0, SIM_PHASE_DONE, 6);

@@ -535,7 +535,7 @@ static void converse_three(struct scripted_rank *rank)
     struct peer *first = peer_connect(rank->address);
     struct peer *second = peer_connect(rank->address);
     struct peer *third = peer_connect(rank->address);
-    peer_expect_closed(third);
+    peer_expect_fatal(third, PD_ELIMIT, "2 connections are open, the most allowed");
     peer_close(first);
     sleep_ms(100);
     struct peer *fourth = peer_connect(rank->address);
