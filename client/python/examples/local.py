@@ -1,0 +1,173 @@
+"""What the examples share: a daemon and workers on this machine, and lines of progress.
+
+An example started without ``--worker`` starts a daemon, unless ``--server`` names one, and itself again as
+each worker; ``--worker 0/4 --server HOST:PORT`` starts one worker by hand, on any machine.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import paramd
+
+LINE = re.compile(r"^(?P<name>\S+) step (?P<step>\d+)/(?P<steps>\d+)(?P<rest>.*)$")
+
+
+def make_parser(description, *, workers, steps, ranks=2):
+    """Arguments that all examples take."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--server", metavar="HOST:PORT", help="a running daemon (default: start one here)")
+    parser.add_argument("--ranks", type=int, default=ranks, help="shards of a daemon started here (%(default)s)")
+    parser.add_argument("--workers", type=int, default=workers, help="worker processes (%(default)s)")
+    parser.add_argument("--steps", type=int, default=steps, help="optimizer steps (%(default)s)")
+    parser.add_argument("--worker", metavar="INDEX/COUNT", help="be one worker of so many, and start nothing")
+    parser.add_argument("--name", help="of this worker (default: w and its index)")
+    parser.add_argument("--every", type=int, default=50, help="steps between lines of progress of one worker (%(default)s)")
+    return parser
+
+
+def parse(parser):
+    """The options, with index, count and name of this worker if it is one."""
+    options = parser.parse_args()
+    options.index, options.count = 0, options.workers
+    if options.worker:
+        try:
+            options.index, options.count = map(int, options.worker.split("/"))
+        except ValueError:
+            parser.error(f"--worker {options.worker}: INDEX/COUNT is needed, such as 0/4")
+    options.name = options.name or f"w{options.index}"
+    return options
+
+
+class Progress:
+    """A line now and then: which worker is at what step, and what it sees there."""
+
+    def __init__(self, options):
+        self.options = options
+        self.begin = time.monotonic()
+        self.samples = 0
+
+    def show(self, step, samples, **values):
+        self.samples += samples
+        if step % self.options.every == 0 or step == self.options.steps:
+            rate = self.samples / (time.monotonic() - self.begin)
+            shown = " ".join(f"{key} {value:.4g}" for key, value in values.items())
+            print(f"{self.options.name} step {step}/{self.options.steps} {shown} {rate:.0f} samples/s", flush=True)
+
+
+class Board:
+    """The last line of each worker as a bar, drawn over the one before; without a terminal, all lines."""
+
+    def __init__(self, workers):
+        self.live = sys.stdout.isatty()
+        self.lines = [""] * workers
+        self.drawn = False
+        self.lock = threading.Lock()
+
+    def take(self, index, line):
+        with self.lock:
+            if not self.live:
+                print(line, flush=True)
+                return
+            match = LINE.match(line)
+            if not match:
+                self.erase()
+                print(line)
+                self.drawn = False
+            else:
+                done = int(match["step"]) / max(int(match["steps"]), 1)
+                bar = "#" * round(20 * done)
+                self.lines[index] = f"{match['name']} [{bar:<20}] {match['step']}{match['rest']}"
+            self.draw()
+
+    def erase(self):
+        if self.drawn:
+            print(f"\033[{len(self.lines)}A\033[J", end="")
+
+    def draw(self):
+        self.erase()
+        width = shutil.get_terminal_size().columns - 1
+        for line in self.lines:
+            print(line[:width])
+        self.drawn = True
+
+
+def _die_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+class Workers:
+    """This program once for each worker; one that is killed is started again."""
+
+    def __init__(self, count, server, arguments):
+        self.board = Board(count)
+        self.count = count
+        self.command = [sys.executable, *sys.argv, "--server", server, *arguments]
+        self.attempts = [0] * count
+        self.processes = [None] * count
+        self.threads = [threading.Thread(target=self._run, args=(index,)) for index in range(count)]
+        self.codes = [None] * count
+        self.ending = False
+        for thread in self.threads:
+            thread.start()
+
+    def _start(self, index):
+        self.attempts[index] += 1
+        name = f"w{index}" if self.attempts[index] == 1 else f"w{index}-{self.attempts[index]}"
+        every = ["--every", "1"] if self.board.live else []
+        process = subprocess.Popen(
+            [*self.command, "--worker", f"{index}/{self.count}", "--name", name, *every],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=_die_with_parent,
+        )
+        self.board.take(index, f"worker {name} is process {process.pid}")
+        self.processes[index] = process
+        for line in process.stdout:
+            self.board.take(index, line.rstrip("\n"))
+        return process.wait()
+
+    def _run(self, index):
+        while True:
+            code = self._start(index)
+            if code >= 0 or self.ending:
+                break
+            self.board.take(index, f"worker {index} was ended by signal {-code}; it is started again")
+        self.codes[index] = code
+        if code != 0:  # the others would go on without it
+            self.end()
+
+    def end(self):
+        self.ending = True
+        for process in self.processes:
+            if process is not None and process.poll() is None:
+                process.terminate()
+
+    def wait(self):
+        """Until all have ended; their exit codes."""
+        try:
+            for thread in self.threads:
+                while thread.is_alive():
+                    thread.join(0.2)
+        finally:
+            self.end()
+        return self.codes
+
+
+def launch(options, config, arguments=()):
+    """Run a daemon and the workers to their end; returns the exit code for the program."""
+    with contextlib.ExitStack() as stack:
+        server = options.server
+        if server is None:
+            server = stack.enter_context(paramd.Daemon(config, options.ranks)).address
+            print(f"a daemon of {options.ranks} shards listens at {server}", flush=True)
+        codes = Workers(options.workers, server, list(arguments)).wait()
+    return 0 if not any(codes) else 1
