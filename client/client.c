@@ -258,6 +258,39 @@ void paramd_close(struct paramd_client *client)
     pd_heap_free(client);
 }
 
+/* ---- Metrics ---- */
+
+static enum pd_status report_metric(struct paramd_client *client, const char *name, double value,
+                                    uint64_t step, struct pd_error *error)
+{
+    struct pd_metric metric = {.value = value, .step = step};
+    struct pd_request request;
+
+    if (name == NULL || name[0] == '\0' || strlen(name) > PD_NAME_BYTES_MAX) {
+        return pd_error_set(error, PD_EINVALID,
+                            "report_metric: the name is a text of 1 to %u bytes",
+                            PD_NAME_BYTES_MAX);
+    }
+    snprintf(metric.name, sizeof metric.name, "%s", name);
+    struct pd_call call = pd_client_call(client, "report_metric");
+    pd_request_init_metric(&request, &metric);
+    return pd_client_ask_leader(client, &call, &request, error);
+}
+
+enum paramd_status paramd_report_metric(struct paramd_client *client, const char *name,
+                                        double value, uint64_t step, struct paramd_error *error)
+{
+    struct pd_error fault = {0};
+
+    if (!pd_client_enter(client, "report_metric", &fault)) {
+        return pd_client_result(&fault, error);
+    }
+    enum pd_status status = report_metric(client, name, value, step, &fault);
+    pthread_mutex_unlock(&client->lock);
+    (void)status;
+    return pd_client_result(&fault, error);
+}
+
 /* ---- Admin ---- */
 
 static enum pd_status fill_admin(struct pd_admin *admin, const struct paramd_command *command,

@@ -90,6 +90,12 @@ void pd_request_init_leave(struct pd_request *request, struct pd_position positi
     request->left_at = position;
 }
 
+void pd_request_init_metric(struct pd_request *request, const struct pd_metric *metric)
+{
+    init(request, PD_REQUEST_METRIC);
+    request->metric = metric;
+}
+
 void pd_request_init_admin(struct pd_request *request, const struct pd_admin *admin)
 {
     init(request, PD_REQUEST_ADMIN);
@@ -162,6 +168,10 @@ void pd_request_send(struct pd_request *request, struct pd_message *message,
         message->kind = PD_MESSAGE_LEAVE;
         message->leave.step = request->left_at.step;
         message->leave.micro_batch = request->left_at.micro_batch;
+        break;
+    case PD_REQUEST_METRIC:
+        message->kind = PD_MESSAGE_METRIC;
+        message->metric = *request->metric;
         break;
     case PD_REQUEST_ADMIN:
         message->kind = PD_MESSAGE_ADMIN;
@@ -306,6 +316,8 @@ static bool answers(const struct pd_request *request, enum pd_message_kind kind)
         return kind == (request->push.pull ? PD_MESSAGE_PULLED : PD_MESSAGE_PUSHED);
     case PD_REQUEST_LEAVE:
         return kind == PD_MESSAGE_LEFT;
+    case PD_REQUEST_METRIC:
+        return kind == PD_MESSAGE_METRIC_STORED;
     case PD_REQUEST_ADMIN:
         return kind == PD_MESSAGE_ADMIN_REPLY;
     case PD_REQUEST_GREET:
@@ -439,6 +451,7 @@ const char *pd_request_missing(const struct pd_request *request, char *text, siz
                  request->push.step, request->push.micro_batch);
         return text;
     case PD_REQUEST_LEAVE:
+    case PD_REQUEST_METRIC:
         return "not acknowledged";
     case PD_REQUEST_ADMIN:
     case PD_REQUEST_PULL:
@@ -450,7 +463,7 @@ const char *pd_request_missing(const struct pd_request *request, char *text, siz
 bool pd_request_ends_with_draining(const struct pd_request *request)
 {
     return request->kind != PD_REQUEST_ADMIN && request->kind != PD_REQUEST_LEAVE &&
-           request->kind != PD_REQUEST_GREET;
+           request->kind != PD_REQUEST_METRIC && request->kind != PD_REQUEST_GREET;
 }
 
 /* Whether a finished request brought parameters. */

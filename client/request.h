@@ -29,6 +29,7 @@ enum pd_request_kind {
     PD_REQUEST_PUSH,
     PD_REQUEST_PULL,
     PD_REQUEST_LEAVE,
+    PD_REQUEST_METRIC,
     PD_REQUEST_ADMIN,
 };
 
@@ -67,10 +68,11 @@ struct pd_request {
     struct pd_lane lane; /* VALUES, PUSH, PULL */
     struct pd_push push;
     struct pd_pull pull;
-    const char *name;             /* JOIN; borrowed */
-    uint64_t nonce;               /* JOIN: makes a repetition known as one */
-    const struct pd_admin *admin; /* ADMIN; borrowed */
-    struct pd_position left_at;   /* LEAVE */
+    const char *name;               /* JOIN; borrowed */
+    uint64_t nonce;                 /* JOIN: makes a repetition known as one */
+    const struct pd_metric *metric; /* METRIC; borrowed */
+    const struct pd_admin *admin;   /* ADMIN; borrowed */
+    struct pd_position left_at;     /* LEAVE */
 
     /* Results. */
     struct pd_pulled pulled;          /* PULL, and PUSH with pull */
@@ -95,6 +97,7 @@ void pd_request_init_pull(struct pd_request *request, const struct pd_lane *lane
                           const struct pd_request_arrays *arrays, uint64_t min_version,
                           enum pd_dtype dtype);
 void pd_request_init_leave(struct pd_request *request, struct pd_position position);
+void pd_request_init_metric(struct pd_request *request, const struct pd_metric *metric);
 void pd_request_init_admin(struct pd_request *request, const struct pd_admin *admin);
 
 /* What to send in state ASKING, which becomes WAITING. `payload` is empty if there is none.

@@ -28,6 +28,8 @@ enum pd_message_kind {
     PD_MESSAGE_ADMIN = 17,
     PD_MESSAGE_ADMIN_REPLY = 18,
     PD_MESSAGE_DRAINING = 19,
+    PD_MESSAGE_METRIC = 20,
+    PD_MESSAGE_METRIC_STORED = 21,
     PD_MESSAGE_RANK_HELLO = 32,
     PD_MESSAGE_ORDER = 33,
     PD_MESSAGE_REPORT = 34,
@@ -167,6 +169,16 @@ struct pd_draining {
     uint64_t step;
 };
 
+struct pd_metric {
+    char name[PD_NAME_BYTES_MAX + 1];
+    double value;
+    uint64_t step;
+};
+
+struct pd_metric_stored {
+    bool duplicate;
+};
+
 struct pd_admin {
     char command[PD_NAME_BYTES_MAX + 1];
     bool has_value;
@@ -234,6 +246,8 @@ struct pd_message {
         struct pd_pull pull;
         struct pd_pulled pulled;
         struct pd_error_message error;
+        struct pd_metric metric;
+        struct pd_metric_stored metric_stored;
         struct pd_admin admin;
         struct pd_draining draining;
         struct pd_rank_hello rank_hello;

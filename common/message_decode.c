@@ -290,6 +290,13 @@ static void take_error(struct checker *checker, const Paramd__Error *from,
     to->fatal = from->fatal != 0;
 }
 
+static void take_metric(struct checker *checker, const Paramd__Metric *from, struct pd_metric *to)
+{
+    check_text(checker, "name", from->name, to->name, sizeof to->name);
+    to->value = from->value;
+    to->step = from->step;
+}
+
 static void take_admin(struct checker *checker, const Paramd__Admin *from, struct pd_admin *to)
 {
     check_text(checker, "command", from->command, to->command, sizeof to->command);
@@ -402,6 +409,10 @@ static const ProtobufCMessageDescriptor *descriptor_of(enum pd_message_kind kind
         return &paramd__admin_reply__descriptor;
     case PD_MESSAGE_DRAINING:
         return &paramd__draining__descriptor;
+    case PD_MESSAGE_METRIC:
+        return &paramd__metric__descriptor;
+    case PD_MESSAGE_METRIC_STORED:
+        return &paramd__metric_stored__descriptor;
     case PD_MESSAGE_RANK_HELLO:
         return &paramd__rank_hello__descriptor;
     case PD_MESSAGE_ORDER:
@@ -464,6 +475,12 @@ static void take(struct checker *checker, const void *from, struct pd_message *t
         break;
     case PD_MESSAGE_ERROR:
         take_error(checker, from, &to->error);
+        break;
+    case PD_MESSAGE_METRIC:
+        take_metric(checker, from, &to->metric);
+        break;
+    case PD_MESSAGE_METRIC_STORED:
+        to->metric_stored.duplicate = ((const Paramd__MetricStored *)from)->duplicate != 0;
         break;
     case PD_MESSAGE_ADMIN:
         take_admin(checker, from, &to->admin);

@@ -234,6 +234,24 @@ static void pack_error(struct packer *packer, const struct pd_error_message *fro
     pack(packer, &to.base);
 }
 
+static void pack_metric(struct packer *packer, const struct pd_metric *from)
+{
+    Paramd__Metric to;
+    paramd__metric__init(&to);
+    to.name = lend(from->name);
+    to.value = from->value;
+    to.step = from->step;
+    pack(packer, &to.base);
+}
+
+static void pack_metric_stored(struct packer *packer, const struct pd_metric_stored *from)
+{
+    Paramd__MetricStored to;
+    paramd__metric_stored__init(&to);
+    to.duplicate = from->duplicate;
+    pack(packer, &to.base);
+}
+
 static void pack_admin(struct packer *packer, const struct pd_admin *from)
 {
     Paramd__Admin to;
@@ -368,6 +386,12 @@ static void pack_message(struct packer *packer, const struct pd_message *message
         break;
     case PD_MESSAGE_ERROR:
         pack_error(packer, &message->error);
+        break;
+    case PD_MESSAGE_METRIC:
+        pack_metric(packer, &message->metric);
+        break;
+    case PD_MESSAGE_METRIC_STORED:
+        pack_metric_stored(packer, &message->metric_stored);
         break;
     case PD_MESSAGE_ADMIN:
         pack_admin(packer, &message->admin);

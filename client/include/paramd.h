@@ -81,11 +81,11 @@ struct paramd_client;
 struct paramd_options {
     const char *address; /* "host:port" of any rank; default $PARAMD_SERVER or "127.0.0.1:7070" */
     const char *name;    /* unique among live workers, orders the sum; NULL: the daemon chooses */
-    int observer;        /* non-zero: do not join; only paramd_admin works */
-    int push_dtype;      /* enum paramd_dtype of gradients on the wire; default PARAMD_FLOAT32 */
-    int pull_dtype;      /* of parameters on the wire; default PARAMD_FLOAT32 */
-    int checksum;        /* sum payloads at both ends; default 1 */
-    int64_t timeout_ms;  /* deadline of each call; -1: none; default 60,000 */
+    int observer;       /* non-zero: do not join; only paramd_admin and paramd_report_metric work */
+    int push_dtype;     /* enum paramd_dtype of gradients on the wire; default PARAMD_FLOAT32 */
+    int pull_dtype;     /* of parameters on the wire; default PARAMD_FLOAT32 */
+    int checksum;       /* sum payloads at both ends; default 1 */
+    int64_t timeout_ms; /* deadline of each call; -1: none; default 60,000 */
     int64_t connect_timeout_ms; /* how long paramd_connect tries an address that nobody answers at;
                                    0: each of its addresses once; default 10,000 */
     /* Called about ten times a second while a call waits, and when a signal arrives in it; non-zero
@@ -201,6 +201,16 @@ PARAMD_API enum paramd_status paramd_step_end(struct paramd_client *client,
 /* Take it back: nothing of it counts, and the next step may have other gradients. Without a step
  * that was begun nothing happens. */
 PARAMD_API void paramd_step_cancel(struct paramd_client *client);
+
+/* Report a number measured with the parameters of version `step`, such as a validation loss: the
+ * daemon's plateau schedules and early stopping go by it. Each name is reported by one worker or
+ * observer, in rising order of steps; a report of a step that the daemon has one of already changes
+ * nothing, so that it may be repeated.
+ * Errors: PARAMD_EINVALID (the name), PARAMD_ESTEP (a version that does not exist yet),
+ * PARAMD_ELIMIT (too many names). */
+PARAMD_API enum paramd_status paramd_report_metric(struct paramd_client *client, const char *name,
+                                                   double value, uint64_t step,
+                                                   struct paramd_error *error);
 
 /* An operator's command; what is left zero is absent. */
 struct paramd_command {

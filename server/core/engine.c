@@ -637,7 +637,7 @@ enum pd_status pd_engine_create(struct pd_engine **out, const struct pd_config *
     if (pd_checksum_create(&engine->order_hash, error) != PD_OK) {
         goto fail_engine;
     }
-    if (topology->rank == 0 && pd_leader_create(&engine->leader, error) != PD_OK) {
+    if (topology->rank == 0 && pd_leader_create(&engine->leader, config, error) != PD_OK) {
         goto fail_engine;
     }
     *out = engine;

@@ -1,7 +1,8 @@
 /* What rank 0 knows and decides for all: the ordered log, the members, the rates, the life of the
  * job. session (Join, Register, Leave, Admin, Report) -> [leader] -> orders for every rank. Pure.
- * Parts: orders.c (the log and when a step closes), membership.c (who takes part), admin.c
- * (commands), status.c (what they answer). Owner: the loop thread of rank 0. */
+ * Parts: orders.c (the log and when a step closes), metrics.c (what workers measure), membership.c
+ * (who takes part), admin.c (commands), status.c (what they answer). Owner: the loop thread of rank
+ * 0. */
 #ifndef PD_SERVER_CORE_LEADER_H
 #define PD_SERVER_CORE_LEADER_H
 
@@ -101,6 +102,11 @@ struct pd_leader {
     char last_skip_reason[PD_ERROR_BYTES_MAX];
     uint64_t skip_explained_step; /* 1 + the step last_skip_reason explains; 0: none */
 
+    /* Metrics. */
+    uint32_t metric_count;
+    struct pd_metric metrics[PD_METRIC_COUNT_MAX];     /* the latest of each name */
+    struct pd_plateau plateaus[PD_SCHEDULE_COUNT_MAX]; /* of each schedule */
+
     enum pd_drain_state drain;
     uint64_t drain_ms;
     char drain_reason[PD_NAME_BYTES_MAX + 1];
@@ -108,7 +114,8 @@ struct pd_leader {
 
 /* Errors: PD_ENOMEM. */
 PD_MUST_CHECK
-enum pd_status pd_leader_create(struct pd_leader **out, struct pd_error *error);
+enum pd_status pd_leader_create(struct pd_leader **out, const struct pd_config *config,
+                                struct pd_error *error);
 void pd_leader_destroy(struct pd_leader *leader);
 
 /* ---- orders ---- */
@@ -137,6 +144,16 @@ double pd_leader_momentum(const struct pd_engine *engine, uint64_t applied);
 /* End the job: after the running step when `wait`, else at once. */
 void pd_leader_drain(struct pd_engine *engine, const char *reason, bool wait);
 void pd_leader_tick(struct pd_engine *engine);
+
+/* ---- metrics ---- */
+
+/* Nothing has been reported yet. */
+void pd_leader_watch_init(struct pd_leader *leader, const struct pd_config *config);
+/* Take a report; `duplicate` is whether it, or a later one of its name, came before.
+ * Errors: PD_EINVALID, PD_ESTEP, PD_ELIMIT. */
+PD_MUST_CHECK
+enum pd_status pd_leader_metric(struct pd_engine *engine, const struct pd_metric *metric,
+                                bool *duplicate, struct pd_error *error);
 
 /* ---- membership ---- */
 

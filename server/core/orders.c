@@ -14,7 +14,8 @@
 
 /* ---- Life ---- */
 
-enum pd_status pd_leader_create(struct pd_leader **out, struct pd_error *error)
+enum pd_status pd_leader_create(struct pd_leader **out, const struct pd_config *config,
+                                struct pd_error *error)
 {
     *out = NULL;
     struct pd_leader *leader = pd_heap_zalloc(1, sizeof *leader);
@@ -27,6 +28,7 @@ enum pd_status pd_leader_create(struct pd_leader **out, struct pd_error *error)
     for (uint32_t group = 0; group <= PD_GROUP_COUNT_MAX; group++) {
         leader->lr_overrides[group] = NAN;
     }
+    pd_leader_watch_init(leader, config);
     leader->linked_count = 1;
     leader->outcome = (struct pd_step_outcome){.gradient_norm = NAN, .clip_scale = 1.0};
     leader->loss = NAN;
@@ -123,8 +125,9 @@ void pd_leader_lrs(const struct pd_engine *engine, uint64_t applied, uint64_t sa
 
     for (uint32_t group = 0; group < config->group_count; group++) {
         double override = engine->leader->lr_overrides[group];
-        double scheduled = pd_schedule_lr(config->schedules, config->schedule_count,
-                                          config->groups[group].hyper.lr, applied) *
+        double scheduled = pd_schedule_lr_reduced(config->schedules, engine->leader->plateaus,
+                                                  config->schedule_count,
+                                                  config->groups[group].hyper.lr, applied) *
                            batch_factor(config, samples);
         lrs[group] = isnan(override) ? scheduled : override;
     }

@@ -479,6 +479,37 @@ static const struct pd_option cooldown_options[] = {
     NUMBER("end_factor", end_factor, "0", 0, "learning rate at the end, as a share of the first"),
 };
 
+/* The optimizer's rate times `factor` for each reduction, but not below min_lr; a reduction of less
+ * than eps is none.
+ * Source: torch.optim.lr_scheduler.ReduceLROnPlateau. */
+static double plateau_lr(const struct pd_schedule *schedule, double base_lr, double at)
+{
+    for (double reduction = 0; reduction < at; reduction++) {
+        double reduced = fmax(base_lr * schedule->plateau.factor, schedule->plateau.min_lr);
+        if (!(base_lr - reduced > schedule->plateau.eps)) {
+            break;
+        }
+        base_lr = reduced;
+    }
+    return base_lr;
+}
+
+static const struct pd_option plateau_options[] = {
+    {FIELD("metric", plateau.metric, TEXT, "val_loss", "what workers report that it goes by"),
+     .high = PD_NAME_BYTES_MAX},
+    WORD("mode", plateau.watch.mode, "min", pd_watch_modes, "whether less or more is better"),
+    BELOW_ONE("factor", plateau.factor, "0.1", "what the learning rate is multiplied by"),
+    COUNT("patience", plateau.watch.patience, "10", 0,
+          "reports in a row without improvement that are put up with"),
+    NUMBER("threshold", plateau.watch.threshold, "1e-4", 0, "least improvement that counts"),
+    WORD("threshold_mode", plateau.watch.threshold_mode, "rel", pd_watch_threshold_modes,
+         "rel: the threshold is a share of the best; abs: a difference"),
+    COUNT("cooldown", plateau.cooldown, "0", 0, "reports after a reduction that are not counted"),
+    NUMBER("min_lr", plateau.min_lr, "0", 0, "least learning rate"),
+    NUMBER("eps", plateau.eps, "1e-8", 0, "least reduction"),
+    STEPS_OR_EVER,
+};
+
 static const char *const unit_words[] = {"steps", "epochs", "whole_epochs", NULL};
 
 const struct pd_option pd_schedule_common_options[] = {
@@ -514,6 +545,7 @@ static const struct pd_schedule_rule rules[] = {
     RULE(wsd, PD_SCHEDULE_WSD, .duration = wsd_duration),
     RULE(piecewise, PD_SCHEDULE_PIECEWISE, .duration = duration_steps),
     RULE(cooldown, PD_SCHEDULE_COOLDOWN, .continues = true, .duration = duration_steps),
+    RULE(plateau, PD_SCHEDULE_PLATEAU, .duration = duration_steps),
 };
 #define RULE_COUNT (sizeof rules / sizeof rules[0])
 
@@ -586,11 +618,38 @@ uint64_t pd_schedule_duration(const struct pd_schedule *schedules, size_t count)
 }
 
 /* The rate of `count` schedules that run together, at their step `step`. */
-static double lr_together(const struct pd_schedule *schedules, size_t count, double base_lr,
-                          uint64_t step)
+static double lr_together(const struct pd_schedule *schedules, const struct pd_plateau *plateaus,
+                          size_t count, double base_lr, uint64_t step)
 {
     for (size_t i = 0; i < count; i++) {
-        base_lr = rule_of(&schedules[i])->lr(&schedules[i], base_lr, own_time(&schedules[i], step));
+        double at = own_time(&schedules[i], step);
+        if (schedules[i].kind == PD_SCHEDULE_PLATEAU) {
+            at = plateaus != NULL ? (double)plateaus[i].reductions : 0;
+        }
+        base_lr = rule_of(&schedules[i])->lr(&schedules[i], base_lr, at);
+    }
+    return base_lr;
+}
+
+double pd_schedule_lr_reduced(const struct pd_schedule *schedules,
+                              const struct pd_plateau *plateaus, size_t count, double base_lr,
+                              uint64_t step)
+{
+    double before_lr = base_lr; /* what the schedules so far end with */
+    size_t together;
+
+    for (size_t i = 0; i < count; i += together) {
+        const struct pd_schedule *first = &schedules[i];
+        const struct pd_plateau *reduced = plateaus != NULL ? &plateaus[i] : NULL;
+        uint64_t duration = pd_schedule_duration(first, count - i);
+        double begin_lr = rule_of(first)->continues ? before_lr : base_lr;
+
+        together = pd_schedule_together(first, count - i);
+        if (i + together == count || duration == 0 || step < duration) {
+            return lr_together(first, reduced, together, begin_lr, step);
+        }
+        before_lr = lr_together(first, reduced, together, begin_lr, duration);
+        step -= duration;
     }
     return base_lr;
 }
@@ -598,21 +657,35 @@ static double lr_together(const struct pd_schedule *schedules, size_t count, dou
 double pd_schedule_lr(const struct pd_schedule *schedules, size_t count, double base_lr,
                       uint64_t step)
 {
-    double before_lr = base_lr; /* what the schedules so far end with */
+    return pd_schedule_lr_reduced(schedules, NULL, count, base_lr, step);
+}
 
-    while (count > 0) {
-        size_t together = pd_schedule_together(schedules, count);
-        uint64_t duration = pd_schedule_duration(schedules, count);
-        double begin_lr = rule_of(&schedules[0])->continues ? before_lr : base_lr;
-        if (together == count || duration == 0 || step < duration) {
-            return lr_together(schedules, together, begin_lr, step);
+/* The schedules that run together in `*step`, which becomes their own step; gives the first. */
+static size_t find_running(const struct pd_schedule *schedules, size_t count, uint64_t *step,
+                           size_t *together)
+{
+    size_t first = 0;
+
+    *together = pd_schedule_together(schedules, count);
+    while (first + *together < count) {
+        uint64_t duration = pd_schedule_duration(schedules + first, count - first);
+        if (duration == 0 || *step < duration) {
+            break;
         }
-        before_lr = lr_together(schedules, together, begin_lr, duration);
-        schedules += together;
-        count -= together;
-        step -= duration;
+        *step -= duration;
+        first += *together;
+        *together = pd_schedule_together(schedules + first, count - first);
     }
-    return base_lr;
+    return first;
+}
+
+bool pd_schedule_runs(const struct pd_schedule *schedules, size_t count, size_t index,
+                      uint64_t step)
+{
+    size_t together;
+    size_t first = find_running(schedules, count, &step, &together);
+
+    return index >= first && index < first + together;
 }
 
 bool pd_schedule_cycles_momentum(const struct pd_schedule *schedule)
@@ -623,21 +696,38 @@ bool pd_schedule_cycles_momentum(const struct pd_schedule *schedule)
 double pd_schedule_momentum(const struct pd_schedule *schedules, size_t count, uint64_t step)
 {
     double momentum = NAN;
-    size_t together = pd_schedule_together(schedules, count);
-    uint64_t duration = pd_schedule_duration(schedules, count);
+    size_t together;
+    size_t first = find_running(schedules, count, &step, &together);
 
-    while (together < count && duration != 0 && step >= duration) {
-        schedules += together;
-        count -= together;
-        step -= duration;
-        together = pd_schedule_together(schedules, count);
-        duration = pd_schedule_duration(schedules, count);
-    }
-    for (size_t i = 0; i < together; i++) {
+    for (size_t i = first; i < first + together; i++) {
         if (pd_schedule_cycles_momentum(&schedules[i])) {
             momentum =
                 rule_of(&schedules[i])->momentum(&schedules[i], own_time(&schedules[i], step));
         }
     }
     return momentum;
+}
+
+/* ---- Plateaus ---- */
+
+void pd_plateau_init(struct pd_plateau *plateau, const struct pd_schedule *schedule)
+{
+    *plateau = (struct pd_plateau){0};
+    pd_watch_init(&plateau->watch, &schedule->plateau.watch);
+}
+
+bool pd_plateau_take(struct pd_plateau *plateau, const struct pd_schedule *schedule, double value)
+{
+    pd_watch_take(&plateau->watch, &schedule->plateau.watch, value);
+    if (plateau->cooling > 0) {
+        plateau->cooling--;
+        plateau->watch.bad_count = 0;
+    }
+    if (plateau->watch.bad_count <= schedule->plateau.watch.patience) {
+        return false;
+    }
+    plateau->reductions++;
+    plateau->cooling = schedule->plateau.cooldown;
+    plateau->watch.bad_count = 0;
+    return true;
 }

@@ -9,6 +9,7 @@
 #define PD_SERVER_CORE_SCHEDULE_H
 
 #include "server/core/option.h"
+#include "server/core/watch.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -29,6 +30,7 @@ enum pd_schedule_kind {
     PD_SCHEDULE_WSD,
     PD_SCHEDULE_PIECEWISE,
     PD_SCHEDULE_COOLDOWN,
+    PD_SCHEDULE_PLATEAU,
 };
 
 /* Words of CHOICE options, in their order. */
@@ -89,6 +91,12 @@ struct pd_schedule {
         double min_lr_ratio;
         bool warmup_from_min;
     } wsd;
+    struct {
+        char metric[PD_NAME_BYTES_MAX + 1];
+        struct pd_watch_options watch;
+        double factor, min_lr, eps;
+        uint64_t cooldown; /* reports */
+    } plateau;
     int shape;                         /* cooldown: enum pd_schedule_ramp */
     int interpolation;                 /* piecewise: enum pd_schedule_interpolation */
     struct pd_option_points points;    /* piecewise */
@@ -103,7 +111,7 @@ struct pd_schedule_rule {
     /* Whether its base rate is the one that the schedules before it end with, instead of the
      * optimizer's. */
     bool continues;
-    /* The rate at its own time `at`, in its unit. */
+    /* The rate at its own time `at`: in its unit, or of a plateau the reductions so far. */
     double (*lr)(const struct pd_schedule *schedule, double base_lr, double at);
     /* The momentum then, or beta1 of the Adam family; NULL: never sets it. */
     double (*momentum)(const struct pd_schedule *schedule, double at);
@@ -120,6 +128,28 @@ extern const size_t pd_schedule_common_option_count;
 /* The rate of optimizer step `step` (counted from 0) under `count` schedules in sequence; with none
  * it is base_lr. */
 double pd_schedule_lr(const struct pd_schedule *schedules, size_t count, double base_lr,
+                      uint64_t step);
+
+/* What a plateau has come to. */
+struct pd_plateau {
+    struct pd_watch watch;
+    uint64_t cooling;    /* reports to come that are not counted */
+    uint64_t reductions; /* of the rate, so far */
+};
+
+void pd_plateau_init(struct pd_plateau *plateau, const struct pd_schedule *schedule);
+/* Take a report of the plateau's metric; true if the rate is to be reduced from now on.
+ * Source: torch.optim.lr_scheduler.ReduceLROnPlateau. */
+bool pd_plateau_take(struct pd_plateau *plateau, const struct pd_schedule *schedule, double value);
+
+/* pd_schedule_lr with the plateaus among the schedules where they are; `plateaus` has one item for
+ * each schedule. */
+double pd_schedule_lr_reduced(const struct pd_schedule *schedules,
+                              const struct pd_plateau *plateaus, size_t count, double base_lr,
+                              uint64_t step);
+
+/* Whether the schedule at `index` runs in that step. */
+bool pd_schedule_runs(const struct pd_schedule *schedules, size_t count, size_t index,
                       uint64_t step);
 
 /* The momentum of that step, or NaN where it stays as configured. */

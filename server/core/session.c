@@ -597,6 +597,19 @@ static void on_leave(struct pd_engine *engine, const struct pd_event *event)
     }
 }
 
+static void on_metric(struct pd_engine *engine, const struct pd_event *event)
+{
+    struct pd_message message = {.kind = PD_MESSAGE_METRIC_STORED};
+    struct pd_error error = {0};
+
+    if (pd_leader_metric(engine, &event->message->metric, &message.metric_stored.duplicate,
+                         &error) != PD_OK) {
+        pd_session_refuse(engine, event->connection, &error, false);
+        return;
+    }
+    pd_engine_send(engine, event->connection, &message);
+}
+
 static void on_admin(struct pd_engine *engine, const struct pd_event *event)
 {
     struct pd_session *session = session_at(engine, event->connection);
@@ -675,6 +688,7 @@ static const struct rule rules[] = {
     {PD_MESSAGE_JOIN, GUEST, true, false, on_join},
     {PD_MESSAGE_REGISTER, WORKER, true, false, on_register},
     {PD_MESSAGE_LEAVE, WORKER, true, false, on_leave},
+    {PD_MESSAGE_METRIC, GUEST | WORKER, true, false, on_metric},
     {PD_MESSAGE_ADMIN, GUEST | WORKER, true, false, on_admin},
     {PD_MESSAGE_VALUES, WORKER, false, true, on_values},
     {PD_MESSAGE_PUSH, WORKER, false, true, on_push},

@@ -75,6 +75,20 @@ static json_t *workers(const struct pd_engine *engine)
     return list;
 }
 
+static json_t *metrics(const struct pd_engine *engine)
+{
+    const struct pd_leader *leader = engine->leader;
+    json_t *list = json_array();
+
+    for (uint32_t i = 0; i < leader->metric_count; i++) {
+        const struct pd_metric *metric = &leader->metrics[i];
+        json_array_append_new(list, json_pack("{s:s, s:o, s:I}", "name", metric->name, "value",
+                                              real_or_null(metric->value), "step",
+                                              (json_int_t)metric->step));
+    }
+    return list;
+}
+
 static json_t *loss_scale(const struct pd_engine *engine)
 {
     return isnan(engine->config->loss_scale.init_scale)
@@ -112,7 +126,7 @@ char *pd_status_json(struct pd_engine *engine)
     current_lrs(engine, lrs);
     return dump(json_pack(
         "{s:s, s:I, s:I, s:f, s:o, s:i, s:s, s:s, s:o, s:I, s:o, s:f, s:o, s:o, s:I, s:s?, s:n, "
-        "s:f, s:s, s:b, s:I}",
+        "s:f, s:s, s:b, s:I, s:o}",
         "state", state_name(engine), "step", (json_int_t)version_of(engine), "version",
         (json_int_t)version_of(engine), "lr", lrs[0], "groups", groups(engine), "shards",
         (int)engine->topology->rank_count, "aggregation",
@@ -124,7 +138,7 @@ char *pd_status_json(struct pd_engine *engine)
         leader->last_skip_reason[0] != '\0' ? leader->last_skip_reason : NULL, "checkpoint",
         "uptime_s", (double)(engine->now_ms - engine->started_ms) / 1000.0, "optimizer",
         config->optimizer->name, "paused", (int)leader->paused, "parameters",
-        (json_int_t)engine->model.element_count));
+        (json_int_t)engine->model.element_count, "metrics", metrics(engine)));
 }
 
 char *pd_status_lr_json(struct pd_engine *engine)

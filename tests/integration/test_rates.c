@@ -6,7 +6,9 @@
 
 #include <jansson.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* float32 arithmetic over a few steps. */
 #define TOLERANCE 1e-5
@@ -152,12 +154,88 @@ START_TEST(coming_rates_and_momenta_can_be_asked_for)
 }
 END_TEST
 
+static enum paramd_status report(struct trial *trial, const char *name, double value, uint64_t at,
+                                 struct paramd_error *error)
+{
+    return paramd_report_metric(trial->client, name, value, at, error);
+}
+
+/* Reports of each step: better, worse, worse, which is one too many, and then better again. */
+START_TEST(a_plateau_reduces_the_rate_from_the_next_step_on)
+{
+    static const double losses[] = {1, 2, 3, 0.5, 0.4};
+    static const double rates[] = {0.5, 0.5, 0.5, 0.05, 0.05};
+    struct trial trial;
+    struct paramd_error error = {0};
+    double value = 1;
+
+    begin(
+        &trial, 1 + (uint32_t)_i,
+        "optimizer: {name: sgd, lr: 0.5}\nschedule: {name: plateau, metric: loss, patience: 1}\n");
+    for (uint64_t at = 0; at < 5; at++) {
+        struct paramd_step_info info = step(&trial);
+        ck_assert_double_eq_tol(info.lr, rates[at], 1e-15);
+        value -= rates[at];
+        check_values(&trial, value);
+        ck_assert_int_eq(report(&trial, "other", 9, at, &error), PARAMD_OK);
+        ck_assert_int_eq(report(&trial, "loss", losses[at], at + 1, &error), PARAMD_OK);
+    }
+    end(&trial);
+}
+END_TEST
+
+START_TEST(a_metric_counts_once_for_each_step)
+{
+    struct trial trial;
+    struct paramd_error error = {0};
+
+    begin(
+        &trial, 1,
+        "optimizer: {name: sgd, lr: 0.5}\nschedule: {name: plateau, metric: loss, patience: 1}\n");
+    step(&trial);
+    for (int i = 0; i < 5; i++) {
+        ck_assert_int_eq(report(&trial, "loss", 1 + i, 1, &error), PARAMD_OK);
+        ck_assert_int_eq(report(&trial, "loss", 1 + i, 0, &error), PARAMD_OK);
+    }
+    ck_assert_double_eq(step(&trial).lr, 0.5);
+    json_t *reply = ask(&trial, "status", 0, 0);
+    const json_t *metric = json_array_get(json_object_get(reply, "metrics"), 0);
+    ck_assert_double_eq(json_number_value(json_object_get(metric, "value")), 1);
+    ck_assert_int_eq(json_integer_value(json_object_get(metric, "step")), 1);
+    json_decref(reply);
+    end(&trial);
+}
+END_TEST
+
+START_TEST(a_wrong_metric_is_refused_with_what_is_allowed)
+{
+    struct trial trial;
+    struct paramd_error error = {0};
+    char name[16];
+
+    begin(&trial, 1, "optimizer: {name: sgd}\n");
+    ck_assert_int_eq(report(&trial, "", 1, 0, &error), PARAMD_EINVALID);
+    ck_assert_int_eq(report(&trial, "loss", 1, 1, &error), PARAMD_ESTEP);
+    ck_assert_ptr_nonnull(strstr(error.message, "'loss': of version 1, the newest is 0"));
+    for (unsigned i = 0; i < PD_METRIC_COUNT_MAX; i++) {
+        snprintf(name, sizeof name, "metric%u", i);
+        ck_assert_int_eq(report(&trial, name, NAN, 0, &error), PARAMD_OK);
+    }
+    ck_assert_int_eq(report(&trial, "one more", 1, 0, &error), PARAMD_ELIMIT);
+    step(&trial);
+    end(&trial);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("rates");
 
     suite_add_loop(suite, the_momentum_of_sgd_follows_the_schedule_even_from_none, 3);
     suite_add(suite, beta1_of_adam_follows_the_schedule);
+    suite_add_loop(suite, a_plateau_reduces_the_rate_from_the_next_step_on, 2);
+    suite_add(suite, a_metric_counts_once_for_each_step);
+    suite_add(suite, a_wrong_metric_is_refused_with_what_is_allowed);
     suite_add(suite, coming_rates_and_momenta_can_be_asked_for);
     return suite_run(suite);
 }

@@ -298,6 +298,22 @@ def test_a_forked_child_leaves_the_parent_s_client_alone(start):
         assert client.step({"bias": np.float32(1)}, samples=1)["bias"] == -0.5
 
 
+def test_a_metric_reduces_the_rate_on_a_plateau(start):
+    plateau = {"name": "plateau", "patience": 0, "factor": 0.5}
+    with paramd.Client(start({**SGD, "schedule": plateau}).address) as client:
+        client.register(ones())
+        client.step({"bias": np.float32(1)}, samples=1)
+        client.report_metric("val_loss", 1.0)
+        client.report_metric("val_loss", 2.0)
+        assert client.status()["lr"] == 0.5
+        client.step({"bias": np.float32(1)}, samples=1)
+        client.report_metric("val_loss", 2.0)
+        assert client.status()["lr"] == 0.25
+        assert client.status()["metrics"] == [{"name": "val_loss", "value": 2.0, "step": 2}]
+        with pytest.raises(paramd.StepError):
+            client.report_metric("val_loss", 3.0, step=9)
+
+
 def test_admin_does_what_paramctl_does(start):
     daemon = start({**SGD, "groups": [{"name": "biases", "match": ["bias"], "lr_multiplier": 0.1}]}, 2)
     with paramd.Admin(daemon.address) as admin:

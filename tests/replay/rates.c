@@ -42,6 +42,37 @@ static void compare_number(struct replay_result *result, const char *what, size_
     }
 }
 
+/* Train one number by gradients of zero, reporting the case's metric of every step, and compare the
+ * rates that follow. */
+static void compare_plateau(struct paramd_client *client, const json_t *document,
+                            struct replay_result *result)
+{
+    static const float gradient = 0;
+    const struct paramd_tensor tensor = {.name = "w"};
+    const json_t *expected = json_object_get(document, "lr");
+    const json_t *metrics = json_object_get(document, "metrics");
+    double base_lr = json_number_value(json_object_get(document, "base_lr"));
+    const float *const gradients = &gradient;
+    float number = 0;
+    float *const values = &number;
+    struct paramd_error error = {0};
+
+    enum paramd_status status = paramd_register(client, &tensor, 1, &values, &error);
+    for (size_t i = 0; status == PARAMD_OK && i < json_array_size(expected); i++) {
+        json_t *reply = ask(client, 0, 1);
+        const json_t *lrs = json_array_get(json_object_get(reply, "lrs"), 0);
+        compare_number(result, "rate", i, json_array_get(lrs, 0), json_array_get(expected, i),
+                       base_lr);
+        json_decref(reply);
+        status = paramd_step(client, &gradients, 1, NULL, 0, &values, NULL, &error);
+        if (status == PARAMD_OK && i < json_array_size(metrics)) {
+            status = paramd_report_metric(
+                client, "val_loss", vectors_number(json_array_get(metrics, i)), i + 1, &error);
+        }
+    }
+    ck_assert_msg(status == PARAMD_OK, "%s", error.message);
+}
+
 static void compare(struct paramd_client *client, const json_t *document,
                     struct replay_result *result)
 {
@@ -75,6 +106,7 @@ void replay_rates(const struct replay_options *options, const json_t *document,
     struct paramd_client *client = NULL;
     struct paramd_error error = {0};
     struct cluster cluster;
+    bool by_metric = json_object_get(document, "metrics") != NULL;
 
     json_decref(settings);
     if (text == NULL || options->list_skipped) {
@@ -85,9 +117,14 @@ void replay_rates(const struct replay_options *options, const json_t *document,
                   text);
     paramd_options_init(&asking);
     asking.address = cluster.addresses[0];
-    asking.observer = 1;
+    asking.observer = !by_metric;
     ck_assert_msg(paramd_connect(&asking, &client, &error) == PARAMD_OK, "%s", error.message);
-    compare(client, document, result);
+    if (by_metric) {
+        compare_plateau(client, document, result);
+        ck_assert(paramd_leave(client, &error) == PARAMD_OK);
+    } else {
+        compare(client, document, result);
+    }
     paramd_close(client);
     cluster_drain(&cluster);
     cluster_stop(&cluster);

@@ -384,11 +384,13 @@ static const struct {
     {"schedule:\n  t_max: 5\n", NULL,
      "f:1: schedule.name: missing; allowed: constant, step, multistep, exponential, linear, "
      "polynomial, cosine, "
-     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd, piecewise, cooldown"},
+     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd, piecewise, cooldown, "
+     "plateau"},
     {"schedule: [{name: cosin}]", NULL,
      "f:1: schedule.0.name: cosin: unknown; allowed: constant, step, multistep, exponential, "
      "linear, polynomial, cosine, "
-     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd, piecewise, cooldown"},
+     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd, piecewise, cooldown, "
+     "plateau"},
     {"schedule:\n- {name: constant}\n- {name: cosine}\n", NULL,
      "f:2: schedule.0: constant runs for ever, so nothing can follow it; give it steps"},
     {"schedule:\n- {name: cosine, chain: true}\n", NULL,
@@ -406,7 +408,8 @@ static const struct {
     {NULL, "schedule.0.steps=5",
      "--set schedule.0.steps=5: schedule.0.name: missing; allowed: constant, step, multistep, "
      "exponential, linear, polynomial, cosine, "
-     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd, piecewise, cooldown"},
+     "cosine_warm_restarts, onecycle, cyclic, inverse_sqrt, wsd, piecewise, cooldown, "
+     "plateau"},
     {"schedule: [{name: cosine}]", "schedule.0.t_max=0",
      "--set schedule.0.t_max=0: schedule.0.t_max: 0: out of range; allowed: a whole number >= 1"},
     {NULL, "listen=0.0.0.0:1",

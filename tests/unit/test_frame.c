@@ -285,7 +285,7 @@ static const struct {
 } refusals[] = {
     {0, 'G', PD_EPROTOCOL, "frame: starts with 47 52 4d 44, not with 50 52 4d 44 (PRMD)"},
     {4, 2, PD_EVERSION, "frame: protocol version 2, this side speaks 1"},
-    {6, 20, PD_EPROTOCOL, "frame: message kind 20 is unknown"},
+    {6, 31, PD_EPROTOCOL, "frame: message kind 31 is unknown"},
     {7, 1, PD_EPROTOCOL, "frame: message kind 265 is unknown"},
     {12, 3, PD_EPROTOCOL, "frame: flags 0x3, allowed are 0x1"},
     {15, 0x80, PD_EPROTOCOL, "frame: flags 0x80000000, allowed are 0x1"},

@@ -69,6 +69,8 @@ static const struct pd_message examples[] = {
     [PD_MESSAGE_ERROR] = {.error = {PD_ESTEP, "step 3 is closed", true}},
     [PD_MESSAGE_ADMIN] = {.admin = {"set-lr", true, 0, "head", 1, 2}},
     [PD_MESSAGE_DRAINING] = {.draining = {12}},
+    [PD_MESSAGE_METRIC] = {.metric = {"val_loss", -0.5, 7}},
+    [PD_MESSAGE_METRIC_STORED] = {.metric_stored = {true}},
     [PD_MESSAGE_RANK_HELLO] = {.rank_hello = {63, 2}},
     [PD_MESSAGE_ORDER] = {.order = {.index = 1,
                                     .kind = PD_ORDER_STEP,
@@ -275,7 +277,7 @@ static const struct {
     {PD_MESSAGE_REPORT, "", 0, PD_EPROTOCOL, "report: kind is 0, allowed are 1 to 7"},
     {PD_MESSAGE_RANK_HELLO, "\x08\x40", 2, PD_EPROTOCOL,
      "rank-hello: rank is 64, allowed are 0 to 63"},
-    {(enum pd_message_kind)20, "", 0, PD_EPROTOCOL, "message of unknown kind 20"},
+    {(enum pd_message_kind)31, "", 0, PD_EPROTOCOL, "message of unknown kind 31"},
 };
 
 START_TEST(decode_refuses_and_says_why)
@@ -359,7 +361,7 @@ END_TEST
 START_TEST(kinds_have_names_and_gaps_have_none)
 {
     ck_assert_str_eq(pd_message_kind_name(PD_MESSAGE_PUSH), "push");
-    ck_assert_str_eq(pd_message_kind_name(20), "unknown");
+    ck_assert_str_eq(pd_message_kind_name(31), "unknown");
     ck_assert(!pd_message_kind_valid(0));
     ck_assert(!pd_message_kind_valid(31));
     ck_assert(!pd_message_kind_valid(36));

@@ -344,6 +344,89 @@ START_TEST(a_cooldown_begins_where_the_schedules_before_it_end)
 }
 END_TEST
 
+static const struct {
+    const char *name;
+    struct pd_schedule schedule;
+} plateaus[] = {
+    {"sched_plateau_min_rel",
+     {.kind = PD_SCHEDULE_PLATEAU,
+      .plateau = {.watch = {.threshold = 0.01, .patience = 5}, .factor = 0.5, .eps = 1e-8}}},
+    {"sched_plateau_max_abs",
+     {.kind = PD_SCHEDULE_PLATEAU,
+      .plateau = {.watch = {PD_WATCH_MAX, 0.005, PD_WATCH_ABS, 4},
+                  .factor = 0.3,
+                  .cooldown = 6,
+                  .min_lr = 1e-4,
+                  .eps = 1e-8}}},
+    {"sched_plateau_cooldown",
+     {.kind = PD_SCHEDULE_PLATEAU,
+      .plateau = {.watch = {PD_WATCH_MIN, 1e-3, PD_WATCH_ABS, 3},
+                  .factor = 0.1,
+                  .cooldown = 10,
+                  .min_lr = 1e-3,
+                  .eps = 1e-8}}},
+};
+
+START_TEST(a_plateau_gives_the_rates_of_its_reference)
+{
+    const struct pd_schedule *schedule = &plateaus[_i].schedule;
+    json_t *document = vectors_load(PD_VECTORS, plateaus[_i].name);
+    const json_t *metrics = json_object_get(document, "metrics");
+    const json_t *rates = json_object_get(document, "lr");
+    double base_lr = json_number_value(json_object_get(document, "base_lr"));
+    struct pd_plateau plateau;
+    size_t reductions = 0;
+
+    pd_plateau_init(&plateau, schedule);
+    for (size_t i = 0; i < json_array_size(rates); i++) {
+        double expected = vectors_number(json_array_get(rates, i));
+        double rate = pd_schedule_lr_reduced(schedule, &plateau, 1, base_lr, 0);
+        ck_assert_msg(fabs(rate - expected) <= TOLERANCE * base_lr, "%s report %zu: %.17g, not %g",
+                      plateaus[_i].name, i, rate, expected);
+        if (i < json_array_size(metrics)) {
+            reductions +=
+                pd_plateau_take(&plateau, schedule, vectors_number(json_array_get(metrics, i)));
+        }
+    }
+    ck_assert_uint_gt(reductions, 1);
+    ck_assert_double_eq(pd_schedule_lr(schedule, 1, base_lr, 0), base_lr);
+    json_decref(document);
+}
+END_TEST
+
+START_TEST(a_report_that_is_no_number_is_not_better)
+{
+    const struct pd_schedule schedule = {.kind = PD_SCHEDULE_PLATEAU,
+                                         .plateau = {.watch = {.patience = 1}, .factor = 0.5}};
+    struct pd_plateau plateau;
+
+    pd_plateau_init(&plateau, &schedule);
+    ck_assert(!pd_plateau_take(&plateau, &schedule, 1));
+    ck_assert(!pd_plateau_take(&plateau, &schedule, NAN));
+    ck_assert(pd_plateau_take(&plateau, &schedule, NAN));
+    ck_assert_double_eq(plateau.watch.best, 1);
+}
+END_TEST
+
+START_TEST(a_plateau_multiplies_the_schedule_it_is_chained_to_while_it_runs)
+{
+    const struct pd_schedule schedules[] = {
+        {.kind = PD_SCHEDULE_STEP, .step_size = 2, .gamma = 0.5, .steps = 4},
+        {.kind = PD_SCHEDULE_PLATEAU, .chain = true, .steps = 4, .plateau = {.factor = 0.1}},
+        {.kind = PD_SCHEDULE_CONSTANT, .factor = 1},
+    };
+    const struct pd_plateau at[3] = {{.reductions = 0}, {.reductions = 1}};
+    const double expected[] = {0.1, 0.1, 0.05, 0.05, 1};
+
+    for (uint64_t step = 0; step < 5; step++) {
+        ck_assert_double_eq_tol(pd_schedule_lr_reduced(schedules, at, 3, 1, step), expected[step],
+                                1e-15);
+        ck_assert(pd_schedule_runs(schedules, 3, 1, step) == (step < 4));
+        ck_assert(pd_schedule_runs(schedules, 3, 2, step) == (step == 4));
+    }
+}
+END_TEST
+
 START_TEST(warm_restarts_begin_at_the_exact_step_however_many_there_were)
 {
     const struct pd_schedule doubling = {RESTARTS(.t_0 = 3, .t_mult = 2, .cycle_decay = 1)};
@@ -502,6 +585,9 @@ int main(void)
     tcase_add_test(tests, a_linear_warmup_counts_from_zero_or_from_one);
     tcase_add_loop_test(tests, piecewise_goes_through_its_points, 0, 3);
     tcase_add_test(tests, a_cooldown_begins_where_the_schedules_before_it_end);
+    tcase_add_loop_test(tests, a_plateau_gives_the_rates_of_its_reference, 0, 3);
+    tcase_add_test(tests, a_report_that_is_no_number_is_not_better);
+    tcase_add_test(tests, a_plateau_multiplies_the_schedule_it_is_chained_to_while_it_runs);
     tcase_add_test(tests, warm_restarts_begin_at_the_exact_step_however_many_there_were);
     tcase_add_test(tests, milestones_are_a_list_of_steps_in_any_order);
     tcase_add_loop_test(tests, a_wrong_list_of_milestones_names_the_key_and_what_is_allowed, 0, 4);

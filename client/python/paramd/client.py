@@ -214,6 +214,19 @@ class Client:
         """The daemon's status, as ``paramctl status --json`` prints it."""
         return self._handle.admin("status")
 
+    def report_metric(self, name: str, value: float, step: int | None = None) -> None:
+        """Report a number such as a validation loss, which plateau schedules and early stopping go by.
+
+        Args:
+            name: what it is; one worker reports each name.
+            value: the number.
+            step: the version of the parameters it was measured with; None: the last one got.
+
+        Raises:
+            StepError: that version does not exist yet.
+        """
+        self._handle.report_metric(name, value, self._version if step is None else step)
+
     def leave(self) -> None:
         """Say that this worker pushes no more. What was pushed still counts; the others go on."""
         self._handle.leave()

@@ -166,6 +166,10 @@ class Handle:
             if self._pointer:
                 self._library.paramd_step_cancel(self._pointer)
 
+    def report_metric(self, name: str, value: float, step: int) -> None:
+        """Report a number measured with the parameters of version `step`."""
+        self._call(self._library.paramd_report_metric, name.encode(), value, step)
+
     def admin(
         self, command: str, *, target: str | None = None, value: float | None = None, begin: int = 0, count: int = 0
     ) -> dict[str, Any]:

@@ -89,6 +89,7 @@ _CALLS = {
     "paramd_step_begin": [*_PUSH, _ARRAYS],
     "paramd_step_end": [c_void_p, POINTER(StepInfo)],
     "paramd_step": [*_PUSH, _ARRAYS, POINTER(StepInfo)],
+    "paramd_report_metric": [c_void_p, c_char_p, c_double, c_uint64],
     "paramd_admin": [c_void_p, POINTER(Command), POINTER(c_void_p)],
     "paramd_leave": [c_void_p],
     "paramd_connect": [POINTER(Options), POINTER(c_void_p)],
