@@ -1,0 +1,384 @@
+/* Rank 0's members: names, homes, registrations, leaving and eviction. Other ranks are played by
+ * the test, so that their reports come when it says. */
+#include "engine_fixture.h"
+
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CONFIG "workers: {expected: 1, lease_s: 60, resume_s: 5}\nblock_size: 1\n"
+#define DIRECT "aggregation: direct\n" CONFIG
+#define RANK_1 41u
+
+static struct engine_fixture f;
+
+static void teardown(void)
+{
+    fixture_finish(&f);
+}
+
+static void join(pd_connection_id connection, const char *name, uint64_t nonce)
+{
+    struct pd_message message = {.kind = PD_MESSAGE_JOIN, .join = {.nonce = nonce}};
+    snprintf(message.join.name, sizeof message.join.name, "%s", name);
+    fixture_say(&f, connection, &message, 0);
+}
+
+static void offer(pd_connection_id connection)
+{
+    struct pd_message message = {.kind = PD_MESSAGE_REGISTER, .registration = {.tensors = f.model}};
+    fixture_say(&f, connection, &message, 0);
+}
+
+/* What rank 1 saw of a worker. */
+static void report(enum pd_report_kind kind, uint32_t worker_id, uint64_t step)
+{
+    struct pd_message message = {.kind = PD_MESSAGE_REPORT,
+                                 .report = {.kind = kind,
+                                            .worker_id = worker_id,
+                                            .step = step,
+                                            .last = true,
+                                            .samples = 2,
+                                            .text = "connection reset"}};
+    fixture_say(&f, RANK_1, &message, 0);
+}
+
+/* The last order that went to rank 1. */
+static const struct pd_order *last_order(void)
+{
+    const struct pd_message *message = NULL;
+    for (uint32_t i = 0; i < f.sent_count; i++) {
+        if (f.sent[i].connection == RANK_1 && f.sent[i].message->kind == PD_MESSAGE_ORDER) {
+            message = f.sent[i].message;
+        }
+    }
+    ck_assert_ptr_nonnull(message);
+    return &message->order;
+}
+
+/* Two ranks in direct aggregation with one worker that takes part; lane 1 is on rank 1. */
+static uint32_t begin_direct(void)
+{
+    fixture_init(&f, 0, 2, DIRECT);
+    fixture_link_ranks(&f);
+    uint32_t id = fixture_join(&f, 3, "a");
+    offer(3);
+    fixture_ranks_execute(&f);
+    ck_assert(fixture_last(&f, 3)->registered.values_needed);
+    struct pd_message values = {
+        .kind = PD_MESSAGE_VALUES,
+        .values = {.element_count = fixture_last(&f, 3)->registered.lanes[0].element_count}};
+    fixture_say(&f, 3, &values, values.values.element_count * sizeof(float));
+    fixture_payload(&f, 3, NULL, 0, true);
+    report(PD_REPORT_FOUND, id, 0);
+    report(PD_REPORT_VALUES, id, 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_PUBLISH);
+    fixture_ranks_execute(&f);
+    fixture_forget(&f);
+    return id;
+}
+
+/* Push whole on lane 0, which is rank 0's. */
+static void push_lane_0(pd_connection_id connection, uint64_t step)
+{
+    uint64_t count = f.engine->store.lane.element_count;
+    struct pd_message push = {
+        .kind = PD_MESSAGE_PUSH,
+        .push = {.step = step, .last = true, .samples = 2, .element_count = count}};
+    fixture_say(&f, connection, &push, count * sizeof(float));
+    ck_assert_ptr_nonnull(f.placed[connection]);
+    fixture_payload(&f, connection, NULL, 0, true);
+}
+
+START_TEST(join_is_ordered_once_all_ranks_are_linked_and_answered_once_all_know)
+{
+    fixture_init(&f, 0, 2, DIRECT);
+    fixture_greet(&f, 3);
+    join(3, "a", 0);
+    ck_assert_int_eq(fixture_last(&f, 3)->kind, PD_MESSAGE_WELCOME);
+    ck_assert(!f.ready);
+    fixture_link_ranks(&f);
+    ck_assert(f.ready);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_JOIN);
+    ck_assert_str_eq(last_order()->name, "a");
+    ck_assert_int_eq(fixture_last(&f, 3)->kind, PD_MESSAGE_WELCOME);
+    fixture_ranks_execute(&f);
+    ck_assert_int_eq(fixture_last(&f, 3)->kind, PD_MESSAGE_JOINED);
+    ck_assert_uint_eq(fixture_last(&f, 3)->joined.token, last_order()->token);
+}
+END_TEST
+
+START_TEST(worker_without_a_name_is_given_one)
+{
+    fixture_init(&f, 0, 1, CONFIG);
+    fixture_greet(&f, 3);
+    join(3, "", 0);
+    ck_assert_str_eq(fixture_last(&f, 3)->joined.name, "worker-0");
+}
+END_TEST
+
+START_TEST(name_of_a_live_worker_is_not_given_away)
+{
+    fixture_init(&f, 0, 1, CONFIG);
+    fixture_enlist(&f, 3, "a");
+    fixture_greet(&f, 4);
+    join(4, "a", 0);
+    fixture_expect_error(&f, 4, PD_EIDENTITY, false, "the name 'a' belongs to worker 0");
+    fixture_close(&f, 3);
+    join(4, "a", 0);
+    ck_assert_int_eq(fixture_last(&f, 4)->kind, PD_MESSAGE_JOINED);
+    ck_assert_uint_eq(fixture_last(&f, 4)->joined.worker_id, 1);
+    ck_assert_ptr_null(pd_roster_find(f.engine->roster, 0));
+}
+END_TEST
+
+START_TEST(repeated_join_gets_the_first_ones_answer)
+{
+    fixture_init(&f, 0, 1, CONFIG);
+    fixture_greet(&f, 3);
+    join(3, "a", 55);
+    uint64_t token = fixture_last(&f, 3)->joined.token;
+    fixture_greet(&f, 4);
+    join(4, "a", 55);
+    ck_assert_int_eq(fixture_last(&f, 4)->kind, PD_MESSAGE_JOINED);
+    ck_assert_uint_eq(fixture_last(&f, 4)->joined.token, token);
+    ck_assert(f.closed[3]);
+}
+END_TEST
+
+START_TEST(repeated_registration_gets_the_answer_that_was_lost)
+{
+    fixture_init(&f, 0, 1, CONFIG);
+    fixture_enlist(&f, 3, "a");
+    fixture_forget(&f);
+    offer(3);
+    ck_assert_int_eq(fixture_last(&f, 3)->kind, PD_MESSAGE_REGISTERED);
+    ck_assert(!fixture_last(&f, 3)->registered.values_needed);
+    ck_assert_uint_eq(fixture_last(&f, 3)->registered.step, 0);
+}
+END_TEST
+
+START_TEST(home_is_the_replica_on_the_workers_host_else_the_least_loaded)
+{
+    static const char *const hosts[] = {"b", "elsewhere", "b", "elsewhere", "a"};
+    static const uint32_t homes[] = {2, 0, 3, 1, 0};
+    fixture_init(&f, 0, 4, CONFIG);
+    fixture_link_ranks(&f);
+    for (uint32_t i = 0; i < 5; i++) {
+        struct pd_message hello = {.kind = PD_MESSAGE_HELLO};
+        char name[8];
+        snprintf(hello.hello.host, sizeof hello.hello.host, "%s", hosts[i]);
+        snprintf(name, sizeof name, "w%u", i);
+        fixture_open(&f, 3 + i);
+        fixture_say(&f, 3 + i, &hello, 0);
+        join(3 + i, name, 0);
+        ck_assert_uint_eq(last_order()->replica, homes[i]);
+        fixture_ranks_execute(&f);
+    }
+}
+END_TEST
+
+START_TEST(contribution_counts_once_every_lane_has_it)
+{
+    uint32_t id = begin_direct();
+    push_lane_0(3, 0);
+    ck_assert_uint_eq(fixture_count(&f, RANK_1, PD_MESSAGE_ORDER), 0);
+    report(PD_REPORT_CONTRIBUTED, id, 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_STEP);
+    ck_assert_uint_eq(last_order()->contributor_count, 1);
+    ck_assert_float_eq((float)last_order()->weights[0], 1.0f);
+}
+END_TEST
+
+START_TEST(lost_worker_has_its_time_to_come_back)
+{
+    uint32_t id = begin_direct();
+    report(PD_REPORT_LOST, id, 0);
+    fixture_wait(&f, 4500);
+    report(PD_REPORT_FOUND, id, 0);
+    fixture_wait(&f, 3000);
+    ck_assert_uint_eq(fixture_count(&f, RANK_1, PD_MESSAGE_ORDER), 0);
+    report(PD_REPORT_LOST, id, 0);
+    fixture_wait(&f, 5500);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_DEPART);
+    ck_assert_str_eq(last_order()->reason, "connection reset, and it did not come back within 5 s");
+}
+END_TEST
+
+START_TEST(worker_back_in_time_is_forgiven_its_lease)
+{
+    uint32_t id = begin_direct();
+    f.engine->leader->paused = true;
+    push_lane_0(3, 0);
+    struct pd_message lost = {
+        .kind = PD_MESSAGE_REPORT,
+        .report = {.kind = PD_REPORT_LOST, .worker_id = id, .expired = true, .text = "silent"}};
+    report(PD_REPORT_CONTRIBUTED, id, 0);
+    fixture_say(&f, RANK_1, &lost, 0);
+    report(PD_REPORT_FOUND, id, 0);
+    f.engine->leader->paused = false;
+    fixture_wait(&f, 250);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_STEP);
+    report(PD_REPORT_LOST, id, 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_STEP);
+}
+END_TEST
+
+START_TEST(time_rank_0_was_stopped_does_not_count)
+{
+    uint32_t id = begin_direct();
+    fixture_wait(&f, 250);
+    report(PD_REPORT_LOST, id, 0);
+    f.now_ms += 9000;
+    fixture_wait(&f, 3000);
+    ck_assert_uint_eq(fixture_count(&f, RANK_1, PD_MESSAGE_ORDER), 0);
+}
+END_TEST
+
+/* A report may still be on its way when the worker leaves: the step waits for rank 1's word that
+ * there will be no other. */
+START_TEST(leaver_is_judged_when_all_ranks_have_parted_from_it)
+{
+    uint32_t id = begin_direct();
+    struct pd_message leave = {.kind = PD_MESSAGE_LEAVE, .leave = {.step = 1}};
+    push_lane_0(3, 0);
+    fixture_say(&f, 3, &leave, 0);
+    ck_assert_int_eq(fixture_last(&f, 3)->kind, PD_MESSAGE_LEFT);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_DEPART);
+    ck_assert_str_eq(last_order()->reason, "");
+    report(PD_REPORT_CONTRIBUTED, id, 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_DEPART);
+    struct pd_message executed = {
+        .kind = PD_MESSAGE_REPORT,
+        .report = {.kind = PD_REPORT_EXECUTED, .order_index = last_order()->index}};
+    fixture_say(&f, RANK_1, &executed, 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_STEP);
+    ck_assert_uint_eq(last_order()->contributors[0], id);
+    ck_assert_ptr_null(pd_member_find(f.engine->leader, id));
+}
+END_TEST
+
+START_TEST(leaver_whose_lanes_disagree_counts_nowhere)
+{
+    uint32_t id = begin_direct();
+    struct pd_message leave = {.kind = PD_MESSAGE_LEAVE};
+    push_lane_0(3, 0);
+    fixture_say(&f, 3, &leave, 0);
+    struct pd_message executed = {
+        .kind = PD_MESSAGE_REPORT,
+        .report = {.kind = PD_REPORT_EXECUTED, .order_index = last_order()->index}};
+    fixture_say(&f, RANK_1, &executed, 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_DEPART);
+    ck_assert_str_eq(last_order()->reason, "it left, and its last push did not reach every lane");
+    ck_assert_ptr_null(pd_roster_find(f.engine->roster, id));
+}
+END_TEST
+
+START_TEST(successor_of_a_leaver_waits_until_its_gradient_is_used)
+{
+    uint32_t id = begin_direct();
+    struct pd_message leave = {.kind = PD_MESSAGE_LEAVE, .leave = {.step = 1}};
+    push_lane_0(3, 0);
+    fixture_say(&f, 3, &leave, 0);
+    fixture_greet(&f, 4);
+    join(4, "a", 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_DEPART);
+    report(PD_REPORT_CONTRIBUTED, id, 0);
+    fixture_ranks_execute(&f);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_JOIN);
+    ck_assert_str_eq(last_order()->name, "a");
+}
+END_TEST
+
+START_TEST(second_leave_is_answered_and_changes_nothing)
+{
+    (void)begin_direct();
+    struct pd_message leave = {.kind = PD_MESSAGE_LEAVE};
+    fixture_say(&f, RANK_1, &(struct pd_message){.kind = PD_MESSAGE_BEAT}, 0);
+    f.engine->leader->paused = true;
+    fixture_say(&f, 3, &leave, 0);
+    ck_assert_uint_eq(fixture_count(&f, RANK_1, PD_MESSAGE_ORDER), 1);
+    fixture_say(&f, 3, &leave, 0);
+    fixture_expect_error(&f, 3, PD_EPROTOCOL, true, "from a peer that has not joined");
+    ck_assert_uint_eq(fixture_count(&f, RANK_1, PD_MESSAGE_ORDER), 1);
+}
+END_TEST
+
+START_TEST(push_of_one_that_takes_no_part_gets_it_evicted)
+{
+    uint32_t id = begin_direct();
+    uint32_t intruder = fixture_join(&f, 4, "b");
+    report(PD_REPORT_CONTRIBUTED, intruder, 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_DEPART);
+    ck_assert_uint_eq(last_order()->worker_id, intruder);
+    ck_assert_ptr_nonnull(
+        strstr(last_order()->reason, "it pushed for step 0 without having registered"));
+    ck_assert_ptr_nonnull(pd_member_find(f.engine->leader, id));
+}
+END_TEST
+
+START_TEST(values_come_from_another_when_their_supplier_is_lost)
+{
+    fixture_init(&f, 0, 2, DIRECT);
+    fixture_link_ranks(&f);
+    fixture_join(&f, 3, "a");
+    offer(3);
+    fixture_ranks_execute(&f);
+    uint32_t second = fixture_join(&f, 4, "b");
+    offer(4);
+    ck_assert_int_eq(fixture_last(&f, 4)->kind, PD_MESSAGE_JOINED);
+    fixture_close(&f, 3);
+    fixture_wait(&f, 5500);
+    fixture_ranks_execute(&f);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_REGISTER);
+    ck_assert_uint_eq(last_order()->worker_id, second);
+    ck_assert_uint_eq(last_order()->tensors.count, 0);
+    fixture_ranks_execute(&f);
+    ck_assert_int_eq(fixture_last(&f, 4)->kind, PD_MESSAGE_REGISTERED);
+    ck_assert(fixture_last(&f, 4)->registered.values_needed);
+}
+END_TEST
+
+START_TEST(struck_off_worker_is_told_before_its_rank_has_done_it)
+{
+    uint32_t id = begin_direct();
+    struct pd_message leave = {.kind = PD_MESSAGE_LEAVE};
+    struct pd_member *member = pd_member_find(f.engine->leader, id);
+    member->state = PD_MEMBER_NONE;
+    fixture_say(&f, 3, &leave, 0);
+    fixture_expect_error(&f, 3, PD_EIDENTITY, false, "is being struck off");
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("membership");
+    TCase *tests = tcase_create("membership");
+
+    tcase_add_checked_fixture(tests, NULL, teardown);
+    tcase_add_test(tests, join_is_ordered_once_all_ranks_are_linked_and_answered_once_all_know);
+    tcase_add_test(tests, worker_without_a_name_is_given_one);
+    tcase_add_test(tests, name_of_a_live_worker_is_not_given_away);
+    tcase_add_test(tests, repeated_join_gets_the_first_ones_answer);
+    tcase_add_test(tests, repeated_registration_gets_the_answer_that_was_lost);
+    tcase_add_test(tests, home_is_the_replica_on_the_workers_host_else_the_least_loaded);
+    tcase_add_test(tests, contribution_counts_once_every_lane_has_it);
+    tcase_add_test(tests, lost_worker_has_its_time_to_come_back);
+    tcase_add_test(tests, worker_back_in_time_is_forgiven_its_lease);
+    tcase_add_test(tests, time_rank_0_was_stopped_does_not_count);
+    tcase_add_test(tests, leaver_is_judged_when_all_ranks_have_parted_from_it);
+    tcase_add_test(tests, leaver_whose_lanes_disagree_counts_nowhere);
+    tcase_add_test(tests, successor_of_a_leaver_waits_until_its_gradient_is_used);
+    tcase_add_test(tests, second_leave_is_answered_and_changes_nothing);
+    tcase_add_test(tests, push_of_one_that_takes_no_part_gets_it_evicted);
+    tcase_add_test(tests, values_come_from_another_when_their_supplier_is_lost);
+    tcase_add_test(tests, struck_off_worker_is_told_before_its_rank_has_done_it);
+    suite_add_tcase(suite, tests);
+
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
