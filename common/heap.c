@@ -26,6 +26,7 @@ _Static_assert(sizeof(struct prelude) <= ALIGNMENT_BYTES, "the block after it st
 
 static atomic_long fail_countdown = -1;
 static atomic_size_t blocks_live = 0;
+static atomic_size_t bytes_live = 0;
 static atomic_size_t allocations = 0;
 
 /* Whether this is the allocation that a test wants to fail. */
@@ -82,6 +83,7 @@ static void *allocate(size_t bytes)
     prelude->bytes = bytes;
     prelude->seal = SEAL_LIVE;
     atomic_fetch_add_explicit(&blocks_live, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&bytes_live, bytes, memory_order_relaxed);
     atomic_fetch_add_explicit(&allocations, 1, memory_order_relaxed);
     return (char *)base + ALIGNMENT_BYTES;
 }
@@ -132,6 +134,7 @@ void pd_heap_free(void *memory)
     struct prelude *prelude = prelude_of(memory);
     prelude->seal = SEAL_FREED;
     atomic_fetch_sub_explicit(&blocks_live, 1, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&bytes_live, prelude->bytes, memory_order_relaxed);
     if (prelude->bytes >= MAP_BYTES_MIN) {
         (void)munmap(prelude, prelude->bytes + ALIGNMENT_BYTES);
     } else {
@@ -147,6 +150,11 @@ void pd_heap_fail_at(long index)
 size_t pd_heap_blocks_live(void)
 {
     return atomic_load_explicit(&blocks_live, memory_order_relaxed);
+}
+
+size_t pd_heap_bytes_live(void)
+{
+    return atomic_load_explicit(&bytes_live, memory_order_relaxed);
 }
 
 size_t pd_heap_allocations(void)

@@ -21,8 +21,10 @@ void pd_heap_free(void *memory);
 
 /* Tests: fail the allocation number `index` from now (0 is the next); -1 never fails. */
 void pd_heap_fail_at(long index);
-/* Tests: blocks allocated and not yet freed, and allocations ever made, in this process. */
+/* Tests: blocks allocated and not yet freed, the bytes asked for in them, and allocations ever
+ * made, in this process. */
 size_t pd_heap_blocks_live(void);
+size_t pd_heap_bytes_live(void);
 size_t pd_heap_allocations(void);
 
 #endif

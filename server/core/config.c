@@ -3,6 +3,7 @@
 #include "common/assert.h"
 #include "common/heap.h"
 #include "server/core/config_options.h"
+#include "server/core/quantize.h"
 
 #include <fnmatch.h>
 #include <inttypes.h>
@@ -608,6 +609,21 @@ static enum pd_status check_listen(struct pd_config *config, const struct pd_nod
     return PD_OK;
 }
 
+/* No run of elements whose state shares a magnitude may lie on two ranks. */
+static enum pd_status check_block_size(const struct pd_config *config, const struct pd_node *root,
+                                       struct pd_error *error)
+{
+    for (uint32_t group = 0; group < config->group_count; group++) {
+        if (config->groups[group].hyper.state_bits == PD_STATE_BITS_8 &&
+            config->block_size % PD_QUANTIZE_RUN != 0) {
+            return pd_node_fault(pd_node_find(root, "block_size"), "block_size", error,
+                                 "%" PRIu64 " with state_bits: 8; allowed: a multiple of %u",
+                                 config->block_size, PD_QUANTIZE_RUN);
+        }
+    }
+    return PD_OK;
+}
+
 /* Check what keys say together. */
 static enum pd_status check_config(struct pd_config *config, const struct pd_node *root,
                                    struct pd_error *error)
@@ -622,7 +638,8 @@ static enum pd_status check_config(struct pd_config *config, const struct pd_nod
         return pd_node_fault(find_nearest(root, "lr_scaling", "rule"), "lr_scaling.base_batch",
                              error, "missing; allowed: a whole number >= 1");
     }
-    return check_listen(config, root, error);
+    enum pd_status status = check_block_size(config, root, error);
+    return status == PD_OK ? check_listen(config, root, error) : status;
 }
 
 /* Parse the text and lay the settings over it. */

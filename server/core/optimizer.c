@@ -36,6 +36,8 @@ static const struct pd_optimizer *const rules[] = {
 };
 #define RULE_COUNT (sizeof rules / sizeof rules[0])
 
+const char *const pd_state_bits_words[] = {"32", "8", NULL};
+
 const struct pd_optimizer *pd_optimizer_at(size_t index)
 {
     return index < RULE_COUNT ? rules[index] : NULL;

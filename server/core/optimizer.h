@@ -20,6 +20,9 @@
 #define PD_OPTIMIZER_PASS_COUNT_MAX 4
 #define PD_OPTIMIZER_SPAN_COUNT_MAX 2
 
+/* How a rule's state is kept: the words of its option. */
+enum pd_state_bits { PD_STATE_BITS_32, PD_STATE_BITS_8 };
+
 /* Hyperparameters of one group, under the field's names. A rule reads those its options name. */
 struct pd_hyper {
     double lr;
@@ -43,6 +46,7 @@ struct pd_hyper {
     double beta1;                     /* adafactor, adafactor_timm; NaN: none */
     double beta2_cap;                 /* adafactor_bv */
     uint64_t min_dim_size_to_factor;  /* adafactor_timm, adafactor_bv */
+    int state_bits;                   /* enum pd_state_bits */
     bool nesterov;
     bool amsgrad;
     bool centered;
@@ -130,6 +134,9 @@ struct pd_optimizer {
     double (*own_lr)(const struct pd_hyper *hyper, uint64_t number);
     /* float32 arrays of the tensor's size that this rule keeps with these hyperparameters. */
     uint32_t (*state_count)(const struct pd_hyper *hyper, const struct pd_tensor *tensor);
+    /* Bit per array: it holds numbers of both signs. For rules that offer state_bits, whose passes
+     * beyond the first leave the state alone. */
+    uint32_t signed_states;
     /* Further float32 numbers it keeps of a tensor as a whole; NULL: none. */
     uint64_t (*vector_count)(const struct pd_hyper *hyper, const struct pd_tensor *tensor);
     /* Passes that these hyperparameters need, at least 1; NULL: all. */

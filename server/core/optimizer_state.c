@@ -21,15 +21,30 @@ static void find_parts(struct pd_optimizer_state *state, const struct pd_tensor_
     }
 }
 
-static bool allocate_part(struct pd_tensor_state *part)
+/* One array of a part, in 32 bits or in 8. */
+static bool allocate_array(struct pd_optimizer_state *state, struct pd_tensor_state *part,
+                           uint32_t index)
+{
+    if (part->hyper->state_bits == PD_STATE_BITS_32) {
+        part->arrays[index] = pd_heap_zalloc(part->count, sizeof(float));
+        return part->arrays[index] != NULL;
+    }
+    PD_ASSERT(part->begin % PD_QUANTIZE_RUN == 0);
+    part->maps[index] = &state->maps[part->optimizer->signed_states >> index & 1u];
+    part->codes[index] = pd_heap_zalloc(part->count, sizeof(uint8_t));
+    part->magnitudes[index] =
+        pd_heap_zalloc((part->count + PD_QUANTIZE_RUN - 1) / PD_QUANTIZE_RUN, sizeof(float));
+    return part->codes[index] != NULL && part->magnitudes[index] != NULL;
+}
+
+static bool allocate_part(struct pd_optimizer_state *state, struct pd_tensor_state *part)
 {
     uint64_t vector_count = 0;
 
     part->array_count = part->optimizer->state_count(part->hyper, part->tensor);
     PD_ASSERT(part->array_count <= PD_OPTIMIZER_STATE_COUNT_MAX);
     for (uint32_t i = 0; i < part->array_count; i++) {
-        part->arrays[i] = pd_heap_zalloc(part->count, sizeof(float));
-        if (part->arrays[i] == NULL) {
+        if (!allocate_array(state, part, i)) {
             return false;
         }
     }
@@ -50,6 +65,8 @@ enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,
                                        struct pd_error *error)
 {
     memset(state, 0, sizeof *state);
+    pd_quantize_map_init(&state->maps[0], false);
+    pd_quantize_map_init(&state->maps[1], true);
     if (shard->block_count > 0) {
         uint64_t last = shard->block_begin + shard->block_count - 1;
         state->tensor_begin = plan->blocks[shard->block_begin].tensor_index;
@@ -66,7 +83,7 @@ enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,
         struct pd_tensor_state *part = &state->tensors[i];
         part->optimizer = config->optimizer;
         part->hyper = &config->groups[tensor_groups[state->tensor_begin + i]].hyper;
-        if (!allocate_part(part)) {
+        if (!allocate_part(state, part)) {
             goto fail;
         }
     }
@@ -84,6 +101,8 @@ void pd_optimizer_state_finish(struct pd_optimizer_state *state)
     for (uint32_t i = 0; i < state->tensor_end - state->tensor_begin; i++) {
         for (uint32_t k = 0; k < PD_OPTIMIZER_STATE_COUNT_MAX; k++) {
             pd_heap_free(state->tensors[i].arrays[k]);
+            pd_heap_free(state->tensors[i].codes[k]);
+            pd_heap_free(state->tensors[i].magnitudes[k]);
         }
         pd_heap_free(state->tensors[i].vectors);
     }
@@ -111,6 +130,52 @@ void pd_optimizer_state_begin(struct pd_tensor_state *state, uint32_t pass,
     }
 }
 
+/* A run of a block's elements, at most to the end of the block. */
+static struct pd_optimizer_block run_of(const struct pd_optimizer_block *block, uint32_t begin)
+{
+    struct pd_optimizer_block run = *block;
+    uint32_t left = block->count - begin;
+
+    run.begin += begin;
+    run.count = left < PD_QUANTIZE_RUN ? left : PD_QUANTIZE_RUN;
+    run.gradient += begin;
+    run.parameters += begin;
+    run.parameters_next += begin;
+    return run;
+}
+
+/* Run the first pass over a block whose state is in 8 bits: restored, updated and quantized a run
+ * at a time. The parts of the runs are added up to that of the block. */
+static void run_quantized(struct pd_tensor_state *state, const struct pd_optimizer_step *step,
+                          struct pd_optimizer_block *block, uint64_t sum_count)
+{
+    float values[PD_OPTIMIZER_STATE_COUNT_MAX][PD_QUANTIZE_RUN];
+    double partial[2] = {0};
+
+    PD_ASSERT(sum_count <= 2);
+    for (uint64_t k = 0; k < sum_count; k++) {
+        block->partial[k] = 0;
+    }
+    for (uint32_t begin = 0; begin < block->count; begin += PD_QUANTIZE_RUN) {
+        struct pd_optimizer_block run = run_of(block, begin);
+        uint64_t at = run.begin - state->begin;
+        run.partial = sum_count > 0 ? partial : NULL;
+        for (uint32_t i = 0; i < state->array_count; i++) {
+            run.state[i] = values[i];
+            pd_quantize_restore(state->maps[i], values[i], state->codes[i] + at,
+                                state->magnitudes[i][at / PD_QUANTIZE_RUN], run.count);
+        }
+        state->optimizer->passes[0].run(step, &run);
+        for (uint32_t i = 0; i < state->array_count; i++) {
+            state->magnitudes[i][at / PD_QUANTIZE_RUN] =
+                pd_quantize_run(state->maps[i], state->codes[i] + at, values[i], run.count);
+        }
+        for (uint64_t k = 0; k < sum_count; k++) {
+            block->partial[k] += partial[k];
+        }
+    }
+}
+
 void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
                             const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
@@ -119,7 +184,13 @@ void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
     }
     block->tensor = state->tensor;
     block->vectors = state->vectors;
-    for (uint32_t i = 0; i < state->array_count; i++) {
+    if (state->hyper->state_bits == PD_STATE_BITS_8 && pass == 0) {
+        run_quantized(state, step, block,
+                      pd_optimizer_sum_count(state->optimizer, state->hyper, pass, state->tensor));
+        return;
+    }
+    for (uint32_t i = 0; state->hyper->state_bits == PD_STATE_BITS_32 && i < state->array_count;
+         i++) {
         block->state[i] = state->arrays[i] + (block->begin - state->begin);
     }
     state->optimizer->passes[pass].run(step, block);

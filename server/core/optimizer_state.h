@@ -6,6 +6,7 @@
 
 #include "common/shard_plan.h"
 #include "server/core/config.h"
+#include "server/core/quantize.h"
 
 /* The state of one tensor on this rank. */
 struct pd_tensor_state {
@@ -15,17 +16,24 @@ struct pd_tensor_state {
     uint64_t begin; /* first element of the tensor that is in the shard */
     uint64_t count; /* elements of the tensor that are in the shard */
     uint32_t array_count;
-    float *arrays[PD_OPTIMIZER_STATE_COUNT_MAX]; /* `count` each */
-    float *vectors;                              /* the rule's vector_count; NULL: none */
+    float *arrays[PD_OPTIMIZER_STATE_COUNT_MAX]; /* `count` each; NULL with 8 bits */
+    /* With 8 bits, in runs from the tensor's first element: `count` codes each, and a magnitude for
+     * each run. */
+    uint8_t *codes[PD_OPTIMIZER_STATE_COUNT_MAX];
+    float *magnitudes[PD_OPTIMIZER_STATE_COUNT_MAX];
+    const struct pd_quantize_map *maps[PD_OPTIMIZER_STATE_COUNT_MAX];
+    float *vectors; /* the rule's vector_count; NULL: none */
 };
 
 struct pd_optimizer_state {
     uint32_t tensor_begin; /* the shard's first tensor */
     uint32_t tensor_end;   /* one beyond its last */
     struct pd_tensor_state *tensors;
+    struct pd_quantize_map maps[2]; /* of positive numbers, of both signs */
 };
 
-/* Allocate for the blocks of `shard`, zeroed. `tensor_groups` gives the group of every tensor.
+/* Allocate for the blocks of `shard`, zeroed; it stays where it is until finish. `tensor_groups`
+ * gives the group of every tensor.
  * Errors: PD_ENOMEM; nothing to finish then. */
 PD_MUST_CHECK
 enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,

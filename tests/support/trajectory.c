@@ -244,6 +244,25 @@ static void run_pass(struct trajectory *trajectory, uint32_t pass, const struct 
     }
 }
 
+/* Whether the state of a tensor is what a case in 8 bits has after the step, if it says. */
+static bool same_codes(const struct trajectory *trajectory, uint32_t step, uint32_t tensor)
+{
+    static const char *const names[] = {"state1", "state2"};
+    const struct pd_tensor_state *state = pd_optimizer_state_of(&trajectory->state, tensor);
+    const json_t *all = json_object_get(trajectory->reference->steps[step].document, "codes");
+    const json_t *codes = json_object_get(all, trajectory->reference->tensors[tensor].name);
+
+    for (uint32_t k = 0; k < 2; k++) {
+        const json_t *list = json_object_get(codes, names[k]);
+        for (size_t i = 0; i < json_array_size(list); i++) {
+            if (state->codes[k][i] != json_integer_value(json_array_get(list, i))) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 /* Take in the largest error of one step. */
 static void compare(struct trajectory *trajectory, uint32_t step)
 {
@@ -253,6 +272,9 @@ static void compare(struct trajectory *trajectory, uint32_t step)
         uint32_t worst;
         double error = vectors_case_error(trajectory->reference, step, i, parameters, &worst);
         trajectory->worst_error = fmax(trajectory->worst_error, error);
+        if (!same_codes(trajectory, step, i)) {
+            trajectory->worst_error = INFINITY;
+        }
     }
 }
 

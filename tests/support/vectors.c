@@ -34,6 +34,9 @@ static const struct translation translations[] = {
     {"lion", "lucidrains", "decoupled_wd", "decoupled_weight_decay", NULL},
     {"nadam", "timm", "schedule_decay", "momentum_decay", NULL},
     {"adafactor_timm", "timm", "relative_step", NULL, NULL},
+    {"adamw", "bitsandbytes", NULL, "state_bits", "8"},
+    {"lion", "bitsandbytes", NULL, "state_bits", "8"},
+    {"sgd", "bitsandbytes", NULL, "state_bits", "8"},
 };
 #define TRANSLATION_COUNT (sizeof translations / sizeof translations[0])
 
@@ -46,6 +49,9 @@ static const struct {
     {"adafactor", "timm", "adafactor_timm"},
     {"adafactor", "timm-bigvision", "adafactor_bv"},
     {"adafactor", "torch-main", "adafactor_torch"},
+    {"adam_8bit_blockwise", "bitsandbytes", "adamw"},
+    {"lion_8bit_blockwise", "bitsandbytes", "lion"},
+    {"momentum_8bit_blockwise", "bitsandbytes", "sgd"},
 };
 
 /* The tolerance of a case that states none, in units of 2^-23. */
@@ -287,6 +293,18 @@ static const char *option_of(const struct vectors_case *reference, const char *k
     return key;
 }
 
+static bool is_quantized(const struct vectors_case *reference)
+{
+    return reference->variant != NULL && strcmp(reference->variant, "bitsandbytes") == 0;
+}
+
+/* Whether the key says how state in 8 bits is kept, in the only way there is. */
+static bool is_of_quantization(const struct vectors_case *reference, const char *key)
+{
+    return is_quantized(reference) && (strcmp(key, "blocksize") == 0 || strcmp(key, "qmap1") == 0 ||
+                                       strcmp(key, "qmap2") == 0);
+}
+
 /* Whether the key asks for what momentum is anyhow: float32, or nothing when there is none. */
 static bool is_default_type(const json_t *hyperparameters, const char *key)
 {
@@ -306,7 +324,13 @@ static void add_options(const struct vectors_case *reference, json_t *hyperparam
 
     json_object_foreach(hyperparameters, key, value)
     {
-        if (option_of(reference, key) == NULL || is_default_type(hyperparameters, key)) {
+        if (option_of(reference, key) == NULL || is_default_type(hyperparameters, key) ||
+            is_of_quantization(reference, key)) {
+            continue;
+        }
+        if (is_quantized(reference) && strcmp(reference->optimizer, "sgd") == 0 &&
+            strcmp(key, "betas") == 0) {
+            json_object_set(options, "momentum", json_array_get(value, 0));
             continue;
         }
         bool truth = strcmp(key, "adam_w_mode") == 0 && json_is_integer(value);

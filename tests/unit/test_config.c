@@ -371,6 +371,12 @@ static const struct {
      "f:1: groups.0: min_dims 3 above max_dims 2: matches nothing"},
     {"groups: [{lr: 1, lr_multiplier: 1}]", NULL,
      "f:1: groups.0: lr and lr_multiplier; allowed: one of them"},
+    {"{block_size: 1000, groups: [{state_bits: 8}]}", NULL,
+     "f:1: block_size: 1000 with state_bits: 8; allowed: a multiple of 256"},
+    {"optimizer: {state_bits: 16}", NULL,
+     "f:1: optimizer.state_bits: 16: not one of the words; allowed: 32, 8"},
+    {"optimizer: {state_bits: 8, amsgrad: true}", NULL,
+     "f:1: optimizer: amsgrad: true with state_bits: 8; allowed: one of them"},
     {"optimizer: {name: adafactor, lr: 0.1}", NULL,
      "f:1: optimizer: lr together with relative_step: true; allowed: lr: null, or relative_step: "
      "false"},

@@ -224,6 +224,8 @@ static const char *const rules[] = {
     "{name: lamb, lr: 0.1}",
     "{name: lars, lr: 0.1, momentum: 0.9}",
     "{name: lion, lr: 0.01, caution: true}",
+    "{name: adamw, lr: 0.1, state_bits: 8}",
+    "{name: lion, lr: 0.01, caution: true, state_bits: 8}",
     "{name: adafactor}",
     "{name: adafactor, lr: 0.01, relative_step: false, beta1: 0.9}",
     "{name: adafactor_timm, beta1: 0.9, caution: true}",
@@ -240,6 +242,9 @@ START_TEST(a_rule_gives_the_same_bits_for_any_number_of_shards)
 
     for (size_t b = 0; b < sizeof block_sizes / sizeof block_sizes[0]; b++) {
         uint64_t count;
+        if (strstr(rules[_i], "state_bits") != NULL && block_sizes[b] % 256 != 0) {
+            continue;
+        }
         snprintf(text, sizeof text,
                  "{aggregation: direct, block_size: %u, clip: {norm: 1.0}, optimizer: %s}",
                  block_sizes[b], rules[_i]);
@@ -259,7 +264,7 @@ START_TEST(a_tensor_without_a_gradient_stays_as_it_is)
     struct job job;
     char text[512];
 
-    snprintf(text, sizeof text, "{aggregation: direct, block_size: 10, optimizer: %s}", rules[_i]);
+    snprintf(text, sizeof text, "{aggregation: direct, block_size: 256, optimizer: %s}", rules[_i]);
     job_init(&job, text, 1);
     const struct pd_tensor *left_out = &job.model.tensors[1];
     float before[35];

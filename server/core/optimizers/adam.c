@@ -85,12 +85,20 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     }
 }
 
+static const char *check(const struct pd_hyper *hyper)
+{
+    return hyper->amsgrad && hyper->state_bits == PD_STATE_BITS_8
+               ? "amsgrad: true with state_bits: 8; allowed: one of them"
+               : NULL;
+}
+
 static const struct pd_option options[] = {
     PD_HYPER_LR("1e-3"),
     PD_HYPER_BETAS("[0.9, 0.999]"),
     PD_HYPER_EPS("1e-8"),
     PD_HYPER_WEIGHT_DECAY("0", "added to the gradient, times the parameter"),
     PD_HYPER_FLAG(amsgrad, "false", "divide by the largest average of squares so far"),
+    PD_HYPER_STATE_BITS,
     PD_HYPER_FLAG(bias_correction, "true", "make up for averages that start from zero"),
     PD_HYPER_FLAG(eps_before_correction, "false", "add eps to the root before it is corrected"),
 };
@@ -99,6 +107,8 @@ const struct pd_optimizer pd_optimizer_adam = {
     .name = "adam",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .check = check,
     .state_count = state_count,
+    .signed_states = 1u << 0,
     .passes = {{.run = update}},
 };

@@ -89,6 +89,7 @@ static const struct pd_option options[] = {
                     "decay rates of the average in the step and of the one that is kept"),
     PD_HYPER_WEIGHT_DECAY("0", "takes this share, times lr, off the parameter"),
     PD_HYPER_FLAG(decoupled_weight_decay, "false", "divide weight_decay by the initial lr"),
+    PD_HYPER_STATE_BITS,
     PD_HYPER_CORRECTED_DECAY,
     PD_HYPER_CAUTION,
 };
@@ -98,6 +99,7 @@ const struct pd_optimizer pd_optimizer_lion = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
+    .signed_states = 1u << 0,
     .pass_count = pd_optimizer_cautious_pass_count,
     .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
                {.run = pd_optimizer_apply_cautious}},

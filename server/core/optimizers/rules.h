@@ -106,6 +106,16 @@ uint64_t pd_optimizer_two_sums(const struct pd_hyper *hyper, const struct pd_ten
         .high = 9007199254740992.0, .unit = "", .help = about                                      \
     }
 
+extern const char *const pd_state_bits_words[];
+
+#define PD_HYPER_STATE_BITS                                                                        \
+    {                                                                                              \
+        .key = "state_bits", .type = PD_OPTION_CHOICE,                                             \
+        .offset = offsetof(struct pd_hyper, state_bits), .default_text = "32",                     \
+        .choices = pd_state_bits_words, .unit = "",                                                \
+        .help = "8: keep the state in a quarter of the memory"                                     \
+    }
+
 /* Null, which is NaN, lets the rule set its own rate. */
 #define PD_HYPER_OWN_LR                                                                            \
     {                                                                                              \

@@ -84,6 +84,7 @@ static const struct pd_option options[] = {
                     "takes this share off a gradient added to the momentum buffer"),
     PD_HYPER_WEIGHT_DECAY("0", "added to the gradient, times the parameter"),
     PD_HYPER_FLAG(nesterov, "false", "step along the gradient plus momentum times the buffer"),
+    PD_HYPER_STATE_BITS,
     PD_HYPER_FLAG(lr_in_momentum, "false", "multiply lr into the momentum buffer, not its result"),
 };
 
@@ -92,5 +93,6 @@ const struct pd_optimizer pd_optimizer_sgd = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
+    .signed_states = 1u << 0,
     .passes = {{.run = update}},
 };
