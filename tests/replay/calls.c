@@ -1,6 +1,8 @@
-/* Cases that are no trajectory, against the core: casts, clipping and loss scales. */
+/* Cases that are no trajectory, against the core: casts, clipping, loss scales and state in 8 bits.
+ */
 #include "common/heap.h"
 #include "server/core/clip.h"
+#include "server/core/quantize.h"
 #include "server/core/reduce.h"
 #include "tests/replay/case.h"
 #include "tests/support/scaler_trace.h"
@@ -195,6 +197,63 @@ static void replay_scaler(const json_t *document, struct replay_result *result)
     }
 }
 
+/* ---- State in 8 bits ---- */
+
+static void replay_codebook(const json_t *document, struct replay_result *result)
+{
+    struct pd_quantize_map map;
+    uint32_t count = 0;
+    float *expected = vectors_floats(json_object_get(document, "code"), &count);
+
+    pd_quantize_map_init(&map, json_is_true(json_object_get(document, "signed")));
+    for (uint32_t i = 0; i < count; i++) {
+        bool same = i < 256 && bits_of(map.values[i]) == bits_of(expected[i]);
+        if (replay_take_error(result, same ? 0 : INFINITY)) {
+            replay_say(result, REPLAY_FAILED, "code[%u], expected %.9g", i, (double)expected[i]);
+        }
+    }
+    pd_heap_free(expected);
+}
+
+/* One run of a call, which begins with element `begin`. */
+static void compare_run(const json_t *document, const struct pd_quantize_map *map,
+                        const float *input, const float *restored, uint32_t begin, uint32_t count,
+                        struct replay_result *result)
+{
+    uint8_t *codes = pd_heap_zalloc(count, sizeof *codes);
+    float *own = pd_heap_zalloc(count, sizeof *own);
+    float magnitude = pd_quantize_run(map, codes, input + begin, count);
+
+    pd_quantize_restore(map, own, codes, magnitude, count);
+    for (uint32_t i = 0; i < count; i++) {
+        const json_t *code = json_array_get(json_object_get(document, "codes"), begin + i);
+        bool same =
+            codes[i] == json_integer_value(code) && bits_of(own[i]) == bits_of(restored[begin + i]);
+        if (replay_take_error(result, same ? 0 : INFINITY)) {
+            replay_say(result, REPLAY_FAILED, "element %u: code %u, which is %.9g", begin + i,
+                       codes[i], (double)own[i]);
+        }
+    }
+    pd_heap_free(own);
+    pd_heap_free(codes);
+}
+
+static void replay_quantize(const json_t *document, struct replay_result *result)
+{
+    uint32_t run = (uint32_t)json_integer_value(json_object_get(document, "blocksize"));
+    struct pd_quantize_map map;
+    uint32_t count = 0;
+    float *input = vectors_floats(json_object_get(document, "input"), &count);
+    float *restored = vectors_floats(json_object_get(document, "dequantized"), &count);
+
+    pd_quantize_map_init(&map, json_is_true(json_object_get(document, "signed")));
+    for (uint32_t begin = 0; begin < count; begin += run) {
+        compare_run(document, &map, input, restored, begin, smaller(run, count - begin), result);
+    }
+    pd_heap_free(restored);
+    pd_heap_free(input);
+}
+
 /* ---- All of them ---- */
 
 static const struct {
@@ -205,6 +264,8 @@ static const struct {
     {"clip_grad_norm_", replay_clip_norm},
     {"clip_grad_value_", replay_clip_value},
     {"grad_scaler", replay_scaler},
+    {"codebook", replay_codebook},
+    {"quantize_blockwise", replay_quantize},
 };
 
 /* Calls are cheap, so that listing the skipped ones may as well make them. */

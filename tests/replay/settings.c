@@ -1,6 +1,7 @@
 #include "tests/replay/settings.h"
 
 #include "server/core/config.h"
+#include "server/core/quantize.h"
 #include "tests/replay/schedules.h"
 
 #include <math.h>
@@ -301,6 +302,9 @@ bool settings_add_optimizer(json_t *settings, const struct vectors_case *referen
         return false;
     }
     add_wrapper(settings, reference);
+    if (json_object_get(json_object_get(settings, "optimizer"), "state_bits") != NULL) {
+        json_object_set_new(settings, "block_size", json_integer(PD_QUANTIZE_RUN));
+    }
     if (json_object_get(reference->document, "groups") == NULL) {
         return true;
     }

@@ -53,7 +53,6 @@ static const char *unknown_to_protocol(const json_t *step)
         const char *reason;
     } unknown[] = {
         {"hessian_grads_after_step", "workers cannot push estimates of the Hessian"},
-        {"codes", "there is no state in 8 bits"},
     };
     for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
         if (json_object_get(step, unknown[i].key) != NULL) {
