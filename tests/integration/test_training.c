@@ -1,5 +1,6 @@
 /* Workers train through real ranks, and the parameters are what a plain computation says. */
 #include "tests/support/cluster.h"
+#include "tests/support/peer.h"
 #include "tests/support/reference.h"
 #include "tests/support/suite.h"
 #include "tests/support/training.h"
@@ -227,6 +228,63 @@ START_TEST(parameters_travel_in_every_type)
 }
 END_TEST
 
+/* ---- Gradients that are not finite ---- */
+
+/* One worker gives STEP_COUNT gradients, and one with a NaN before number `bad_step`. */
+static void train_with_bad_step(uint64_t bad_step, float *values, char **status)
+{
+    static const char *const words[] = {"status", NULL};
+    struct cluster cluster;
+    struct pd_tensor_list model;
+    struct peer_worker worker;
+    float gradient[REFERENCE_ELEMENT_COUNT];
+
+    cluster_start(&cluster, 2, "aggregation: direct\nblock_size: 64\n" MOMENTUM);
+    reference_model_init(&model);
+    reference_values(values);
+    peer_worker_init(&worker, cluster.addresses[0], "worker", &model, values);
+    uint64_t step = 0;
+    for (uint64_t number = 0; number < STEP_COUNT; number++) {
+        bool bad = step == bad_step;
+        reference_gradient(gradient, 0, number, 0);
+        gradient[REFERENCE_ELEMENT_COUNT - 2] = bad ? NAN : gradient[REFERENCE_ELEMENT_COUNT - 2];
+        number -= bad; /* it is given in addition */
+        peer_worker_push(&worker, step++, 1, gradient, true);
+        for (uint32_t lane = 0; lane < 2; lane++) {
+            const struct pd_pulled *pulled =
+                &peer_expect(worker.lanes[lane], PD_MESSAGE_PULLED)->pulled;
+            ck_assert_uint_eq(pulled->version, step);
+            ck_assert_uint_eq(pulled->skipped_steps, step > bad_step ? 1 : 0);
+            memcpy(values + pulled->element_begin, peer_payload(worker.lanes[lane]),
+                   peer_payload_bytes(worker.lanes[lane]));
+        }
+    }
+    *status = cluster_ask(&cluster, words);
+    peer_worker_finish(&worker);
+    pd_tensor_list_finish(&model);
+    cluster_drain(&cluster);
+    cluster_stop(&cluster);
+}
+
+START_TEST(step_with_a_nan_is_skipped_on_every_rank_and_counted)
+{
+    float clean[REFERENCE_ELEMENT_COUNT];
+    float values[REFERENCE_ELEMENT_COUNT];
+    char *status;
+
+    train_with_bad_step(UINT64_MAX, clean, &status);
+    ck_assert_ptr_nonnull(strstr(status, "\"skipped_steps\":0,"));
+    free(status);
+    train_with_bad_step(4, values, &status);
+    ck_assert_mem_eq(values, clean, sizeof values);
+    ck_assert_ptr_nonnull(strstr(status, "\"skipped_steps\":1,"));
+    ck_assert_msg(strstr(status, "step 4: the gradient of worker 0 'worker' is not finite: "
+                                 "tensor 'norm.bias', element 1") != NULL,
+                  "%s", status);
+    free(status);
+}
+END_TEST
+
 /* ---- Bitwise ---- */
 
 #define LAMB "optimizer: {name: lamb, lr: 0.01}\nclip: {norm: 0.5}\nblock_size: 64\n"
@@ -278,6 +336,7 @@ int main(void)
     suite_add_loop(suite, gradients_travel_in_every_type, 3);
     suite_add_loop(suite, micro_batches_are_averaged_by_their_samples, 2);
     suite_add_loop(suite, parameters_travel_in_every_type, 3);
+    suite_add(suite, step_with_a_nan_is_skipped_on_every_rank_and_counted);
     suite_add(suite, direct_is_the_same_to_the_bit_for_any_ranks_and_order_of_arrival);
     suite_add_loop(suite, allreduce_is_repeatable_to_the_bit, 3);
     return suite_run(suite);
