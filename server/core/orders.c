@@ -417,7 +417,8 @@ static void watch_links(struct pd_engine *engine)
         pd_engine_abort(engine, "ranks %s have not connected within %g s (rank_timeout_s)", missing,
                         engine->config->rank_timeout_s);
     } else if (waited_ms >= WAITING_FIRST_MS &&
-               engine->now_ms - leader->waiting_said_ms >= WAITING_AGAIN_MS) {
+               (leader->waiting_said_ms == 0 ||
+                engine->now_ms - leader->waiting_said_ms >= WAITING_AGAIN_MS)) {
         leader->waiting_said_ms = engine->now_ms;
         pd_actions_log(engine->actions, "waiting for ranks %s to connect", missing);
     }
