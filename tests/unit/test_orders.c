@@ -1,0 +1,232 @@
+/* Rank 0's log: when a step closes and what its order says, rates, links and the end. */
+#include "engine_fixture.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RANK_1 41u
+
+static struct engine_fixture f;
+
+static void teardown(void)
+{
+    fixture_finish(&f);
+}
+
+/* The last step order, as the engine of a lone rank carries it out. */
+static double last_rate(uint32_t group)
+{
+    return f.engine->leader->lrs[group];
+}
+
+START_TEST(step_waits_for_the_workers_that_are_expected)
+{
+    fixture_init(&f, 0, 1, "workers: {expected: 2}\n");
+    fixture_enlist(&f, 3, "a");
+    fixture_push(&f, 3, 0, 1, 1);
+    ck_assert_uint_eq(f.engine->store.version, 0);
+    fixture_enlist(&f, 4, "b");
+    fixture_push(&f, 4, 0, 1, 1);
+    ck_assert_uint_eq(f.engine->store.version, 1);
+}
+END_TEST
+
+START_TEST(step_waits_for_everybody_who_takes_part)
+{
+    fixture_init(&f, 0, 1, "{}\n");
+    fixture_enlist(&f, 3, "a");
+    fixture_enlist(&f, 4, "b");
+    fixture_push(&f, 3, 0, 1, 1);
+    ck_assert_uint_eq(f.engine->store.version, 0);
+    fixture_push(&f, 4, 0, 1, 1);
+    ck_assert_uint_eq(f.engine->store.version, 1);
+}
+END_TEST
+
+START_TEST(average_weighs_by_samples)
+{
+    fixture_init(&f, 0, 1, "optimizer: {name: sgd, lr: 1}\n");
+    fixture_enlist(&f, 3, "a");
+    fixture_enlist(&f, 4, "b");
+    fixture_push(&f, 3, 0, 1, 3);
+    fixture_push(&f, 4, 0, 5, 1);
+    ck_assert_float_eq(pd_param_store_served(&f.engine->store)[0], 1 - (0.75f * 1 + 0.25f * 5));
+    ck_assert_uint_eq(f.engine->leader->effective_batch, 4);
+}
+END_TEST
+
+START_TEST(rate_scales_with_the_effective_batch)
+{
+    static const char *const configs[] = {
+        "optimizer: {name: sgd, lr: 0.5}\nlr_scaling: {rule: linear, base_batch: 4}\n",
+        "optimizer: {name: sgd, lr: 0.5}\nlr_scaling: {rule: sqrt, base_batch: 4}\n",
+        "optimizer: {name: sgd, lr: 0.5}\nlr_scaling: {rule: none, base_batch: 4}\n",
+    };
+    static const double rates[] = {2.0, 1.0, 0.5};
+    fixture_init(&f, 0, 1, configs[_i]);
+    fixture_enlist(&f, 3, "a");
+    fixture_push(&f, 3, 0, 1, 16);
+    ck_assert_double_eq_tol(last_rate(0), rates[_i], 1e-15);
+}
+END_TEST
+
+START_TEST(schedule_counts_applied_steps_only)
+{
+    fixture_init(
+        &f, 0, 1,
+        "optimizer: {name: sgd, lr: 1}\nschedule: {name: step, step_size: 1, gamma: 0.5}\n");
+    fixture_enlist(&f, 3, "a");
+    fixture_push(&f, 3, 0, NAN, 1);
+    fixture_push(&f, 3, 1, 1, 1);
+    ck_assert_double_eq_tol(last_rate(0), 1, 1e-15);
+    fixture_push(&f, 3, 2, 1, 1);
+    ck_assert_double_eq_tol(last_rate(0), 0.5, 1e-15);
+    ck_assert_uint_eq(f.engine->store.version, 3);
+    ck_assert_uint_eq(f.engine->leader->applied_steps, 2);
+}
+END_TEST
+
+START_TEST(step_without_samples_is_skipped_with_its_reason)
+{
+    fixture_init(&f, 0, 1, "{}\n");
+    fixture_enlist(&f, 3, "a");
+    fixture_push(&f, 3, 0, NAN, 0);
+    ck_assert_uint_eq(f.engine->store.version, 1);
+    ck_assert_uint_eq(f.engine->skipped_steps, 1);
+    ck_assert_str_eq(f.engine->leader->last_skip_reason, "step 0: no worker had samples");
+}
+END_TEST
+
+START_TEST(paused_step_closes_on_resume)
+{
+    struct pd_message admin = {.kind = PD_MESSAGE_ADMIN, .admin = {.command = "pause"}};
+    fixture_init(&f, 0, 1, "{}\n");
+    fixture_enlist(&f, 3, "a");
+    fixture_greet(&f, 4);
+    fixture_say(&f, 4, &admin, 0);
+    fixture_sent_event(&f, 4);
+    fixture_push(&f, 3, 0, 1, 1);
+    ck_assert_uint_eq(f.engine->store.version, 0);
+    admin = (struct pd_message){.kind = PD_MESSAGE_ADMIN, .admin = {.command = "resume"}};
+    fixture_say(&f, 4, &admin, 0);
+    fixture_work(&f);
+    ck_assert_uint_eq(f.engine->store.version, 1);
+}
+END_TEST
+
+START_TEST(start_says_which_ranks_it_waits_for)
+{
+    struct pd_message hello = {.kind = PD_MESSAGE_RANK_HELLO,
+                               .rank_hello = {.rank = 2, .secret = 77}};
+    fixture_init(&f, 0, 4, "rank_timeout_s: 9\n");
+    fixture_open(&f, 40);
+    fixture_say(&f, 40, &hello, 0);
+    fixture_wait(&f, 2500);
+    ck_assert_str_eq(f.logged, "waiting for ranks 1, 3 to connect");
+    fixture_wait(&f, 7500);
+    ck_assert_ptr_nonnull(strstr(f.aborted, "ranks 1, 3 have not connected within 9 s"));
+}
+END_TEST
+
+START_TEST(rank_that_is_gone_ends_the_job)
+{
+    fixture_init(&f, 0, 2, "{}\n");
+    fixture_link_ranks(&f);
+    fixture_close(&f, RANK_1);
+    ck_assert_str_eq(f.aborted, "rank 1 at a:2 is gone (connection reset): ending the job");
+}
+END_TEST
+
+START_TEST(rank_that_is_silent_ends_the_job)
+{
+    fixture_init(&f, 0, 2, "rank_timeout_s: 3\n");
+    fixture_link_ranks(&f);
+    fixture_wait(&f, 2500);
+    fixture_say(&f, RANK_1, &(struct pd_message){.kind = PD_MESSAGE_BEAT}, 0);
+    fixture_wait(&f, 2500);
+    ck_assert_str_eq(f.aborted, "");
+    fixture_wait(&f, 1000);
+    ck_assert_ptr_nonnull(strstr(f.aborted, "rank 1 at a:2 has not been heard for 3."));
+}
+END_TEST
+
+START_TEST(rank_0_that_is_silent_ends_the_job_elsewhere)
+{
+    struct pd_event event = {
+        .kind = PD_EVENT_OPENED, .connection = 5, .outgoing = true, .peer = "a:1"};
+    fixture_init(&f, 1, 2, "rank_timeout_s: 3\n");
+    event.now_ms = f.now_ms;
+    pd_actions_reset(&f.actions);
+    pd_engine_step(f.engine, &event, &f.actions);
+    fixture_wait(&f, 2750);
+    ck_assert_uint_ge(fixture_count(&f, 5, PD_MESSAGE_BEAT), 2);
+    ck_assert_str_eq(f.aborted, "");
+    fixture_wait(&f, 1000);
+    ck_assert_ptr_nonnull(strstr(f.aborted, "rank 0 at a:1 has not been heard for 3."));
+}
+END_TEST
+
+START_TEST(drain_is_told_to_peers_and_then_ends_every_rank)
+{
+    struct pd_message admin = {.kind = PD_MESSAGE_ADMIN, .admin = {.command = "drain"}};
+    fixture_init(&f, 0, 2, "{}\n");
+    fixture_link_ranks(&f);
+    fixture_greet(&f, 3);
+    fixture_say(&f, 3, &admin, 0);
+    ck_assert_int_eq(fixture_last(&f, RANK_1)->order.kind, PD_ORDER_DRAIN);
+    ck_assert_uint_eq(fixture_count(&f, 3, PD_MESSAGE_DRAINING), 1);
+    ck_assert(!f.exited);
+    fixture_ranks_execute(&f);
+    ck_assert_int_eq(fixture_last(&f, RANK_1)->order.kind, PD_ORDER_STOP);
+    ck_assert(f.exited);
+}
+END_TEST
+
+START_TEST(orders_hash_alike_for_those_who_did_the_same)
+{
+    uint64_t hash = 0;
+    for (int i = 0; i < 2; i++) {
+        if (i > 0) {
+            fixture_finish(&f);
+        }
+        fixture_init(&f, 0, 1, "{}\n");
+        fixture_enlist(&f, 3, "a");
+        fixture_push(&f, 3, 0, 1, 1);
+        ck_assert_uint_eq(pd_engine_orders_executed(f.engine), 4);
+        ck_assert(i == 0 || hash == pd_engine_order_hash(f.engine));
+        hash = pd_engine_order_hash(f.engine);
+    }
+    fixture_push(&f, 3, 1, 1, 1);
+    ck_assert(hash != pd_engine_order_hash(f.engine));
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("orders");
+    TCase *tests = tcase_create("orders");
+
+    tcase_add_checked_fixture(tests, NULL, teardown);
+    tcase_add_test(tests, step_waits_for_the_workers_that_are_expected);
+    tcase_add_test(tests, step_waits_for_everybody_who_takes_part);
+    tcase_add_test(tests, average_weighs_by_samples);
+    tcase_add_loop_test(tests, rate_scales_with_the_effective_batch, 0, 3);
+    tcase_add_test(tests, schedule_counts_applied_steps_only);
+    tcase_add_test(tests, step_without_samples_is_skipped_with_its_reason);
+    tcase_add_test(tests, paused_step_closes_on_resume);
+    tcase_add_test(tests, start_says_which_ranks_it_waits_for);
+    tcase_add_test(tests, rank_that_is_gone_ends_the_job);
+    tcase_add_test(tests, rank_that_is_silent_ends_the_job);
+    tcase_add_test(tests, rank_0_that_is_silent_ends_the_job_elsewhere);
+    tcase_add_test(tests, drain_is_told_to_peers_and_then_ends_every_rank);
+    tcase_add_test(tests, orders_hash_alike_for_those_who_did_the_same);
+    suite_add_tcase(suite, tests);
+
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
