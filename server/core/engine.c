@@ -528,11 +528,11 @@ static void on_drain(struct pd_engine *engine, const struct pd_event *event)
 {
     struct pd_report report = {.kind = PD_REPORT_DRAIN};
 
+    snprintf(report.text, sizeof report.text, "%s", event->text);
     if (engine->leader == NULL && engine->leader_connection == PD_CONNECTION_NONE) {
-        pd_engine_abort(engine, "%s before the ranks were linked", event->text);
+        engine->early_drain = report;
         return;
     }
-    snprintf(report.text, sizeof report.text, "%s", event->text);
     pd_engine_report(engine, &report);
 }
 

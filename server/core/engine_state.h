@@ -70,7 +70,8 @@ struct pd_engine {
 
     pd_connection_id leader_connection; /* ranks > 0: the one to rank 0 */
     uint64_t leader_heard_ms;
-    struct pd_leader *leader; /* rank 0 only */
+    struct pd_report early_drain; /* ranks > 0: asked for before there was a link to tell rank 0 */
+    struct pd_leader *leader;     /* rank 0 only */
 };
 
 /* ---- engine: what the parts ask of it ---- */

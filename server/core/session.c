@@ -142,6 +142,9 @@ void pd_session_opened(struct pd_engine *engine, const struct pd_event *event)
         engine->leader_connection = event->connection;
         engine->leader_heard_ms = engine->now_ms;
         pd_engine_send(engine, event->connection, &message);
+        if (engine->early_drain.kind == PD_REPORT_DRAIN) {
+            pd_engine_report(engine, &engine->early_drain);
+        }
     }
 }
 

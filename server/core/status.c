@@ -50,8 +50,9 @@ static json_t *groups(const struct pd_engine *engine)
     current_lrs(engine, lrs);
     for (uint32_t i = 0; i < engine->config->group_count; i++) {
         const struct pd_group *group = &engine->config->groups[i];
-        json_array_append_new(list, json_pack("{s:s, s:f, s:f}", "name", group->name, "lr", lrs[i],
-                                              "weight_decay", group->hyper.weight_decay));
+        json_array_append_new(list, json_pack("{s:s, s:o, s:f}", "name", group->name, "lr",
+                                              real_or_null(lrs[i]), "weight_decay",
+                                              group->hyper.weight_decay));
     }
     return list;
 }
@@ -125,15 +126,15 @@ char *pd_status_json(struct pd_engine *engine)
 
     current_lrs(engine, lrs);
     return dump(json_pack(
-        "{s:s, s:I, s:I, s:f, s:o, s:i, s:s, s:s, s:o, s:I, s:o, s:f, s:o, s:o, s:I, s:s?, s:n, "
+        "{s:s, s:I, s:I, s:o, s:o, s:i, s:s, s:s, s:o, s:I, s:o, s:o, s:o, s:o, s:I, s:s?, s:n, "
         "s:f, s:s, s:b, s:I, s:o}",
         "state", state_name(engine), "step", (json_int_t)version_of(engine), "version",
-        (json_int_t)version_of(engine), "lr", lrs[0], "groups", groups(engine), "shards",
-        (int)engine->topology->rank_count, "aggregation",
+        (json_int_t)version_of(engine), "lr", real_or_null(lrs[0]), "groups", groups(engine),
+        "shards", (int)engine->topology->rank_count, "aggregation",
         config->aggregation == PD_AGGREGATION_DIRECT ? "direct" : "allreduce", "mode", "sync",
         "workers", workers(engine), "effective_batch", (json_int_t)leader->effective_batch,
         "grad_norm", real_or_null(leader->outcome.gradient_norm), "clip_scale",
-        leader->outcome.clip_scale, "loss", real_or_null(leader->loss), "loss_scale",
+        real_or_null(leader->outcome.clip_scale), "loss", real_or_null(leader->loss), "loss_scale",
         loss_scale(engine), "skipped_steps", (json_int_t)engine->skipped_steps, "last_skip_reason",
         leader->last_skip_reason[0] != '\0' ? leader->last_skip_reason : NULL, "checkpoint",
         "uptime_s", (double)(engine->now_ms - engine->started_ms) / 1000.0, "optimizer",
@@ -146,8 +147,8 @@ char *pd_status_lr_json(struct pd_engine *engine)
     double lrs[PD_GROUP_COUNT_MAX + 1];
 
     current_lrs(engine, lrs);
-    return dump(json_pack("{s:I, s:f, s:o}", "step", (json_int_t)version_of(engine), "lr", lrs[0],
-                          "groups", groups(engine)));
+    return dump(json_pack("{s:I, s:o, s:o}", "step", (json_int_t)version_of(engine), "lr",
+                          real_or_null(lrs[0]), "groups", groups(engine)));
 }
 
 char *pd_status_step_json(struct pd_engine *engine)
@@ -191,7 +192,7 @@ char *pd_status_schedule_json(struct pd_engine *engine, uint64_t begin, uint64_t
         json_t *row = json_array();
         shown_lrs(engine, step, lrs);
         for (uint32_t i = 0; i < engine->config->group_count; i++) {
-            json_array_append_new(row, json_real(lrs[i]));
+            json_array_append_new(row, real_or_null(lrs[i]));
         }
         json_array_append_new(rates, row);
         json_array_append_new(momentum_rows, momenta(engine, step));

@@ -28,6 +28,17 @@ struct pd_signals {
     bool asked; /* a SIGTERM or SIGINT came before */
 };
 
+/* The operator's signal that came before there was a loop to tell; 0: none. */
+static volatile sig_atomic_t early_signal;
+
+static void note_early(int number)
+{
+    if (early_signal != 0 && number != SIGUSR1) {
+        _exit(1);
+    }
+    early_signal = number;
+}
+
 /* A real-time signal nobody else sends. */
 static int launcher_signal(void)
 {
@@ -42,29 +53,19 @@ bool pd_signals_launched(void)
 void pd_signals_prepare(bool launched)
 {
     (void)signal(SIGPIPE, SIG_IGN);
+    for (uint32_t i = 0; i < OPERATOR_SIGNAL_COUNT; i++) {
+        (void)signal(operator_signals[i].number, note_early);
+    }
     launcher = getppid();
     if (launched) {
         (void)prctl(PR_SET_PDEATHSIG, launcher_signal());
     }
 }
 
-void pd_signals_tick(struct pd_signals *signals)
+static void ask_to_drain(struct pd_signals *signals, int number)
 {
-    if (signals->launched && getppid() != launcher) {
-        pd_log("mpirun is gone: stopping");
-        _exit(1);
-    }
-}
-
-static void on_signal(uv_signal_t *handle, int number)
-{
-    struct pd_signals *signals = handle->data;
     struct pd_event event = {.kind = PD_EVENT_DRAIN};
 
-    if (number == launcher_signal()) {
-        pd_signals_tick(signals);
-        return;
-    }
     for (uint32_t i = 0; i < OPERATOR_SIGNAL_COUNT; i++) {
         if (operator_signals[i].number == number) {
             event.text = operator_signals[i].name;
@@ -78,6 +79,30 @@ static void on_signal(uv_signal_t *handle, int number)
         signals->asked = true;
     }
     pd_loop_emit(signals->loop, &event);
+}
+
+void pd_signals_tick(struct pd_signals *signals)
+{
+    if (early_signal != 0) {
+        int number = early_signal;
+        early_signal = 0;
+        ask_to_drain(signals, number);
+    }
+    if (signals->launched && getppid() != launcher) {
+        pd_log("mpirun is gone: stopping");
+        _exit(1);
+    }
+}
+
+static void on_signal(uv_signal_t *handle, int number)
+{
+    struct pd_signals *signals = handle->data;
+
+    if (number == launcher_signal()) {
+        pd_signals_tick(signals);
+        return;
+    }
+    ask_to_drain(signals, number);
     pd_loop_settle(signals->loop);
 }
 

@@ -11,8 +11,9 @@ struct pd_signals;
 /* Whether mpirun started this process. */
 bool pd_signals_launched(void);
 
-/* Call first in main: from now on this process is told when the one that started it ends, and dies
- * of that until a pd_signals takes it over. SIGPIPE is ignored. */
+/* Call first in main: an operator's signal is kept for the loop to come, and from now on this
+ * process is told when the one that started it ends, and dies of that until a pd_signals takes it
+ * over. SIGPIPE is ignored. */
 void pd_signals_prepare(bool launched);
 
 /* Errors: PD_ENOMEM, PD_EIO. */
