@@ -419,7 +419,7 @@ enum pd_status pd_loop_create(struct pd_loop **out, const struct pd_loop_options
     loop->tick.data = loop;
     loop->work.data = loop;
     loop->notify.data = loop;
-    (void)uv_timer_start(&loop->tick, on_tick, TICK_MS, TICK_MS);
+    (void)uv_timer_start(&loop->tick, on_tick, 0, TICK_MS);
     enum pd_status status = create_parts(loop, error);
     if (status != PD_OK) {
         pd_loop_destroy(loop);

@@ -93,7 +93,8 @@ START_TEST(work_is_fed_once_for_an_action_and_ticks_four_times_a_second)
     ck_assert_uint_eq(rank.engine.counts[PD_EVENT_WORK], 1);
     double elapsed_s =
         (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) * 1e-9;
-    ck_assert_double_ge(elapsed_s, 0.9);
+    /* The first comes at once. */
+    ck_assert_double_ge(elapsed_s, 0.7);
     ck_assert_double_lt(elapsed_s, 2.0);
 }
 END_TEST
