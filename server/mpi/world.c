@@ -25,9 +25,11 @@ static void set_defaults(void)
     if (getenv("OMPI_COMM_WORLD_SIZE") == NULL) {
         /* Without mpirun: do not start a launcher for children we never have, nor make a directory
          * for what they would share; all such processes of a host would have the same one, and two
-         * that start at once would trip over it. */
+         * that start at once would trip over it. Nor look for networks: that alone takes 0.2 s. */
         (void)setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
         (void)setenv("OMPI_MCA_orte_create_session_dirs", "0", 0);
+        (void)setenv("OMPI_MCA_pml", "ob1", 0);
+        (void)setenv("OMPI_MCA_btl", "self", 0);
     }
 }
 
