@@ -289,9 +289,11 @@ START_TEST(worker_joins_a_home_that_lags)
     for (uint64_t seed = 1; seed <= 12; seed++) {
         struct scenario *scenario = scenario_create(
             seed, 2, 2, 12, "aggregation: allreduce\nblock_size: 8\nworkers: {expected: 1}\n");
-        scenario->plan.workers[1].start_us = 1500000 + 40000 * seed;
+        scenario->plan.workers[1].start_us = 1500000;
         scenario_start(scenario);
-        scenario->simulation.cluster.ranks[1].slow = 500;
+        scenario->simulation.cluster.ranks[1].slow = 2000;
+        scenario_run_to(scenario, 1, SIM_PHASE_REGISTERING, 0);
+        sim_worker_hang(&scenario->simulation.workers[1], 150000 * seed);
         scenario_run_to(scenario, 1, SIM_PHASE_DONE, 12);
         scenario_finish(scenario);
     }
