@@ -210,11 +210,11 @@ void pd_factored_begin(const struct pd_factored_shape *shape,
     uint64_t count = pd_factored_sum_count(shape);
     uint64_t row_begin = shape->rows_lack_first ? 0 : shape->without_first;
     uint64_t row_count = shape->rows_lack_first ? shape->without_first : shape->without_second;
-    float *factors = vectors + count;
 
     if (!shape->factored) {
         return;
     }
+    float *factors = vectors + count;
     average_means(vectors, sums, shape->without_first, shape->first, average);
     average_means(vectors + shape->without_first, sums + shape->without_first,
                   shape->without_second, shape->second, average);
