@@ -49,6 +49,7 @@ struct paramd_client {
     uint64_t version; /* pulled last */
     double lr;
     uint64_t skipped_steps;
+    bool stop_advised;                             /* by early stopping */
     double loss_scale;                             /* 0 before the first pull */
     struct pd_request requests[PD_RANK_COUNT_MAX]; /* of the call, by lane */
 

@@ -83,6 +83,7 @@ static void note_pulled(struct paramd_client *client)
         client->lr = request->pulled.lr;
         client->skipped_steps = request->pulled.skipped_steps;
         client->loss_scale = request->pulled.loss_scale;
+        client->stop_advised = request->pulled.stop;
         break;
     }
     if (client->version > client->next.step) {
@@ -381,6 +382,7 @@ void pd_client_fill_info(const struct paramd_client *client, const struct pd_pus
     info->lr = client->lr;
     info->skipped_steps = client->skipped_steps;
     info->loss_scale = paramd_loss_scale(client);
+    info->stop = client->stop_advised;
 }
 
 enum paramd_status paramd_step(struct paramd_client *client, const float *const *gradients,

@@ -157,6 +157,7 @@ struct pd_pulled {
     uint64_t skipped_steps;
     double loss_scale;
     bool averaged;
+    bool stop;
 };
 
 struct pd_error_message {
@@ -213,6 +214,7 @@ struct pd_order {
     bool skip;
     char reason[PD_ERROR_BYTES_MAX];
     struct pd_tensor_set absent;
+    bool stop;
 };
 
 struct pd_report {

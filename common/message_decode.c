@@ -279,6 +279,7 @@ static void take_pulled(const Paramd__Pulled *from, struct pd_pulled *to)
     to->lr = from->lr;
     to->skipped_steps = from->skipped_steps;
     to->loss_scale = from->loss_scale;
+    to->stop = from->stop != 0;
     to->averaged = from->averaged != 0;
 }
 
@@ -345,6 +346,7 @@ static void take_order(struct checker *checker, const Paramd__Order *from, struc
     }
     to->optimizer_step = from->optimizer_step;
     to->skip = from->skip != 0;
+    to->stop = from->stop != 0;
     take_set(checker, &from->absent, &to->absent);
     if (from->n_tensors > 0) {
         check_tensors(checker, from->tensors, from->n_tensors, &to->tensors);

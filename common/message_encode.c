@@ -211,6 +211,7 @@ static void pack_pulled(struct packer *packer, const struct pd_pulled *from)
     to.lr = from->lr;
     to.skipped_steps = from->skipped_steps;
     to.loss_scale = from->loss_scale;
+    to.stop = from->stop;
     to.averaged = from->averaged;
     pack(packer, &to.base);
 }
@@ -306,6 +307,7 @@ static void pack_order(struct packer *packer, const struct pd_order *from)
     to.lrs = lend(from->lrs);
     to.n_momenta = from->momentum_count;
     to.momenta = lend(from->momenta);
+    to.stop = from->stop;
     to.optimizer_step = from->optimizer_step;
     to.skip = from->skip;
     to.reason = lend(from->reason);

@@ -163,6 +163,7 @@ struct paramd_step_info {
     double lr;              /* of the first group in the step that made that version */
     uint64_t skipped_steps; /* so far: closed without an update (non-finite gradients) */
     double loss_scale;      /* to multiply the loss of the next step by; 1 without loss scaling */
+    int stop;               /* 1: the daemon's early_stop advises to end the training */
 };
 
 /* Push, and with the last micro-batch of a step wait for the new parameters, in one round trip.

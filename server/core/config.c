@@ -172,8 +172,8 @@ static const struct pd_node *find_nearest(const struct pd_node *root, const char
 static enum pd_status read_plain(struct pd_config *config, const struct pd_node *root,
                                  struct pd_error *error)
 {
-    static const char *const names[] = {"workers", "lr_scaling", "clip",      "lookahead",
-                                        "ema",     "swa",        "loss_scale"};
+    static const char *const names[] = {"workers", "lr_scaling", "clip",       "lookahead",
+                                        "ema",     "swa",        "loss_scale", "early_stop"};
     struct section section = {.map = root, .path = "", .prefix = ""};
 
     section.targets[0] = (struct target){pd_config_options, config};
@@ -182,6 +182,7 @@ static enum pd_status read_plain(struct pd_config *config, const struct pd_node 
     if (status != PD_OK) {
         return status;
     }
+    config->early_stop.watch.threshold_mode = PD_WATCH_ABS;
     status = read_section(&section, error);
     for (size_t i = 0; status == PD_OK && i < sizeof names / sizeof names[0]; i++) {
         char prefix[16];

@@ -59,6 +59,10 @@ struct pd_config {
     const struct pd_optimizer *optimizer;
     uint32_t group_count; /* at least 1: group 0 is for tensors no other group matches */
     struct pd_group groups[PD_GROUP_COUNT_MAX + 1];
+    struct {
+        char metric[PD_NAME_BYTES_MAX + 1]; /* empty: off */
+        struct pd_watch_options watch;      /* the threshold is a difference */
+    } early_stop;
     uint64_t steps_per_epoch; /* 0: not given */
     uint32_t schedule_count;
     struct pd_schedule schedules[PD_SCHEDULE_COUNT_MAX];

@@ -391,6 +391,7 @@ static void close_step(struct pd_engine *engine)
     if (!outcome.skipped || outcome.nonfinite) {
         pd_loss_scale_update(&engine->loss_scale, &engine->config->loss_scale, outcome.nonfinite);
     }
+    engine->stop_advised = order->stop;
     if (outcome.skipped) {
         engine->skipped_steps++;
     } else {

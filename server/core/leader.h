@@ -106,6 +106,8 @@ struct pd_leader {
     uint32_t metric_count;
     struct pd_metric metrics[PD_METRIC_COUNT_MAX];     /* the latest of each name */
     struct pd_plateau plateaus[PD_SCHEDULE_COUNT_MAX]; /* of each schedule */
+    struct pd_watch early_stop;
+    bool stop_advised;
 
     enum pd_drain_state drain;
     uint64_t drain_ms;

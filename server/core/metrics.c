@@ -10,6 +10,7 @@ void pd_leader_watch_init(struct pd_leader *leader, const struct pd_config *conf
     for (uint32_t i = 0; i < config->schedule_count; i++) {
         pd_plateau_init(&leader->plateaus[i], &config->schedules[i]);
     }
+    pd_watch_init(&leader->early_stop, &config->early_stop.watch);
 }
 
 /* The metric of that name, or the room for it; NULL when there are too many. */
@@ -46,6 +47,24 @@ static void feed_plateaus(struct pd_engine *engine, const struct pd_metric *metr
     }
 }
 
+/* Advise to stop, once and for all, when the metric has not been better for long enough. */
+static void feed_early_stop(struct pd_engine *engine, const struct pd_metric *metric)
+{
+    struct pd_leader *leader = engine->leader;
+    const struct pd_watch_options *options = &engine->config->early_stop.watch;
+
+    if (leader->stop_advised || strcmp(engine->config->early_stop.metric, metric->name) != 0 ||
+        pd_watch_take(&leader->early_stop, options, metric->value) ||
+        leader->early_stop.bad_count < options->patience) {
+        return;
+    }
+    leader->stop_advised = true;
+    pd_actions_log(engine->actions,
+                   "early_stop: %s is no better than %g for %" PRIu64
+                   " reports: workers are told to stop with step %" PRIu64,
+                   metric->name, leader->early_stop.best, options->patience, leader->step_next);
+}
+
 enum pd_status pd_leader_metric(struct pd_engine *engine, const struct pd_metric *metric,
                                 bool *duplicate, struct pd_error *error)
 {
@@ -73,5 +92,6 @@ enum pd_status pd_leader_metric(struct pd_engine *engine, const struct pd_metric
     leader->metric_count += !known;
     *kept = *metric;
     feed_plateaus(engine, metric);
+    feed_early_stop(engine, metric);
     return PD_OK;
 }

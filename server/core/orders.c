@@ -89,6 +89,7 @@ struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kin
     order->momentum_count = 0;
     order->optimizer_step = 0;
     order->skip = false;
+    order->stop = false;
     order->reason[0] = '\0';
     order->absent.byte_count = 0;
     return order;
@@ -249,6 +250,7 @@ static void issue_step(struct pd_engine *engine)
     order->lr_count = engine->config->group_count;
     pd_leader_lrs(engine, leader->applied_steps, samples, order->lrs);
     fill_momenta(engine, order);
+    order->stop = leader->stop_advised;
     leader->effective_batch = samples;
     if (samples == 0) {
         order->skip = true;

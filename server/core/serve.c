@@ -61,6 +61,7 @@ static void send_parameters(struct pd_engine *engine, pd_connection_id connectio
                    .lr = engine->last_lr,
                    .skipped_steps = engine->skipped_steps,
                    .loss_scale = engine->loss_scale.scale,
+                   .stop = engine->stop_advised,
                    .averaged = session->pull.averaged},
     };
     uint64_t payload_bytes =

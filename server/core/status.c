@@ -127,7 +127,7 @@ char *pd_status_json(struct pd_engine *engine)
     current_lrs(engine, lrs);
     return dump(json_pack(
         "{s:s, s:I, s:I, s:o, s:o, s:i, s:s, s:s, s:o, s:I, s:o, s:o, s:o, s:o, s:I, s:s?, s:n, "
-        "s:f, s:s, s:b, s:I, s:o}",
+        "s:f, s:s, s:b, s:I, s:o, s:b}",
         "state", state_name(engine), "step", (json_int_t)version_of(engine), "version",
         (json_int_t)version_of(engine), "lr", real_or_null(lrs[0]), "groups", groups(engine),
         "shards", (int)engine->topology->rank_count, "aggregation",
@@ -139,7 +139,8 @@ char *pd_status_json(struct pd_engine *engine)
         leader->last_skip_reason[0] != '\0' ? leader->last_skip_reason : NULL, "checkpoint",
         "uptime_s", (double)(engine->now_ms - engine->started_ms) / 1000.0, "optimizer",
         config->optimizer->name, "paused", (int)leader->paused, "parameters",
-        (json_int_t)engine->model.element_count, "metrics", metrics(engine)));
+        (json_int_t)engine->model.element_count, "metrics", metrics(engine), "stop_advised",
+        (int)leader->stop_advised));
 }
 
 char *pd_status_lr_json(struct pd_engine *engine)

@@ -314,6 +314,17 @@ def test_a_metric_reduces_the_rate_on_a_plateau(start):
             client.report_metric("val_loss", 3.0, step=9)
 
 
+def test_early_stop_advises_to_end_the_training(start):
+    with paramd.Client(start({**SGD, "early_stop": {"metric": "accuracy", "mode": "max", "patience": 1}}).address) as client:
+        client.register(ones())
+        for accuracy in (0.5, 0.25):
+            client.step({"bias": np.float32(1)}, samples=1)
+            assert not client.stop_advised
+            client.report_metric("accuracy", accuracy)
+        client.step({"bias": np.float32(1)}, samples=1)
+        assert client.stop_advised
+
+
 def test_admin_does_what_paramctl_does(start):
     daemon = start({**SGD, "groups": [{"name": "biases", "match": ["bias"], "lr_multiplier": 0.1}]}, 2)
     with paramd.Admin(daemon.address) as admin:

@@ -330,7 +330,7 @@ static const struct {
      "loss_scale, model, "
      "block_size, "
      "handshake_s, send_timeout_s, rank_timeout_s, drain_timeout_s, optimizer, groups, "
-     "steps_per_epoch, schedule, checkpoint"},
+     "early_stop, steps_per_epoch, schedule, checkpoint"},
     {"workers:\n  expectd: 2\n", NULL,
      "f:2: workers.expectd: unknown key; did you mean expected? allowed: expected, mode, lease_s, "
      "resume_s"},
@@ -399,6 +399,8 @@ static const struct {
      "plateau"},
     {"schedule:\n- {name: constant}\n- {name: cosine}\n", NULL,
      "f:2: schedule.0: constant runs for ever, so nothing can follow it; give it steps"},
+    {"early_stop: {patience: 0}", NULL,
+     "f:1: early_stop.patience: 0: out of range; allowed: a whole number >= 1"},
     {"schedule:\n- {name: cosine, chain: true}\n", NULL,
      "f:2: schedule.0.chain: true, but there is no schedule before it; allowed for the first: "
      "false"},

@@ -79,6 +79,7 @@ class Client:
         self._version = 0
         self._lr = 0.0
         self._skipped_steps = 0
+        self._stop_advised = False
 
     # ---- Training ----
 
@@ -191,6 +192,7 @@ class Client:
         self._version = info.version
         self._lr = info.lr
         self._skipped_steps = info.skipped_steps
+        self._stop_advised = bool(info.stop)
         return filled if info.pulled else None
 
     def pull_average(self, out: Arrays | None = None) -> Arrays:
@@ -265,6 +267,11 @@ class Client:
     def skipped_steps(self) -> int:
         """Steps that left the parameters alone, as of the last :meth:`step`."""
         return self._skipped_steps
+
+    @property
+    def stop_advised(self) -> bool:
+        """Whether the daemon's early_stop advised to end the training, with the last :meth:`step`."""
+        return self._stop_advised
 
     @property
     def loss_scale(self) -> float:

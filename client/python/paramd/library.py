@@ -54,6 +54,7 @@ class StepInfo(ctypes.Structure):
         ("lr", c_double),
         ("skipped_steps", c_uint64),
         ("loss_scale", c_double),
+        ("stop", c_int),
     ]
 
 
