@@ -153,6 +153,18 @@ static void step_tensor(struct sim_oracle *oracle, const struct pd_order *order,
     }
 }
 
+bool sim_formulas_known(const struct pd_optimizer *optimizer)
+{
+    static const char *const known[] = {"sgd", "adam", "adamw", "lamb"};
+
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        if (strcmp(known[i], optimizer->name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void sim_formulas_step(struct sim_oracle *oracle, const struct pd_order *order)
 {
     double samples = 0.0;

@@ -5,6 +5,9 @@
 
 #include "tests/simulation/oracle.h"
 
+/* Whether the optimizer is one whose formulas are here. */
+bool sim_formulas_known(const struct pd_optimizer *optimizer);
+
 /* Take oracle->exact one step on; the averaged gradient is finite. */
 void sim_formulas_step(struct sim_oracle *oracle, const struct pd_order *order);
 

@@ -59,9 +59,21 @@ static void add(struct sim_plan *plan, const char *format, ...)
     PD_ASSERT(written >= 0 && (size_t)written < sizeof plan->config - used);
 }
 
+static uint64_t optimizer_count(void)
+{
+    uint64_t count = 0;
+    while (pd_optimizer_at(count) != NULL) {
+        count++;
+    }
+    return count;
+}
+
+/* Mostly those whose formulas the test has, too. */
 static void choose_optimizer(struct sim_plan *plan, struct sim_agenda *chance)
 {
-    switch (sim_below(chance, 6)) {
+    const char *name;
+
+    switch (sim_below(chance, 8)) {
     case 0:
         add(plan, "optimizer: {name: sgd, lr: 0.05, weight_decay: 0.01}\n");
         break;
@@ -76,6 +88,11 @@ static void choose_optimizer(struct sim_plan *plan, struct sim_agenda *chance)
         break;
     case 4:
         add(plan, "optimizer: {name: adamw, lr: 0.01, betas: [0.8, 0.95], weight_decay: 0.1}\n");
+        break;
+    case 5:
+        name = pd_optimizer_at(sim_below(chance, optimizer_count()))->name;
+        add(plan, "optimizer: {name: %s, lr: 0.01%s}\n", name,
+            strcmp(name, "adafactor") == 0 ? ", relative_step: false" : "");
         break;
     default:
         add(plan, "optimizer: {name: lamb, lr: 0.01, weight_decay: 0.02, max_grad_norm: %s}\n",
