@@ -14,6 +14,7 @@ static const char usage[] =
     "  lr                  the learning rate of each parameter group\n"
     "  step                the step and the version of the parameters\n"
     "  schedule            the learning rates to come\n"
+    "  history             what the last steps came to: rate, loss, gradient norm, metrics\n"
     "  workers             who is connected\n"
     "  tensors             the model and the shards that hold it\n"
     "  set-lr VALUE        set the learning rate; 'schedule' returns to the schedule\n"
@@ -25,9 +26,10 @@ static const char usage[] =
     "\n"
     "  --server HOST:PORT  any rank (default $PARAMD_SERVER or 127.0.0.1:7070)\n"
     "  --json              print the daemon's answer as one JSON object\n"
+    "  --csv               history: comma-separated values with a heading\n"
     "  --group NAME        set-lr: of one group; schedule: show one group\n"
-    "  --begin STEP        schedule: first step to show (default: the next)\n"
-    "  --count N           schedule: how many steps to show\n"
+    "  --begin STEP        schedule, history: first step to show (default: the next; the last)\n"
+    "  --count N           schedule, history: how many steps to show\n"
     "  --timeout SECONDS   give up after so long (default 10)\n"
     "  --help, --version\n"
     "\n"
@@ -43,6 +45,7 @@ enum {
 enum {
     OPTION_SERVER = 1,
     OPTION_JSON,
+    OPTION_CSV,
     OPTION_GROUP,
     OPTION_BEGIN,
     OPTION_COUNT,
@@ -54,6 +57,7 @@ enum {
 static const struct option long_options[] = {
     {"server", required_argument, NULL, OPTION_SERVER},
     {"json", no_argument, NULL, OPTION_JSON},
+    {"csv", no_argument, NULL, OPTION_CSV},
     {"group", required_argument, NULL, OPTION_GROUP},
     {"begin", required_argument, NULL, OPTION_BEGIN},
     {"count", required_argument, NULL, OPTION_COUNT},
@@ -74,11 +78,11 @@ static const struct {
     const char *name;
     enum argument argument;
 } commands[] = {
-    {"status", ARGUMENT_NONE},   {"lr", ARGUMENT_NONE},         {"step", ARGUMENT_NONE},
-    {"schedule", ARGUMENT_NONE}, {"workers", ARGUMENT_NONE},    {"tensors", ARGUMENT_NONE},
-    {"set-lr", ARGUMENT_RATE},   {"pause", ARGUMENT_NONE},      {"resume", ARGUMENT_NONE},
-    {"evict", ARGUMENT_WORKER},  {"checkpoint", ARGUMENT_NONE}, {"drain", ARGUMENT_NONE},
-    {"stop", ARGUMENT_NONE},
+    {"status", ARGUMENT_NONE},   {"lr", ARGUMENT_NONE},      {"step", ARGUMENT_NONE},
+    {"schedule", ARGUMENT_NONE}, {"history", ARGUMENT_NONE}, {"workers", ARGUMENT_NONE},
+    {"tensors", ARGUMENT_NONE},  {"set-lr", ARGUMENT_RATE},  {"pause", ARGUMENT_NONE},
+    {"resume", ARGUMENT_NONE},   {"evict", ARGUMENT_WORKER}, {"checkpoint", ARGUMENT_NONE},
+    {"drain", ARGUMENT_NONE},    {"stop", ARGUMENT_NONE},
 };
 
 struct invocation {
@@ -86,6 +90,7 @@ struct invocation {
     struct paramd_command command;
     const char *group;
     int json;
+    int csv;
 };
 
 static int misused(const char *what, const char *text, const char *allowed)
@@ -125,6 +130,9 @@ static int take_option(struct invocation *invocation, int option, const char *te
         return EXIT_NONE;
     case OPTION_JSON:
         invocation->json = 1;
+        return EXIT_NONE;
+    case OPTION_CSV:
+        invocation->csv = 1;
         return EXIT_NONE;
     case OPTION_GROUP:
         invocation->group = text;
@@ -182,6 +190,9 @@ static int take_command(struct invocation *invocation, int count, char **words)
             return misused(words[0], "", wanted == 1 ? "takes no argument" : "needs one argument");
         }
         invocation->command.command = commands[i].name;
+        if (invocation->csv && strcmp(words[0], "history") != 0) {
+            return misused("--csv", "", "only with history");
+        }
         if (commands[i].argument == ARGUMENT_WORKER) {
             invocation->command.target = words[1];
         }
@@ -203,7 +214,9 @@ static int print_answer(const struct invocation *invocation, const char *text)
         fprintf(stderr, "paramctl: the answer is no JSON: %s\n", fault.text);
         return EXIT_FAILED;
     }
-    int rendered = paramctl_render(stdout, invocation->command.command, answer, invocation->group);
+    int rendered = invocation->csv ? paramctl_render_csv(stdout, answer)
+                                   : paramctl_render(stdout, invocation->command.command, answer,
+                                                     invocation->group);
     json_decref(answer);
     if (!rendered) {
         fprintf(stderr, "paramctl: nothing to show in the answer to %s; --json shows it\n",

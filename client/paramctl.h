@@ -12,4 +12,8 @@
  * Errors: 0 if the answer does not look as the command's should. */
 int paramctl_render(FILE *out, const char *command, const json_t *answer, const char *group);
 
+/* The rows of a history as CSV with a heading; an empty field is a number that does not exist.
+ * Errors: 0 if the answer is no history. */
+int paramctl_render_csv(FILE *out, const json_t *answer);
+
 #endif

@@ -7,7 +7,7 @@
 
 #define LABEL_WIDTH 15
 #define CELL_BYTES_MAX 96u
-#define COLUMN_COUNT_MAX 8u
+#define COLUMN_COUNT_MAX 40u
 
 /* ---- Single values ---- */
 
@@ -248,6 +248,108 @@ static int render_schedule(FILE *out, const json_t *answer, const char *group)
     return found;
 }
 
+static const struct column history_columns[] = {{"step", "step", true},
+                                                {"lr", "lr", true},
+                                                {"loss", "loss", true},
+                                                {"grad_norm", "gradient norm", true},
+                                                {"clipped_norm", "clipped", true},
+                                                {"effective_batch", "batch", true},
+                                                {"skipped", "skipped", false}};
+
+/* The rows, each with its metrics as columns of their own. */
+static json_t *flatten_history(const json_t *answer)
+{
+    json_t *rows = json_array();
+    size_t i = 0;
+    json_t *row = NULL;
+
+    json_array_foreach(json_object_get(answer, "rows"), i, row)
+    {
+        json_t *flat = json_copy(row);
+        json_object_update(flat, json_object_get(row, "metrics"));
+        json_array_append_new(rows, flat);
+    }
+    return rows;
+}
+
+/* The columns of a history, and then its metrics. */
+static size_t list_columns(const json_t *answer, struct column columns[COLUMN_COUNT_MAX])
+{
+    const json_t *metrics = json_object_get(answer, "metrics");
+    size_t count = sizeof history_columns / sizeof history_columns[0];
+
+    memcpy(columns, history_columns, sizeof history_columns);
+    for (size_t i = 0; i < json_array_size(metrics) && count < COLUMN_COUNT_MAX; i++) {
+        const char *name = json_string_value(json_array_get(metrics, i));
+        columns[count++] = (struct column){name, name, true};
+    }
+    return count;
+}
+
+static int render_history(FILE *out, const json_t *answer)
+{
+    struct column columns[COLUMN_COUNT_MAX];
+    size_t column_count = list_columns(answer, columns);
+
+    if (!json_is_array(json_object_get(answer, "rows"))) {
+        return 0;
+    }
+    if (json_array_size(json_object_get(answer, "rows")) == 0) {
+        fprintf(out, "no step has closed\n");
+        return 1;
+    }
+    json_t *rows = flatten_history(answer);
+    print_table(out, rows, columns, column_count);
+    json_decref(rows);
+    return 1;
+}
+
+/* A field in quotes if it needs them. */
+static void print_csv_text(FILE *out, const char *text)
+{
+    if (strpbrk(text, ",\"") == NULL) {
+        fputs(text, out);
+        return;
+    }
+    fputc('"', out);
+    for (; *text != '\0'; text++) {
+        fputs(*text == '"' ? "\"\"" : (char[]){*text, '\0'}, out);
+    }
+    fputc('"', out);
+}
+
+int paramctl_render_csv(FILE *out, const json_t *answer)
+{
+    struct column columns[COLUMN_COUNT_MAX];
+    size_t column_count = list_columns(answer, columns);
+
+    if (!json_is_array(json_object_get(answer, "rows"))) {
+        return 0;
+    }
+    json_t *rows = flatten_history(answer);
+    for (size_t c = 0; c < column_count; c++) {
+        fputs(c > 0 ? "," : "", out);
+        print_csv_text(out, columns[c].key);
+    }
+    fputc('\n', out);
+    for (size_t r = 0; r < json_array_size(rows); r++) {
+        for (size_t c = 0; c < column_count; c++) {
+            const json_t *value = json_object_get(json_array_get(rows, r), columns[c].key);
+            fputs(c > 0 ? "," : "", out);
+            if (json_is_boolean(value)) {
+                fputs(json_is_true(value) ? "1" : "0", out);
+            } else if (json_is_integer(value)) {
+                fprintf(out, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
+            } else if (json_is_real(value)) {
+                fprintf(out, "%.17g", json_real_value(value));
+            }
+        }
+        fputc('\n', out);
+    }
+    json_decref(rows);
+    return 1;
+}
+
 static int render_rows(FILE *out, const json_t *answer, const char *key,
                        const struct column *columns, size_t column_count)
 {
@@ -292,6 +394,9 @@ int paramctl_render(FILE *out, const char *command, const json_t *answer, const 
     }
     if (strcmp(command, "schedule") == 0) {
         return render_schedule(out, answer, group);
+    }
+    if (strcmp(command, "history") == 0) {
+        return render_history(out, answer);
     }
     if (strcmp(command, "workers") == 0) {
         return render_rows(out, answer, "workers", worker_columns,

@@ -215,13 +215,13 @@ PARAMD_API enum paramd_status paramd_report_metric(struct paramd_client *client,
 
 /* An operator's command; what is left zero is absent. */
 struct paramd_command {
-    const char *command; /* status lr step schedule workers tensors set-lr pause resume checkpoint
-                            evict drain stop */
+    const char *command; /* status lr step schedule history workers tensors set-lr pause resume
+                            checkpoint evict drain stop */
     const char *target;  /* set-lr: a group, NULL: all; evict: a worker's name or number */
     int has_value;       /* set-lr: 0 returns to the schedule */
     double value;        /* set-lr: the rate */
-    uint64_t begin;      /* schedule: first step to show */
-    uint64_t count;      /* schedule: how many; 0: as the daemon chooses */
+    uint64_t begin;      /* schedule, history: first step to show */
+    uint64_t count;      /* schedule, history: how many; 0: as the daemon chooses */
 };
 
 /* Ask or tell the daemon something; workers and observers both may.

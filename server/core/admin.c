@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SCHEDULE_COUNT_DEFAULT 20u
-#define SCHEDULE_COUNT_MAX 10000u
+#define ROW_COUNT_DEFAULT 20u
+#define ROW_COUNT_MAX 10000u
 
 typedef enum pd_status admin_command(struct pd_engine *engine, const struct pd_admin *admin,
                                      char **reply, struct pd_error *error);
@@ -57,13 +57,25 @@ static enum pd_status ask_step(struct pd_engine *engine, const struct pd_admin *
 static enum pd_status ask_schedule(struct pd_engine *engine, const struct pd_admin *admin,
                                    char **reply, struct pd_error *error)
 {
-    uint64_t count = admin->count == 0 ? SCHEDULE_COUNT_DEFAULT : admin->count;
+    uint64_t count = admin->count == 0 ? ROW_COUNT_DEFAULT : admin->count;
 
-    if (count > SCHEDULE_COUNT_MAX) {
+    if (count > ROW_COUNT_MAX) {
         return pd_error_set(error, PD_ELIMIT, "schedule: %" PRIu64 " steps; allowed: 1 to %u",
-                            count, SCHEDULE_COUNT_MAX);
+                            count, ROW_COUNT_MAX);
     }
     return finish(pd_status_schedule_json(engine, admin->begin, count), reply, error);
+}
+
+static enum pd_status ask_history(struct pd_engine *engine, const struct pd_admin *admin,
+                                  char **reply, struct pd_error *error)
+{
+    uint64_t count = admin->count == 0 ? ROW_COUNT_DEFAULT : admin->count;
+
+    if (count > ROW_COUNT_MAX) {
+        return pd_error_set(error, PD_ELIMIT, "history: %" PRIu64 " steps; allowed: 1 to %u", count,
+                            ROW_COUNT_MAX);
+    }
+    return finish(pd_status_history_json(engine, admin->begin, count), reply, error);
 }
 
 static enum pd_status ask_workers(struct pd_engine *engine, const struct pd_admin *admin,
@@ -204,13 +216,13 @@ static const struct {
     const char *name;
     admin_command *run;
 } commands[] = {
-    {"status", ask_status},   {"lr", ask_lr},
-    {"step", ask_step},       {"schedule", ask_schedule},
-    {"workers", ask_workers}, {"tensors", ask_tensors},
-    {"set-lr", set_lr},       {"pause", set_paused},
-    {"resume", set_paused},   {"checkpoint", checkpoint},
-    {"evict", evict},         {"drain", drain},
-    {"stop", drain},
+    {"status", ask_status},     {"lr", ask_lr},
+    {"step", ask_step},         {"schedule", ask_schedule},
+    {"history", ask_history},   {"workers", ask_workers},
+    {"tensors", ask_tensors},   {"set-lr", set_lr},
+    {"pause", set_paused},      {"resume", set_paused},
+    {"checkpoint", checkpoint}, {"evict", evict},
+    {"drain", drain},           {"stop", drain},
 };
 
 enum pd_status pd_admin_run(struct pd_engine *engine, const struct pd_admin *admin, char **reply,
@@ -223,7 +235,7 @@ enum pd_status pd_admin_run(struct pd_engine *engine, const struct pd_admin *adm
     }
     return pd_error_set(
         error, PD_EINVALID,
-        "admin: unknown command '%s'; allowed: status, lr, step, schedule, workers, "
+        "admin: unknown command '%s'; allowed: status, lr, step, schedule, history, workers, "
         "tensors, set-lr, pause, resume, checkpoint, evict, drain, stop",
         admin->command);
 }

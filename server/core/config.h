@@ -63,6 +63,7 @@ struct pd_config {
         char metric[PD_NAME_BYTES_MAX + 1]; /* empty: off */
         struct pd_watch_options watch;      /* the threshold is a difference */
     } early_stop;
+    uint64_t history;         /* steps */
     uint64_t steps_per_epoch; /* 0: not given */
     uint32_t schedule_count;
     struct pd_schedule schedules[PD_SCHEDULE_COUNT_MAX];

@@ -7,6 +7,7 @@
 #define PD_SERVER_CORE_LEADER_H
 
 #include "server/core/event.h"
+#include "server/core/history.h"
 #include "server/core/step.h"
 
 struct pd_engine;
@@ -106,6 +107,7 @@ struct pd_leader {
     uint32_t metric_count;
     struct pd_metric metrics[PD_METRIC_COUNT_MAX];     /* the latest of each name */
     struct pd_plateau plateaus[PD_SCHEDULE_COUNT_MAX]; /* of each schedule */
+    struct pd_history history;
     struct pd_watch early_stop;
     bool stop_advised;
 
@@ -205,6 +207,8 @@ char *pd_status_json(struct pd_engine *engine);
 char *pd_status_lr_json(struct pd_engine *engine);
 char *pd_status_step_json(struct pd_engine *engine);
 char *pd_status_schedule_json(struct pd_engine *engine, uint64_t begin, uint64_t count);
+/* `count` steps from `begin` on; the last ones if `begin` is 0. */
+char *pd_status_history_json(struct pd_engine *engine, uint64_t begin, uint64_t count);
 char *pd_status_workers_json(struct pd_engine *engine);
 char *pd_status_tensors_json(struct pd_engine *engine);
 /* {"command": ..., "step": ..., "text": ...} */

@@ -91,6 +91,8 @@ enum pd_status pd_leader_metric(struct pd_engine *engine, const struct pd_metric
     }
     leader->metric_count += !known;
     *kept = *metric;
+    pd_history_note(&leader->history, metric->step, (uint32_t)(kept - leader->metrics),
+                    metric->value);
     feed_plateaus(engine, metric);
     feed_early_stop(engine, metric);
     return PD_OK;

@@ -28,6 +28,10 @@ enum pd_status pd_leader_create(struct pd_leader **out, const struct pd_config *
     for (uint32_t group = 0; group <= PD_GROUP_COUNT_MAX; group++) {
         leader->lr_overrides[group] = NAN;
     }
+    if (pd_history_init(&leader->history, config->history, error) != PD_OK) {
+        pd_heap_free(leader);
+        return error->status;
+    }
     pd_leader_watch_init(leader, config);
     leader->linked_count = 1;
     leader->outcome = (struct pd_step_outcome){.gradient_norm = NAN, .clip_scale = 1.0};
@@ -39,6 +43,9 @@ enum pd_status pd_leader_create(struct pd_leader **out, const struct pd_config *
 
 void pd_leader_destroy(struct pd_leader *leader)
 {
+    if (leader != NULL) {
+        pd_history_finish(&leader->history);
+    }
     pd_heap_free(leader);
 }
 
@@ -274,6 +281,22 @@ static bool step_is_due(struct pd_engine *engine)
     return everybody_is_in(engine, &contributor_count) && contributor_count > 0;
 }
 
+static void keep_history(struct pd_engine *engine, const struct pd_order *order,
+                         struct pd_step_outcome outcome)
+{
+    const struct pd_history_row row = {
+        .step = order->step,
+        .lr = outcome.skipped ? order->lrs[0] : engine->last_lr,
+        .gradient_norm = outcome.gradient_norm,
+        .clip_scale = outcome.clip_scale,
+        .loss = engine->leader->loss,
+        .effective_batch = engine->leader->effective_batch,
+        .skipped = outcome.skipped,
+    };
+
+    pd_history_add(&engine->leader->history, &row);
+}
+
 void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *order,
                            struct pd_step_outcome outcome)
 {
@@ -281,6 +304,7 @@ void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *orde
 
     leader->changed = true;
     leader->outcome = outcome;
+    keep_history(engine, order, outcome);
     memcpy(leader->lrs, order->lrs, order->lr_count * sizeof order->lrs[0]);
     if (!outcome.skipped) {
         leader->applied_steps++;

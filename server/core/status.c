@@ -202,6 +202,43 @@ char *pd_status_schedule_json(struct pd_engine *engine, uint64_t begin, uint64_t
                           "lrs", rates, "momenta", momentum_rows));
 }
 
+static json_t *history_row(const struct pd_leader *leader, const struct pd_history_row *row)
+{
+    json_t *named = json_object();
+
+    for (uint32_t i = 0; i < leader->metric_count; i++) {
+        if ((row->metrics_known >> i & 1) != 0) {
+            json_object_set_new(named, leader->metrics[i].name, real_or_null(row->metrics[i]));
+        }
+    }
+    return json_pack("{s:I, s:o, s:o, s:o, s:o, s:I, s:b, s:o}", "step", (json_int_t)row->step,
+                     "lr", real_or_null(row->lr), "grad_norm", real_or_null(row->gradient_norm),
+                     "clipped_norm", real_or_null(row->gradient_norm * row->clip_scale), "loss",
+                     real_or_null(row->loss), "effective_batch", (json_int_t)row->effective_batch,
+                     "skipped", (int)row->skipped, "metrics", named);
+}
+
+char *pd_status_history_json(struct pd_engine *engine, uint64_t begin, uint64_t count)
+{
+    const struct pd_leader *leader = engine->leader;
+    const struct pd_history *history = &leader->history;
+    json_t *names = json_array();
+    json_t *rows = json_array();
+    uint64_t index = pd_history_find(history, begin);
+
+    if (begin == 0 && history->count > count) {
+        index = history->count - count;
+    }
+    for (uint32_t i = 0; i < leader->metric_count; i++) {
+        json_array_append_new(names, json_string(leader->metrics[i].name));
+    }
+    for (uint64_t i = 0; i < count && index + i < history->count; i++) {
+        json_array_append_new(rows, history_row(leader, pd_history_at(history, index + i)));
+    }
+    return dump(json_pack("{s:I, s:I, s:o, s:o}", "step", (json_int_t)version_of(engine), "kept",
+                          (json_int_t)history->count, "metrics", names, "rows", rows));
+}
+
 char *pd_status_workers_json(struct pd_engine *engine)
 {
     return dump(json_pack("{s:I, s:o}", "step", (json_int_t)version_of(engine), "workers",

@@ -206,6 +206,47 @@ START_TEST(early_stop_tells_workers_of_every_rank_and_forces_nobody)
 }
 END_TEST
 
+/* Four steps with the gradient 1 in 8 elements, clipped to a norm of 1. */
+START_TEST(history_says_what_the_last_steps_came_to)
+{
+    struct trial trial;
+    struct paramd_error error = {0};
+
+    begin(&trial, 2,
+          "optimizer: {name: sgd, lr: 0.5}\nclip: {norm: 1}\nhistory: 3\n"
+          "schedule: {name: step, step_size: 2, gamma: 0.5}\n");
+    for (uint64_t at = 0; at < 4; at++) {
+        step(&trial);
+        if (at == 2) {
+            ck_assert_int_eq(report(&trial, "val_loss", 0.25, at + 1, &error), PARAMD_OK);
+        }
+    }
+    json_t *reply = ask(&trial, "history", 0, 0);
+    const json_t *rows = json_object_get(reply, "rows");
+    ck_assert_uint_eq(json_array_size(rows), 3);
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *row = json_array_get(rows, i);
+        const json_t *metric = json_object_get(json_object_get(row, "metrics"), "val_loss");
+        ck_assert_int_eq(json_integer_value(json_object_get(row, "step")), (json_int_t)i + 1);
+        ck_assert_double_eq(json_number_value(json_object_get(row, "lr")), i == 0 ? 0.5 : 0.25);
+        ck_assert_double_eq_tol(json_number_value(json_object_get(row, "grad_norm")), sqrt(8),
+                                1e-6);
+        ck_assert_double_eq_tol(json_number_value(json_object_get(row, "clipped_norm")), 1, 1e-6);
+        ck_assert_int_eq(json_integer_value(json_object_get(row, "effective_batch")), 1);
+        ck_assert(json_is_false(json_object_get(row, "skipped")));
+        ck_assert(json_is_null(json_object_get(row, "loss")));
+        ck_assert_int_eq(metric != NULL, i == 1);
+    }
+    json_decref(reply);
+    reply = ask(&trial, "history", 2, 1);
+    rows = json_object_get(reply, "rows");
+    ck_assert_uint_eq(json_array_size(rows), 1);
+    ck_assert_int_eq(json_integer_value(json_object_get(json_array_get(rows, 0), "step")), 2);
+    json_decref(reply);
+    end(&trial);
+}
+END_TEST
+
 START_TEST(a_metric_counts_once_for_each_step)
 {
     struct trial trial;
@@ -257,6 +298,7 @@ int main(void)
     suite_add(suite, beta1_of_adam_follows_the_schedule);
     suite_add_loop(suite, a_plateau_reduces_the_rate_from_the_next_step_on, 2);
     suite_add_loop(suite, early_stop_tells_workers_of_every_rank_and_forces_nobody, 2);
+    suite_add(suite, history_says_what_the_last_steps_came_to);
     suite_add(suite, a_metric_counts_once_for_each_step);
     suite_add(suite, a_wrong_metric_is_refused_with_what_is_allowed);
     suite_add(suite, coming_rates_and_momenta_can_be_asked_for);

@@ -77,6 +77,38 @@ START_TEST(several_groups_are_shown_each)
 }
 END_TEST
 
+#define HISTORY                                                                                    \
+    "{\"step\":3,\"kept\":2,\"metrics\":[\"val_loss\",\"a,b\"],\"rows\":["                         \
+    "{\"step\":1,\"lr\":0.5,\"grad_norm\":2.5,\"clipped_norm\":1.0,\"loss\":null,"                 \
+    "\"effective_batch\":64,\"skipped\":false,\"metrics\":{\"val_loss\":0.25}},"                   \
+    "{\"step\":2,\"lr\":0.25,\"grad_norm\":null,\"clipped_norm\":null,\"loss\":0.1,"               \
+    "\"effective_batch\":64,\"skipped\":true,\"metrics\":{}}]}"
+
+START_TEST(a_history_has_a_line_a_step_and_a_column_a_metric)
+{
+    ck_assert_int_eq(render("history", HISTORY, NULL), 1);
+    ck_assert_str_eq(shown,
+                     "step    lr  loss  gradient norm  clipped  batch  skipped  val_loss  a,b\n"
+                     "   1   0.5     -            2.5        1     64  no           0.25    -\n"
+                     "   2  0.25   0.1              -        -     64  yes             -    -\n");
+}
+END_TEST
+
+START_TEST(a_history_as_csv_has_a_heading_every_digit_and_nothing_for_null)
+{
+    json_t *answer = json_loads(HISTORY, 0, NULL);
+    FILE *out = open_memstream(&shown, &shown_bytes);
+
+    ck_assert_int_eq(paramctl_render_csv(out, answer), 1);
+    fclose(out);
+    json_decref(answer);
+    ck_assert_str_eq(
+        shown, "step,lr,loss,grad_norm,clipped_norm,effective_batch,skipped,val_loss,\"a,b\"\n"
+               "1,0.5,,2.5,1,64,0,0.25,\n"
+               "2,0.25,0.10000000000000001,,,64,1,,\n");
+}
+END_TEST
+
 START_TEST(a_schedule_has_a_line_a_step_and_a_column_a_group)
 {
     const char *answer = "{\"begin\":9,\"groups\":[\"a\",\"b\"],"
@@ -152,6 +184,8 @@ int main(void)
     tcase_add_checked_fixture(tests, NULL, teardown);
     tcase_add_test(tests, status_is_aligned_with_units_and_a_dash_for_nothing);
     tcase_add_test(tests, several_groups_are_shown_each);
+    tcase_add_test(tests, a_history_has_a_line_a_step_and_a_column_a_metric);
+    tcase_add_test(tests, a_history_as_csv_has_a_heading_every_digit_and_nothing_for_null);
     tcase_add_test(tests, a_schedule_has_a_line_a_step_and_a_column_a_group);
     tcase_add_test(tests, tensors_are_shown_with_shape_and_shards);
     tcase_add_test(tests, a_long_shape_is_cut_not_overrun);

@@ -40,6 +40,10 @@ class Admin:
         """The step, the version of the parameters and the steps skipped."""
         return self._handle.admin("step")
 
+    def history(self, begin: int = 0, count: int = 0) -> dict[str, Any]:
+        """What `count` steps from `begin` on came to; without `begin`, the last ones."""
+        return self._handle.admin("history", begin=begin, count=count)
+
     def schedule(self, begin: int = 0, count: int = 0) -> dict[str, Any]:
         """The learning rates from step `begin` on; 0: from the next step, as many as the daemon chooses."""
         return self._handle.admin("schedule", begin=begin, count=count)
