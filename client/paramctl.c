@@ -27,13 +27,18 @@ static const char usage[] =
     "  --server HOST:PORT  any rank (default $PARAMD_SERVER or 127.0.0.1:7070)\n"
     "  --json              print the daemon's answer as one JSON object\n"
     "  --csv               history: comma-separated values with a heading\n"
+    "  --plot FILE.png     schedule, history: draw it, with gnuplot\n"
     "  --group NAME        set-lr: of one group; schedule: show one group\n"
     "  --begin STEP        schedule, history: first step to show (default: the next; the last)\n"
-    "  --count N           schedule, history: how many steps to show\n"
+    "  --count N           schedule, history: how many steps to show (default: 20; 10000 with "
+    "--plot)\n"
     "  --timeout SECONDS   give up after so long (default 10)\n"
     "  --help, --version\n"
     "\n"
     "Exit: 0 done, 1 failed or refused, 2 wrong usage.\n";
+
+/* Steps drawn unless --count says how many: as many as the daemon gives at once. */
+#define PLOT_COUNT 10000u
 
 enum {
     EXIT_DONE = 0,
@@ -46,6 +51,7 @@ enum {
     OPTION_SERVER = 1,
     OPTION_JSON,
     OPTION_CSV,
+    OPTION_PLOT,
     OPTION_GROUP,
     OPTION_BEGIN,
     OPTION_COUNT,
@@ -58,6 +64,7 @@ static const struct option long_options[] = {
     {"server", required_argument, NULL, OPTION_SERVER},
     {"json", no_argument, NULL, OPTION_JSON},
     {"csv", no_argument, NULL, OPTION_CSV},
+    {"plot", required_argument, NULL, OPTION_PLOT},
     {"group", required_argument, NULL, OPTION_GROUP},
     {"begin", required_argument, NULL, OPTION_BEGIN},
     {"count", required_argument, NULL, OPTION_COUNT},
@@ -91,6 +98,7 @@ struct invocation {
     const char *group;
     int json;
     int csv;
+    const char *plot; /* file; NULL: none */
 };
 
 static int misused(const char *what, const char *text, const char *allowed)
@@ -133,6 +141,12 @@ static int take_option(struct invocation *invocation, int option, const char *te
         return EXIT_NONE;
     case OPTION_CSV:
         invocation->csv = 1;
+        return EXIT_NONE;
+    case OPTION_PLOT:
+        if (text[0] == '\0' || strpbrk(text, "\n\r") != NULL) {
+            return misused("--plot", text, "not the name of a file");
+        }
+        invocation->plot = text;
         return EXIT_NONE;
     case OPTION_GROUP:
         invocation->group = text;
@@ -190,6 +204,13 @@ static int take_command(struct invocation *invocation, int count, char **words)
             return misused(words[0], "", wanted == 1 ? "takes no argument" : "needs one argument");
         }
         invocation->command.command = commands[i].name;
+        if (invocation->plot != NULL && invocation->command.count == 0) {
+            invocation->command.count = PLOT_COUNT;
+        }
+        if (invocation->plot != NULL && strcmp(words[0], "history") != 0 &&
+            strcmp(words[0], "schedule") != 0) {
+            return misused("--plot", "", "only with schedule and history");
+        }
         if (invocation->csv && strcmp(words[0], "history") != 0) {
             return misused("--csv", "", "only with history");
         }
@@ -199,6 +220,28 @@ static int take_command(struct invocation *invocation, int count, char **words)
         return commands[i].argument == ARGUMENT_RATE ? take_rate(invocation, words[1]) : EXIT_NONE;
     }
     return misused(words[0], "", "no such command; try --help");
+}
+
+/* Let gnuplot draw the answer. */
+static int draw(const struct invocation *invocation, const json_t *answer)
+{
+    FILE *gnuplot = popen("gnuplot", "w");
+
+    if (gnuplot == NULL) {
+        perror("paramctl: gnuplot");
+        return EXIT_FAILED;
+    }
+    int drawn = paramctl_plot(gnuplot, invocation->command.command, answer, invocation->plot);
+    int status = pclose(gnuplot);
+    if (!drawn) {
+        fprintf(stderr, "paramctl: nothing to draw yet\n");
+        return EXIT_FAILED;
+    }
+    if (status != 0) {
+        fprintf(stderr, "paramctl: gnuplot did not draw %s\n", invocation->plot);
+        return EXIT_FAILED;
+    }
+    return EXIT_DONE;
 }
 
 static int print_answer(const struct invocation *invocation, const char *text)
@@ -213,6 +256,11 @@ static int print_answer(const struct invocation *invocation, const char *text)
     if (answer == NULL) {
         fprintf(stderr, "paramctl: the answer is no JSON: %s\n", fault.text);
         return EXIT_FAILED;
+    }
+    if (invocation->plot != NULL) {
+        int code = draw(invocation, answer);
+        json_decref(answer);
+        return code;
     }
     int rendered = invocation->csv ? paramctl_render_csv(stdout, answer)
                                    : paramctl_render(stdout, invocation->command.command, answer,

@@ -16,4 +16,8 @@ int paramctl_render(FILE *out, const char *command, const json_t *answer, const 
  * Errors: 0 if the answer is no history. */
 int paramctl_render_csv(FILE *out, const json_t *answer);
 
+/* The commands for gnuplot that draw the answer to `schedule` or `history` into a PNG file.
+ * Errors: 0 if there is nothing to draw; nothing is written then. */
+int paramctl_plot(FILE *out, const char *command, const json_t *answer, const char *file);
+
 #endif

@@ -109,6 +109,42 @@ START_TEST(a_history_as_csv_has_a_heading_every_digit_and_nothing_for_null)
 }
 END_TEST
 
+START_TEST(a_plot_quotes_the_file_and_leaves_gaps_where_nothing_is_known)
+{
+    json_t *answer = json_loads(HISTORY, 0, NULL);
+    FILE *out = open_memstream(&shown, &shown_bytes);
+
+    ck_assert_int_eq(paramctl_plot(out, "history", answer, "it's.png"), 1);
+    fclose(out);
+    json_decref(answer);
+    ck_assert_ptr_nonnull(strstr(shown, "set output 'it''s.png'\n"));
+    ck_assert_ptr_nonnull(
+        strstr(shown, " 1 NaN 0.5 2.5 1 0.25 NaN\n 2 0.10000000000000001 0.25 NaN NaN NaN NaN\n"));
+    ck_assert_ptr_null(strstr(shown, "a,b"));
+    ck_assert_ptr_nonnull(strstr(shown, "1:6 with linespoints pointsize 0.3 title 'val_loss'\n"));
+}
+END_TEST
+
+START_TEST(a_plot_of_a_schedule_has_a_line_a_group)
+{
+    json_t *answer = json_loads("{\"begin\":5,\"groups\":[\"a\",\"b\"],"
+                                "\"lrs\":[[0.5,1],[0.25,2]]}",
+                                0, NULL);
+    json_t *nothing = json_loads("{\"rows\":[]}", 0, NULL);
+    FILE *out = open_memstream(&shown, &shown_bytes);
+
+    ck_assert_int_eq(paramctl_plot(out, "history", nothing, "x.png"), 0);
+    ck_assert_int_eq(ftell(out), 0);
+    ck_assert_int_eq(paramctl_plot(out, "schedule", answer, "x.png"), 1);
+    fclose(out);
+    json_decref(answer);
+    json_decref(nothing);
+    ck_assert_ptr_nonnull(strstr(shown, "$data << EOD\n5 0.5 1\n6 0.25 2\nEOD\n"));
+    ck_assert_ptr_nonnull(strstr(shown, "title 'a', $data using 1:3 with lines linewidth 2 "
+                                        "title 'b'\n"));
+}
+END_TEST
+
 START_TEST(a_schedule_has_a_line_a_step_and_a_column_a_group)
 {
     const char *answer = "{\"begin\":9,\"groups\":[\"a\",\"b\"],"
@@ -186,6 +222,8 @@ int main(void)
     tcase_add_test(tests, several_groups_are_shown_each);
     tcase_add_test(tests, a_history_has_a_line_a_step_and_a_column_a_metric);
     tcase_add_test(tests, a_history_as_csv_has_a_heading_every_digit_and_nothing_for_null);
+    tcase_add_test(tests, a_plot_quotes_the_file_and_leaves_gaps_where_nothing_is_known);
+    tcase_add_test(tests, a_plot_of_a_schedule_has_a_line_a_group);
     tcase_add_test(tests, a_schedule_has_a_line_a_step_and_a_column_a_group);
     tcase_add_test(tests, tensors_are_shown_with_shape_and_shards);
     tcase_add_test(tests, a_long_shape_is_cut_not_overrun);
