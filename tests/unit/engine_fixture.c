@@ -70,15 +70,20 @@ static void note(struct engine_fixture *fixture, const struct pd_action *action)
     }
 }
 
+void fixture_note(struct engine_fixture *fixture)
+{
+    for (size_t i = 0; i < fixture->actions.count; i++) {
+        note(fixture, &fixture->actions.items[i]);
+    }
+}
+
 static void feed(struct engine_fixture *fixture, struct pd_event *event)
 {
     event->now_ms = fixture->now_ms;
     event->entropy = ++fixture->entropy;
     pd_actions_reset(&fixture->actions);
     pd_engine_step(fixture->engine, event, &fixture->actions);
-    for (size_t i = 0; i < fixture->actions.count; i++) {
-        note(fixture, &fixture->actions.items[i]);
-    }
+    fixture_note(fixture);
 }
 
 void fixture_init(struct engine_fixture *fixture, uint32_t rank, uint32_t rank_count,

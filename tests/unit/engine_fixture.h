@@ -57,6 +57,9 @@ void fixture_work(struct engine_fixture *fixture);
 /* Let that much time pass, with ticks. */
 void fixture_wait(struct engine_fixture *fixture, uint64_t ms);
 
+/* Take in what an event that the test fed itself has led to. */
+void fixture_note(struct engine_fixture *fixture);
+
 /* The last message sent on that connection; NULL when there is none. */
 const struct pd_message *fixture_last(const struct engine_fixture *fixture,
                                       pd_connection_id connection);

@@ -31,35 +31,23 @@ START_TEST(create_survives_each_failed_allocation)
 {
     struct pd_config *config = parse("lanes: 1\n");
     struct pd_topology topology = {.rank = 0, .rank_count = 4};
-    struct pd_engine *engine = NULL;
-    struct pd_error error = {0};
     size_t live = pd_heap_blocks_live();
+    bool created = false;
 
-    pd_heap_fail_at(_i);
-    enum pd_status status = pd_engine_create(&engine, config, &topology, &error);
-    pd_heap_fail_at(-1);
-    ck_assert_int_eq(status, PD_ENOMEM);
-    ck_assert_ptr_null(engine);
-    ck_assert_str_ne(error.message, "");
-    ck_assert_uint_eq(pd_heap_blocks_live(), live);
+    for (long at = 0; !created; at++) {
+        struct pd_engine *engine;
+        struct pd_error error = {0};
+        pd_heap_fail_at(at);
+        enum pd_status status = pd_engine_create(&engine, config, &topology, &error);
+        pd_heap_fail_at(-1);
+        created = status == PD_OK;
+        ck_assert(created || (status == PD_ENOMEM && error.message[0] != '\0'));
+        ck_assert(created || engine == NULL);
+        pd_engine_destroy(engine);
+        ck_assert_uint_eq(pd_heap_blocks_live(), live);
+        ck_assert_int_lt(at, 100);
+    }
     pd_config_destroy(config);
-}
-END_TEST
-
-/* As many allocations as create makes are failed above; one more would not be reached. */
-START_TEST(create_makes_no_more_allocations_than_are_tested)
-{
-    struct pd_config *config = parse("lanes: 1\n");
-    struct pd_topology topology = {.rank = 0, .rank_count = 4};
-    struct pd_engine *engine = NULL;
-    struct pd_error error = {0};
-    size_t allocations = pd_heap_allocations();
-
-    ck_assert_int_eq(pd_engine_create(&engine, config, &topology, &error), PD_OK);
-    ck_assert_uint_eq(pd_heap_allocations() - allocations, 7);
-    pd_engine_destroy(engine);
-    pd_config_destroy(config);
-    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
 }
 END_TEST
 
@@ -167,13 +155,20 @@ START_TEST(rank_introduces_itself_to_rank_0_and_does_as_it_is_ordered)
 }
 END_TEST
 
-START_TEST(drain_before_the_ranks_are_linked_ends_at_once)
+START_TEST(drain_asked_for_before_the_ranks_are_linked_is_told_when_they_are)
 {
     struct pd_event event = {.kind = PD_EVENT_DRAIN, .text = "signal 15"};
     fixture_init(&f, 1, 2, "{}\n");
     event.now_ms = f.now_ms;
     pd_engine_step(f.engine, &event, &f.actions);
-    ck_assert_int_eq(f.actions.items[0].kind, PD_ACTION_ABORT);
+    ck_assert_uint_eq(f.actions.count, 0);
+    event = (struct pd_event){
+        .kind = PD_EVENT_OPENED, .now_ms = f.now_ms, .outgoing = true, .peer = "a:1"};
+    pd_engine_step(f.engine, &event, &f.actions);
+    ck_assert_uint_eq(f.actions.count, 2);
+    fixture_note(&f);
+    ck_assert_int_eq(fixture_last(&f, 0)->report.kind, PD_REPORT_DRAIN);
+    ck_assert_str_eq(fixture_last(&f, 0)->report.text, "signal 15");
     fixture_finish(&f);
 }
 END_TEST
@@ -183,14 +178,13 @@ int main(void)
     Suite *suite = suite_create("engine");
     TCase *tests = tcase_create("engine");
 
-    tcase_add_loop_test(tests, create_survives_each_failed_allocation, 0, 7);
-    tcase_add_test(tests, create_makes_no_more_allocations_than_are_tested);
+    tcase_add_test(tests, create_survives_each_failed_allocation);
     tcase_add_test(tests, lanes_that_do_not_divide_the_ranks_are_refused);
     tcase_add_loop_test(tests, adopting_a_model_survives_each_failed_allocation, 0, 2);
     tcase_add_test(tests, model_from_a_file_is_served_and_workers_agree_with_it);
     tcase_add_test(tests, there_are_no_parameters_before_version_0);
     tcase_add_test(tests, rank_introduces_itself_to_rank_0_and_does_as_it_is_ordered);
-    tcase_add_test(tests, drain_before_the_ranks_are_linked_ends_at_once);
+    tcase_add_test(tests, drain_asked_for_before_the_ranks_are_linked_is_told_when_they_are);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);
