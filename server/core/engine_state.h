@@ -59,7 +59,7 @@ struct pd_engine {
 
     double last_lr; /* of group 0, in the last step applied */
     uint64_t skipped_steps;
-    bool stop_advised; /* by the last step */
+    bool stop_advised;               /* by the last step */
     struct pd_loss_scale loss_scale; /* for the step in collection */
 
     bool work_asked;       /* a WORK event is on its way */
