@@ -36,6 +36,7 @@ static struct paramd_options options;
 static struct paramd_step_info info;
 static struct paramd_error error;
 static sem_t arrived;
+static sem_t cancelled;
 static sem_t ended;
 
 static void setup(void)
@@ -52,6 +53,7 @@ static void setup(void)
     last_gradient[0] = last_gradient[1] = -1;
     other_gradient[0] = other_gradient[1] = 5;
     sem_init(&arrived, 0, 0);
+    sem_init(&cancelled, 0, 0);
     sem_init(&ended, 0, 0);
     paramd_options_init(&options);
     options.address = leader.address;
@@ -153,6 +155,7 @@ static void read_taken_back(struct fake_rank *fake, void *context)
     serve_start(fake);
     fake_swallow(fake, EARLY_BYTES);
     sem_post(&arrived);
+    sem_wait(&cancelled);
     /* What is left of that frame is not a whole push; then the other one comes. */
     fake_hang_up(fake);
     fake_welcome(fake, 0, 0);
@@ -170,6 +173,7 @@ START_TEST(a_step_that_is_cancelled_can_be_made_with_other_gradients)
     paramd_step_ready(client, 2);
     sem_wait(&arrived);
     paramd_step_cancel(client);
+    sem_post(&cancelled);
     ck_assert_uint_eq(paramd_next_step(client), 0);
     ck_assert_int_eq(paramd_step(client, others, 8, &loss, 0, values, &info, &error), PARAMD_OK);
     ck_assert_uint_eq(info.version, 1);
