@@ -116,14 +116,8 @@ static bool is_connected(const struct pd_engine *engine, const struct pd_member 
     return worker != NULL && worker->connection != PD_CONNECTION_NONE;
 }
 
-/* Whether it stays until the gradient it has given is used. */
-static bool still_counts(const struct pd_engine *engine, const struct pd_member *member)
-{
-    return member->state == PD_MEMBER_LEAVING || pd_member_contributes(engine, member);
-}
-
-/* A live worker may not lose its name. One whose connection is gone makes way for its successor, at
- * once or when its gradient has been used. */
+/* A live worker may not lose its name. One that is gone makes way for its successor, at once or
+ * when the gradient it has given is used. */
 static enum pd_status claim_name(struct pd_engine *engine, const struct pd_member *claimant,
                                  const char *name, struct pd_error *error)
 {
@@ -132,7 +126,7 @@ static enum pd_status claim_name(struct pd_engine *engine, const struct pd_membe
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         struct pd_member *holder = &leader->members[slot];
         if (holder == claimant || holder->state == PD_MEMBER_NONE ||
-            strcmp(holder->name, name) != 0 || still_counts(engine, holder)) {
+            holder->state == PD_MEMBER_LEAVING || strcmp(holder->name, name) != 0) {
             continue;
         }
         if (holder->state == PD_MEMBER_JOINING || is_connected(engine, holder)) {
@@ -141,8 +135,10 @@ static enum pd_status claim_name(struct pd_engine *engine, const struct pd_membe
                                 "leave with that one first, or choose another name",
                                 name, holder->id);
         }
-        pd_member_depart(engine, holder,
-                         "a new worker took its name after its connection was lost");
+        if (!pd_member_contributes(engine, holder)) {
+            pd_member_depart(engine, holder,
+                             "a new worker took its name after its connection was lost");
+        }
     }
     return PD_OK;
 }
@@ -563,14 +559,10 @@ static void advance_leaving(struct pd_engine *engine, struct pd_member *member)
 }
 
 /* Whether the worker it succeeds is still there. */
-static bool name_is_held(struct pd_engine *engine, const struct pd_member *member)
+static bool name_is_held(const struct pd_engine *engine, const struct pd_member *member)
 {
     const struct pd_leader *leader = engine->leader;
-    struct pd_error error = {0};
 
-    if (claim_name(engine, member, member->name, &error) != PD_OK) {
-        return true;
-    }
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         const struct pd_member *other = &leader->members[slot];
         if (other != member && other->state != PD_MEMBER_NONE &&
@@ -583,7 +575,8 @@ static bool name_is_held(struct pd_engine *engine, const struct pd_member *membe
 
 static void advance_joining(struct pd_engine *engine, struct pd_member *member)
 {
-    const struct pd_session *session = &engine->sessions[member->join_connection];
+    struct pd_session *session = &engine->sessions[member->join_connection];
+    struct pd_error error = {0};
 
     if (member->join_ordered) {
         if (pd_leader_executed_by_all(engine) > member->join_index) {
@@ -591,6 +584,10 @@ static void advance_joining(struct pd_engine *engine, struct pd_member *member)
         }
     } else if (session->state != PD_SESSION_GUEST || session->serial != member->join_serial) {
         member->state = PD_MEMBER_NONE; /* it gave up before anybody knew it */
+    } else if (claim_name(engine, member, member->name, &error) != PD_OK) {
+        member->state = PD_MEMBER_NONE; /* the worker it was to succeed came back */
+        session->joining = false;
+        pd_session_refuse(engine, member->join_connection, &error, false);
     } else if (!name_is_held(engine, member)) {
         order_join(engine, member);
     }
