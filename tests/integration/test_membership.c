@@ -266,6 +266,29 @@ START_TEST(name_of_the_dead_is_free_for_a_successor)
 }
 END_TEST
 
+START_TEST(name_of_a_worker_that_waits_for_its_step_is_taken)
+{
+    struct peer_worker other;
+    struct pd_message join = {.kind = PD_MESSAGE_JOIN};
+
+    start(_i, 1, "");
+    training_advance(training, CHANGE_STEP);
+    other_init(&other);
+    for (uint32_t lane = 0; lane < other.registered.lane_count; lane++) {
+        other_push(&other, lane, 0, true);
+    }
+    struct peer *peer = peer_connect(cluster.addresses[0]);
+    (void)peer_hello(peer);
+    training_worker_name(join.join.name, OTHER);
+    peer_send(peer, &join, NULL, 0);
+    peer_expect_error(peer, PD_EIDENTITY, false, "the name 'worker 00002' belongs to worker 2");
+    peer_close(peer);
+    training_advance(training, CHANGE_STEP + 1);
+    leave(&other, CHANGE_STEP + 1, 0);
+    finish(1, in_change_only);
+}
+END_TEST
+
 /* ---- Processes ---- */
 
 static struct process *start_process(uint64_t pause_step)
@@ -344,6 +367,7 @@ int main(void)
     suite_add_loop(suite, micro_batches_of_a_worker_that_leaves_within_a_step_count, 2);
     suite_add_loop(suite, worker_with_fewer_batches_closes_its_contribution_early, 2);
     suite_add_loop(suite, name_of_the_dead_is_free_for_a_successor, 2);
+    suite_add_loop(suite, name_of_a_worker_that_waits_for_its_step_is_taken, 2);
     suite_add_loop(suite, killed_worker_is_evicted_and_the_others_go_on, 2);
     suite_add_loop(suite, stopped_worker_loses_its_lease_and_is_told_so, 2);
     suite_add_loop(suite, worker_that_computes_for_long_keeps_its_lease, 2);
