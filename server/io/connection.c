@@ -215,7 +215,9 @@ static void on_written(uv_write_t *request, int status)
     if (status < 0) {
         end(connection, PD_ECONNECTION, uv_strerror(status));
     } else {
-        note_written(connection, connection->writing_bytes);
+        if (connection->writing_bytes > 0) {
+            note_written(connection, connection->writing_bytes);
+        }
         write_more(connection);
     }
     pd_loop_settle(connection->loop);
@@ -265,6 +267,12 @@ static void start_write(struct pd_connection *connection, struct pd_send_pieces 
         return;
     }
     connection->writing = true;
+    /* All has left, but libuv says so only on its next turn: the peer may have read it by then, and
+     * its next request must not be taken for one made before. */
+    if (uv_stream_get_write_queue_size((uv_stream_t *)&connection->tcp) == 0) {
+        note_written(connection, connection->writing_bytes);
+        connection->writing_bytes = 0;
+    }
 }
 
 static void on_shutdown(uv_shutdown_t *request, int status)
