@@ -64,8 +64,8 @@ def run(tmp_path):
 def test_digits_are_told_right(run):
     said = run("digits.py", "--steps", "250", "--every", "25").finish()
     assert "a daemon of 2 shards listens at 127.0.0.1:" in said
-    assert float(re.search(r"^test accuracy: ([\d.]+) %", said, re.MULTILINE)[1]) >= 98
-    assert "w1 step 250/250 loss" in said
+    assert float(re.search(r"^accuracy ([\d.]+) ", said, re.MULTILINE)[1]) >= 0.98
+    assert "worker w1 step 250/250 loss" in said
 
 
 def test_an_example_uses_the_daemon_it_is_given(run, start):
@@ -83,16 +83,16 @@ def test_an_example_that_does_not_reach_its_goal_fails(run):
 def test_a_gpt_goes_on_when_a_worker_is_killed_and_another_takes_its_place(run, tmp_path):
     example = run("char_gpt.py", *SMALL_GPT, "--steps", "200", "--every", "10", "--batch", "8", "--loss", "2.9")
     killed = int(example.read_until(r"worker w2 is process (\d+)")[1])
-    before = int(example.read_until(r"^w0 step (\d+)/200")[1])
+    before = int(example.read_until(r"^worker w0 step (\d+)/200")[1])
     os.kill(killed, signal.SIGKILL)
     example.read_until(r"worker 2 was ended by signal 9; it is started again")
     example.read_until(r"worker w2-2 is process")
-    joined = int(example.read_until(r"^w2-2 step (\d+)/200")[1])
+    joined = int(example.read_until(r"^worker w2-2 step (\d+)/200")[1])
     said = example.finish()
     assert before < joined < 200
     for name in ("w0", "w1", "w2-2", "w3"):
-        assert f"{name} step 200/200" in said
-    assert "w2 step 200/200" not in said
+        assert f"worker {name} step 200/200" in said
+    assert "worker w2 step 200/200" not in said
     with open(tmp_path / "char_gpt.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(1, 201))
