@@ -26,14 +26,15 @@ void pd_history_finish(struct pd_history *history)
 static struct pd_history_row *row_at(const struct pd_history *history, uint64_t index)
 {
     PD_ASSERT(index < history->capacity);
-    return &history->rows[(history->begin + index) % history->capacity];
+    uint64_t at = history->begin + index;
+    return &history->rows[at < history->capacity ? at : at - history->capacity];
 }
 
 void pd_history_add(struct pd_history *history, const struct pd_history_row *row)
 {
     PD_ASSERT(history->count == 0 || row_at(history, history->count - 1)->step < row->step);
     if (history->count == history->capacity) {
-        history->begin = (history->begin + 1) % history->capacity;
+        history->begin = history->begin + 1 < history->capacity ? history->begin + 1 : 0;
         history->count--;
     }
     struct pd_history_row *place = row_at(history, history->count++);

@@ -484,7 +484,9 @@ static const struct pd_option cooldown_options[] = {
  * Source: torch.optim.lr_scheduler.ReduceLROnPlateau. */
 static double plateau_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    for (double reduction = 0; reduction < at; reduction++) {
+    uint64_t reduction_count = (uint64_t)at;
+
+    for (uint64_t reduction = 0; reduction < reduction_count; reduction++) {
         double reduced = fmax(base_lr * schedule->plateau.factor, schedule->plateau.min_lr);
         if (!(base_lr - reduced > schedule->plateau.eps)) {
             break;
