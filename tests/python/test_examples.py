@@ -65,7 +65,7 @@ def test_digits_are_told_right(run):
     said = run("digits.py", "--steps", "400", "--every", "25").finish()
     assert "a daemon of 2 shards listens at 127.0.0.1:" in said
     assert float(re.search(r"^accuracy ([\d.]+) ", said, re.MULTILINE)[1]) >= 0.98
-    assert "worker w1 step 250/250 loss" in said
+    assert "worker w1 step 400/400 loss" in said
 
 
 def test_an_example_uses_the_daemon_it_is_given(run, start):
