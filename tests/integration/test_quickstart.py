@@ -109,8 +109,8 @@ class Quickstart(unittest.TestCase):
         self.check_success(run, 500, run.wait())
 
     def test_trains_with_torch_when_asked(self):
-        run = self.start("--torch", "--steps", "200")
-        self.check_success(run, 200, run.wait(), least=98)
+        run = self.start("--torch")
+        self.check_success(run, 300, run.wait(), least=98)
         self.assertIn("digits.py", run.text())
 
     def test_shows_live_lines_on_a_terminal(self):

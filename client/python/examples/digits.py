@@ -48,7 +48,7 @@ def configuration(options):
     warmup = max(options.steps // 10, 1)
     return {
         "workers": {"expected": options.workers},
-        "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.01},
+        "optimizer": {"name": "adamw", "lr": 6e-3, "weight_decay": 0.01},
         "groups": [{"name": "biases", "match": ["*.bias"], "weight_decay": 0}],
         "clip": {"norm": 1.0},
         "schedule": [
@@ -60,16 +60,17 @@ def configuration(options):
 
 def work(options):
     torch.set_num_threads(1)
-    torch.manual_seed(options.index)  # the first worker's parameters are everyone's
+    torch.manual_seed(0)
+    model = make_model()  # the first worker's parameters are everyone's
+    torch.manual_seed(1 + options.index)
     train, test = load(options.data)
     images, labels = (part[options.index :: options.count] for part in train)
-    model = make_model()
     progress = local.Progress(options)
     with paramd.torch.Optimizer(model, options.server, samples_per_step=BATCH, name=options.name) as optimizer:
         while optimizer.version < options.steps:
             batch = torch.randint(len(images), (BATCH,))
             optimizer.zero_grad()
-            loss = functional.cross_entropy(model(images[batch]), labels[batch])
+            loss = functional.cross_entropy(model(images[batch]), labels[batch], label_smoothing=0.1)
             optimizer.describe(loss=loss.item())
             loss.backward()
             optimizer.step()
