@@ -73,10 +73,10 @@ class Quickstart(unittest.TestCase):
         self.addCleanup(run.close)
         return run
 
-    def check_success(self, run, steps, code, least=96):
+    def check_success(self, run, steps, code):
         text = run.text()
         self.assertEqual(code, 0, text)
-        self.assertGreaterEqual(float(re.search(r"^test accuracy: ([\d.]+) %", text, re.M).group(1)), least)
+        self.assertGreaterEqual(float(re.search(r"^test accuracy: ([\d.]+) %", text, re.M).group(1)), 96)
         self.assertRegex(text, rf"(?m)^final step: {steps}, final LR: \d")
         picture = pathlib.Path(re.search(r"^curves of .*: (.*)$", text, re.M).group(1))
         self.assertEqual(picture.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
@@ -107,11 +107,6 @@ class Quickstart(unittest.TestCase):
     def test_other_numbers_of_ranks_and_workers_train_as_well(self):
         run = self.start("--steps", "500", "--ranks", "3", "--workers", "1")
         self.check_success(run, 500, run.wait())
-
-    def test_trains_with_torch_when_asked(self):
-        run = self.start("--torch")
-        self.check_success(run, 300, run.wait(), least=98)
-        self.assertIn("digits.py", run.text())
 
     def test_shows_live_lines_on_a_terminal(self):
         master, slave = pty.openpty()
