@@ -1,16 +1,20 @@
 """paramd.Client and paramd.Admin against real daemons."""
 
+import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import paramd
 import pytest
+from paramd import library
 
 SGD = {"optimizer": {"name": "sgd", "lr": 0.5}}
 
@@ -363,6 +367,28 @@ def test_draining_ends_a_wait(start):
         client.register(ones())
         after(0.3, admin.drain)
         client.step({}, samples=1)
+
+
+def test_structures_are_those_of_the_header(tmp_path):
+    """The offsets and sizes that ctypes has, as static assertions of a C program."""
+    checks = []
+    for name in ("Error", "Options", "Tensor", "StepInfo", "Command", "Lane"):
+        structure = getattr(library, name)
+        tag = "paramd_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+        checks.append(f"sizeof(struct {tag}) == {ctypes.sizeof(structure)}")
+        for field, _ in structure._fields_:
+            offset = getattr(structure, field).offset
+            checks.append(f"offsetof(struct {tag}, {field}) == {offset}")
+    source = tmp_path / "check.c"
+    lines = [f'_Static_assert({check}, "{check}");\n' for check in checks]
+    source.write_text('#include "paramd.h"\n#include <stddef.h>\n' + "".join(lines))
+    include = Path(__file__).resolve().parents[2] / "client" / "include"
+    compiler = os.environ.get("CC", "cc")
+    result = subprocess.run(
+        [compiler, "-std=c11", "-fsyntax-only", f"-I{include}", source], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(checks) > 30
 
 
 def test_a_missing_library_says_where_it_looked(tmp_path):

@@ -281,6 +281,7 @@ def test_frozen_parameters_stay_here_and_as_they_are(optimize):
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
 
 
+@pytest.mark.filterwarnings("ignore:paramd")
 def test_parameters_without_gradient_are_left_alone(optimize):
     class Partly(torch.nn.Module):
         def __init__(self):
@@ -377,6 +378,47 @@ def test_models_that_cannot_be_trained_are_refused_without_a_daemon(model, error
 
 
 # ---- Habits ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_is_evaluated_with_averaged_parameters(optimize, dtype):
+    model = mlp().to(dtype)
+    initial = copy.deepcopy(model)
+    optimizer = optimize(model, {**SGD, "ema": {"decay": 0.5, "copy_steps": 0}})
+    backward(model)
+    optimizer.step()
+    trained = copy.deepcopy(model)
+    with optimizer.averaged():
+        for name, average in model.named_parameters():
+            between = (initial.get_parameter(name) + trained.get_parameter(name)) / 2
+            torch.testing.assert_close(average, between, rtol=0.02, atol=0.01)
+        assert not torch.equal(model[4].bias, trained[4].bias)
+    assert_equal(model, trained, rtol=0, atol=0)
+    backward(model, 1)
+    optimizer.step()
+    assert optimizer.version == 2
+
+
+def test_without_an_average_the_model_stays_what_it_is(optimize):
+    model = mlp()
+    before = copy.deepcopy(model)
+    optimizer = optimize(model)
+    with pytest.raises(paramd.RefusedError, match="average"), optimizer.averaged():
+        raise AssertionError
+    assert_equal(model, before, rtol=0, atol=0)
+
+
+def test_reported_metrics_can_end_the_training(optimize):
+    model = mlp()
+    optimizer = optimize(model, {**SGD, "early_stop": {"metric": "loss", "patience": 1}})
+    advised = []
+    for value in (1.0, 2.0, 2.0):
+        optimizer.zero_grad()
+        backward(model)
+        optimizer.step()
+        advised.append(optimizer.stop_advised)
+        optimizer.report_metric("loss", value)
+    assert advised == [False, False, True]
 
 GROUPS = {
     "optimizer": {"name": "adamw", "lr": 0.1, "weight_decay": 0.5},

@@ -12,9 +12,10 @@ step. The rule, the learning rate and its schedule, clipping and accumulation ar
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -170,6 +171,7 @@ class Optimizer(torch.optim.Optimizer):
         self._skipped_steps = 0
         self._warned: set[str] = set()
         self._updated = False
+        self._stop_advised = False
         self._reset_description()
         # Of the step that was begun during backward().
         self._lock = threading.Lock()
@@ -374,6 +376,7 @@ class Optimizer(torch.optim.Optimizer):
         self._version = info.version
         self._updated = bool(info.pulled)
         self._skipped_steps = info.skipped_steps
+        self._stop_advised = bool(info.stop)
         self._reset_description()
         self._show_rates(info)
         return result
@@ -458,6 +461,11 @@ class Optimizer(torch.optim.Optimizer):
         return self._skipped_steps
 
     @property
+    def stop_advised(self) -> bool:
+        """Whether the daemon's early_stop advised to end the training, with the last :meth:`step`."""
+        return self._stop_advised
+
+    @property
     def overlapping(self) -> bool:
         """Whether gradients leave during ``backward()``."""
         return self._overlap
@@ -466,6 +474,27 @@ class Optimizer(torch.optim.Optimizer):
     def worker_name(self) -> str:
         """Of this worker."""
         return self._handle.name
+
+    def report_metric(self, name: str, value: float) -> None:
+        """Report a number measured with these parameters: as :meth:`paramd.Client.report_metric`."""
+        self._handle.report_metric(name, float(value), self._version)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the averaged parameters (ema or swa of the configuration), for evaluation.
+
+        Raises:
+            RefusedError: the daemon keeps no average.
+        """
+        kept = [slot.parameter.detach().clone() for slot in self._slots]
+        try:
+            self._handle.pull_average(pointers([slot.value_address(fill=False) for slot in self._slots]))
+            self._take_values()
+            yield
+        finally:
+            with torch.no_grad():
+                for slot, value in zip(self._slots, kept):
+                    slot.parameter.copy_(value)
 
     def status(self) -> dict[str, Any]:
         """The daemon's status; not between ``backward()`` and :meth:`step`."""
