@@ -17,7 +17,7 @@ import time
 
 import paramd
 
-LINE = re.compile(r"^(?P<name>\S+) step (?P<step>\d+)/(?P<steps>\d+)(?P<rest>.*)$")
+LINE = re.compile(r"^worker (?P<name>\S+) step (?P<step>\d+)/(?P<steps>\d+)(?P<rest>.*)$")
 
 
 def make_parser(description, *, workers, steps, ranks=2):
@@ -30,6 +30,7 @@ def make_parser(description, *, workers, steps, ranks=2):
     parser.add_argument("--worker", metavar="INDEX/COUNT", help="be one worker of so many, and start nothing")
     parser.add_argument("--name", help="of this worker (default: w and its index)")
     parser.add_argument("--every", type=int, default=50, help="steps between lines of progress of one worker (%(default)s)")
+    parser.add_argument("--log", metavar="FILE", help="write step, seconds, loss and learning rate of one worker as CSV")
     return parser
 
 
@@ -53,13 +54,23 @@ class Progress:
         self.options = options
         self.begin = time.monotonic()
         self.samples = 0
+        self.step = 0
+        self.log = open(options.log, "w", buffering=1) if options.log else None
+        if self.log:
+            print("step,seconds,loss,lr", file=self.log)
 
-    def show(self, step, samples, **values):
+    def show(self, step, samples, loss, lr):
+        """After each micro-batch; all but the last of a step come before there is something new to show."""
         self.samples += samples
+        if step == self.step:
+            return
+        self.step = step
+        seconds = time.monotonic() - self.begin
+        if self.log:
+            print(f"{step},{seconds:.3f},{loss:.6g},{lr:.6g}", file=self.log)
         if step % self.options.every == 0 or step == self.options.steps:
-            rate = self.samples / (time.monotonic() - self.begin)
-            shown = " ".join(f"{key} {value:.4g}" for key, value in values.items())
-            print(f"{self.options.name} step {step}/{self.options.steps} {shown} {rate:.0f} samples/s", flush=True)
+            place = f"worker {self.options.name} step {step}/{self.options.steps}"
+            print(f"{place} loss {loss:.3f} lr {lr:.1e} {self.samples / seconds:.0f} samples/s", flush=True)
 
 
 class Board:
