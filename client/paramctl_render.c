@@ -133,18 +133,21 @@ static void print_table(FILE *out, const json_t *rows, const struct column *colu
     }
 }
 
-static const struct column group_columns[] = {
-    {"name", "group", false}, {"lr", "lr", true}, {"weight_decay", "weight decay", true}};
+static const struct column group_columns[] = {{"name", "group", false},
+                                              {"lr", "lr", true},
+                                              {"weight_decay", "weight decay", true},
+                                              {"grad_norm", "gradient norm", true},
+                                              {"clip_scale", "clip scale", true},
+                                              {"frozen", "frozen", false}};
 static const struct column worker_columns[] = {{"id", "id", true},
                                                {"name", "name", false},
                                                {"state", "state", false},
                                                {"step", "step", true},
                                                {"samples", "samples", true}};
-static const struct column tensor_columns[] = {{"name", "tensor", false},
-                                               {"shape", "shape", false},
-                                               {"elements", "elements", true},
-                                               {"group", "group", false},
-                                               {"shards", "shards", false}};
+static const struct column tensor_columns[] = {
+    {"name", "tensor", false},  {"shape", "shape", false}, {"elements", "elements", true},
+    {"group", "group", false},  {"lr", "lr", true},        {"grad_norm", "gradient norm", true},
+    {"shards", "shards", false}};
 
 #define PRINT_TABLE(out, rows, columns)                                                            \
     print_table((out), (rows), (columns), sizeof(columns) / sizeof((columns)[0]))

@@ -7,26 +7,29 @@
 /* What torch.nn.utils.clip_grad_norm_ adds to the norm it divides by. */
 #define NORM_EPSILON 1e-6
 
-double pd_clip_total_norm(const double *powers, uint64_t block_count, double norm_type)
+double pd_clip_add(double power, double part, double norm_type)
 {
-    double total = 0;
-
     PD_ASSERT(norm_type > 0);
-    for (uint64_t i = 0; i < block_count; i++) {
-        double power = powers[2 * i];
-        if (isnan(power)) {
-            return NAN;
-        }
-        if (isinf(norm_type)) {
-            total = power > total ? power : total;
-        } else {
-            total += power;
-        }
+    if (!isinf(norm_type)) {
+        return power + part;
     }
+    return isnan(part) || part > power ? part : power;
+}
+
+double pd_clip_root(double power, double norm_type)
+{
     if (isinf(norm_type) || norm_type == 1) {
-        return total;
+        return power;
     }
-    return norm_type == 2 ? sqrt(total) : pow(total, 1 / norm_type);
+    return norm_type == 2 ? sqrt(power) : pow(power, 1 / norm_type);
+}
+
+double pd_clip_power(double norm, double norm_type)
+{
+    if (isinf(norm_type) || norm_type == 1) {
+        return norm;
+    }
+    return norm_type == 2 ? norm * norm : pow(norm, norm_type);
 }
 
 double pd_clip_scale(double total_norm, double max_norm)

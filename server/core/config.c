@@ -252,6 +252,7 @@ static enum pd_status read_optimizer(struct pd_config *config, const struct pd_n
     };
     snprintf(group->name, sizeof group->name, "default");
     group->dimensions_max = PD_TENSOR_DIMENSION_COUNT_MAX;
+    group->clip = config->clip;
     config->group_count = 1;
     status = pd_option_defaults(options.options, options.count, &group->hyper, error);
     if (status == PD_OK) {
@@ -295,6 +296,33 @@ static enum pd_status check_group(struct pd_config *config, const struct pd_node
     return check_hyper(config, &group->hyper, map, path, error);
 }
 
+/* Read the clip section of a group over that of the whole. */
+static enum pd_status read_group_clip(struct pd_group *group, const struct pd_node *map,
+                                      const char *path, struct pd_error *error)
+{
+    char clip_path[KEY_PATH_BYTES];
+    const struct pd_node *clip = find_given(map, "clip");
+    struct section section = {
+        .map = clip,
+        .path = clip_path,
+        .prefix = "clip.",
+        .targets = {{pd_group_options, group}},
+        .target_count = 1,
+    };
+
+    if (clip == NULL) {
+        return PD_OK;
+    }
+    join_path(clip_path, path, "clip");
+    enum pd_status status = check_map(clip, clip_path, error);
+    if (status != PD_OK) {
+        return status;
+    }
+    group->clips_alone =
+        pd_node_find(clip, "norm") != NULL || pd_node_find(clip, "norm_type") != NULL;
+    return read_section(&section, error);
+}
+
 static enum pd_status read_group(struct pd_config *config, const struct pd_node *map,
                                  const char *path, struct pd_error *error)
 {
@@ -323,7 +351,11 @@ static enum pd_status read_group(struct pd_config *config, const struct pd_node 
         return status;
     }
     group->hyper = config->groups[0].hyper;
+    group->clip = config->clip;
     status = read_section(&section, error);
+    if (status == PD_OK) {
+        status = read_group_clip(group, map, path, error);
+    }
     if (status == PD_OK) {
         status = check_group(config, map, path, &settings, error);
     }

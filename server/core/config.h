@@ -5,6 +5,7 @@
 
 #include "common/error.h"
 #include "server/core/average.h"
+#include "server/core/clip.h"
 #include "server/core/loss_scale.h"
 #include "server/core/optimizer.h"
 #include "server/core/schedule.h"
@@ -19,7 +20,10 @@ struct pd_group {
     char patterns[PD_GROUP_PATTERN_COUNT_MAX][PD_TENSOR_NAME_BYTES_MAX + 1];
     uint32_t dimensions_min; /* `min_dims`, `max_dims`: by number of dimensions */
     uint32_t dimensions_max;
-    struct pd_hyper hyper; /* the optimizer's, with this group's keys in their place */
+    bool frozen;      /* its tensors stay as they are, and have no state */
+    bool clips_alone; /* its norm is of its own tensors, which then do not count in the whole's */
+    struct pd_clip_options clip; /* the whole's, with this group's keys in their place */
+    struct pd_hyper hyper;       /* the optimizer's, likewise */
 };
 
 struct pd_config {
@@ -42,11 +46,7 @@ struct pd_config {
         int rule; /* enum pd_lr_scaling */
         uint64_t base_batch;
     } lr_scaling;
-    struct {
-        double norm;      /* NaN: off */
-        double norm_type; /* may be infinity */
-        double value;     /* NaN: off */
-    } clip;
+    struct pd_clip_options clip;
     struct pd_loss_scale_options loss_scale;
     struct pd_lookahead_options lookahead;
     struct pd_average_options average;

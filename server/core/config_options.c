@@ -11,6 +11,7 @@
         (rows), sizeof(rows) / sizeof((rows)[0])                                                   \
     }
 #define FIELD(name) .offset = offsetof(struct pd_config, name)
+#define LIMIT_OR_NULL .nullable = 1, .low = 0, .low_open = 1, .high = INFINITY, .high_open = 1
 #define SECONDS(name)                                                                              \
     .type = PD_OPTION_REAL, FIELD(name), .low = 0, .low_open = 1, .high = SECONDS_MAX, .unit = "s"
 
@@ -118,11 +119,7 @@ static const struct pd_option config_rows[] = {
      .type = PD_OPTION_REAL,
      FIELD(clip.norm),
      .default_text = "null",
-     .nullable = 1,
-     .low = 0,
-     .low_open = 1,
-     .high = INFINITY,
-     .high_open = 1,
+     LIMIT_OR_NULL,
      .help = "largest norm of the gradient over all parameters; null: not clipped"},
     {.key = "clip.norm_type",
      .type = PD_OPTION_REAL,
@@ -136,11 +133,7 @@ static const struct pd_option config_rows[] = {
      .type = PD_OPTION_REAL,
      FIELD(clip.value),
      .default_text = "null",
-     .nullable = 1,
-     .low = 0,
-     .low_open = 1,
-     .high = INFINITY,
-     .high_open = 1,
+     LIMIT_OR_NULL,
      .help = "largest magnitude of an element, cut before the norm is taken; null: not cut"},
     {.key = "lookahead",
      .type = PD_OPTION_SECTION,
@@ -375,6 +368,35 @@ static const struct pd_option group_rows[] = {
      .low = PD_GROUP_PATTERN_COUNT_MAX,
      .high = PD_TENSOR_NAME_BYTES_MAX,
      .help = "globs on tensor names, in quotes; null: any name"},
+    {.key = "frozen",
+     .type = PD_OPTION_BOOL,
+     .offset = offsetof(struct pd_group, frozen),
+     .default_text = "false",
+     .help = "its tensors stay as they are and have no state; pushes may leave them out"},
+    {.key = "clip",
+     .type = PD_OPTION_SECTION,
+     .help = "in place of the same keys of the whole's clip"},
+    {.key = "clip.norm",
+     .type = PD_OPTION_REAL,
+     .offset = offsetof(struct pd_group, clip.norm),
+     .default_text = "null",
+     LIMIT_OR_NULL,
+     .help = "largest norm of the gradient over the group's tensors, which then do not count in "
+             "that of the whole; null: the group is not clipped by norm"},
+    {.key = "clip.norm_type",
+     .type = PD_OPTION_REAL,
+     .offset = offsetof(struct pd_group, clip.norm_type),
+     .default_text = "2",
+     .low = 0,
+     .low_open = 1,
+     .high = INFINITY,
+     .help = "p of that norm"},
+    {.key = "clip.value",
+     .type = PD_OPTION_REAL,
+     .offset = offsetof(struct pd_group, clip.value),
+     .default_text = "null",
+     LIMIT_OR_NULL,
+     .help = "largest magnitude of an element, cut before the norm is taken; null: not cut"},
 };
 
 static const struct pd_option group_settings_rows[] = {

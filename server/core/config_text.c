@@ -123,11 +123,21 @@ static void write_option(struct writer *writer, const struct pd_option *option, 
     write_key(writer, dot == NULL ? option->key : dot + 1, value);
 }
 
+/* Keys with their comments; those inside a section further in, under what it is for. */
 static void write_options(struct writer *writer, const struct pd_option *options, size_t count)
 {
+    int indent = writer->indent;
+
     for (size_t i = 0; i < count; i++) {
-        write_option(writer, &options[i], NULL, options[i].default_text);
+        writer->indent = strchr(options[i].key, '.') != NULL ? indent + 2 : indent;
+        if (options[i].type == PD_OPTION_SECTION) {
+            write_comment(writer, options[i].help);
+            write_key(writer, options[i].key, "");
+        } else {
+            write_option(writer, &options[i], NULL, options[i].default_text);
+        }
     }
+    writer->indent = indent;
 }
 
 static void write_optimizer(struct writer *writer, const struct pd_optimizer *optimizer)

@@ -12,8 +12,8 @@ struct pd_history_row {
     uint64_t step;
     double lr;            /* of the first group */
     double gradient_norm; /* before clipping; NaN when not computed */
-    double clip_scale;
-    double loss; /* NaN when nobody said */
+    double clipped_norm;  /* after it */
+    double loss;          /* NaN when nobody said */
     uint64_t effective_batch;
     bool skipped;
     uint32_t metrics_known;              /* bit i: metrics[i] was reported of the step's version */

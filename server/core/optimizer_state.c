@@ -81,9 +81,10 @@ enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,
     find_parts(state, model, plan, shard);
     for (uint32_t i = 0; i < count; i++) {
         struct pd_tensor_state *part = &state->tensors[i];
+        const struct pd_group *group = &config->groups[tensor_groups[state->tensor_begin + i]];
         part->optimizer = config->optimizer;
-        part->hyper = &config->groups[tensor_groups[state->tensor_begin + i]].hyper;
-        if (!allocate_part(state, part)) {
+        part->hyper = &group->hyper;
+        if (!group->frozen && !allocate_part(state, part)) {
             goto fail;
         }
     }

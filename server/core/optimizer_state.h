@@ -33,7 +33,7 @@ struct pd_optimizer_state {
 };
 
 /* Allocate for the blocks of `shard`, zeroed; it stays where it is until finish. `tensor_groups`
- * gives the group of every tensor.
+ * gives the group of every tensor; those of frozen groups have no state.
  * Errors: PD_ENOMEM; nothing to finish then. */
 PD_MUST_CHECK
 enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,

@@ -34,7 +34,8 @@ enum pd_status pd_leader_create(struct pd_leader **out, const struct pd_config *
     }
     pd_leader_watch_init(leader, config);
     leader->linked_count = 1;
-    leader->outcome = (struct pd_step_outcome){.gradient_norm = NAN, .clip_scale = 1.0};
+    leader->outcome =
+        (struct pd_step_outcome){.gradient_norm = NAN, .clipped_norm = NAN, .clip_scale = 1.0};
     leader->loss = NAN;
     leader->changed = true;
     *out = leader;
@@ -288,7 +289,7 @@ static void keep_history(struct pd_engine *engine, const struct pd_order *order,
         .step = order->step,
         .lr = outcome.skipped ? order->lrs[0] : engine->last_lr,
         .gradient_norm = outcome.gradient_norm,
-        .clip_scale = outcome.clip_scale,
+        .clipped_norm = outcome.clipped_norm,
         .loss = engine->leader->loss,
         .effective_batch = engine->leader->effective_batch,
         .skipped = outcome.skipped,

@@ -2,6 +2,7 @@
  * proto/README.md. A number that does not exist yet is null. */
 #include "common/heap.h"
 #include "server/core/engine_state.h"
+#include "server/core/gradient_norms.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -42,17 +43,27 @@ static void current_lrs(const struct pd_engine *engine, double *lrs)
     shown_lrs(engine, engine->leader->applied_steps, lrs);
 }
 
+/* The norms of the last step; NULL before there is a model. */
+static const struct pd_gradient_norms *last_norms(const struct pd_engine *engine)
+{
+    return engine->step != NULL ? pd_step_norms(engine->step) : NULL;
+}
+
 static json_t *groups(const struct pd_engine *engine)
 {
     double lrs[PD_GROUP_COUNT_MAX + 1];
+    const struct pd_gradient_norms *norms = last_norms(engine);
     json_t *list = json_array();
 
     current_lrs(engine, lrs);
     for (uint32_t i = 0; i < engine->config->group_count; i++) {
         const struct pd_group *group = &engine->config->groups[i];
-        json_array_append_new(list, json_pack("{s:s, s:o, s:f}", "name", group->name, "lr",
-                                              real_or_null(lrs[i]), "weight_decay",
-                                              group->hyper.weight_decay));
+        json_array_append_new(
+            list, json_pack("{s:s, s:o, s:f, s:o, s:o, s:b}", "name", group->name, "lr",
+                            real_or_null(lrs[i]), "weight_decay", group->hyper.weight_decay,
+                            "grad_norm", real_or_null(norms != NULL ? norms->groups[i] : NAN),
+                            "clip_scale", json_real(norms != NULL ? norms->scales[i] : 1), "frozen",
+                            (int)group->frozen));
     }
     return list;
 }
@@ -213,7 +224,7 @@ static json_t *history_row(const struct pd_leader *leader, const struct pd_histo
     }
     return json_pack("{s:I, s:o, s:o, s:o, s:o, s:I, s:b, s:o}", "step", (json_int_t)row->step,
                      "lr", real_or_null(row->lr), "grad_norm", real_or_null(row->gradient_norm),
-                     "clipped_norm", real_or_null(row->gradient_norm * row->clip_scale), "loss",
+                     "clipped_norm", real_or_null(row->clipped_norm), "loss",
                      real_or_null(row->loss), "effective_batch", (json_int_t)row->effective_batch,
                      "skipped", (int)row->skipped, "metrics", named);
 }
@@ -263,8 +274,11 @@ static json_t *shards_of(const struct pd_engine *engine, uint32_t tensor)
 
 char *pd_status_tensors_json(struct pd_engine *engine)
 {
+    const struct pd_gradient_norms *norms = last_norms(engine);
+    double lrs[PD_GROUP_COUNT_MAX + 1];
     json_t *list = json_array();
 
+    current_lrs(engine, lrs);
     for (uint32_t i = 0; i < engine->model.count; i++) {
         const struct pd_tensor *tensor = &engine->model.tensors[i];
         uint32_t group = pd_config_group_of(engine->config, tensor->name, tensor->dimension_count);
@@ -273,9 +287,11 @@ char *pd_status_tensors_json(struct pd_engine *engine)
             json_array_append_new(shape, json_integer((json_int_t)tensor->shape[d]));
         }
         json_array_append_new(
-            list, json_pack("{s:s, s:o, s:I, s:s, s:o}", "name", tensor->name, "shape", shape,
-                            "elements", (json_int_t)tensor->element_count, "group",
-                            engine->config->groups[group].name, "shards", shards_of(engine, i)));
+            list, json_pack("{s:s, s:o, s:I, s:s, s:o, s:o, s:o}", "name", tensor->name, "shape",
+                            shape, "elements", (json_int_t)tensor->element_count, "group",
+                            engine->config->groups[group].name, "lr", real_or_null(lrs[group]),
+                            "grad_norm", real_or_null(norms != NULL ? norms->tensors[i] : NAN),
+                            "shards", shards_of(engine, i)));
     }
     return dump(json_pack("{s:o}", "tensors", list));
 }

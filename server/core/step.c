@@ -2,7 +2,7 @@
 
 #include "common/assert.h"
 #include "common/heap.h"
-#include "server/core/clip.h"
+#include "server/core/gradient_norms.h"
 #include "server/core/optimizer_state.h"
 #include "server/core/reduce.h"
 #include "server/core/tensor_sums.h"
@@ -14,7 +14,6 @@
 
 /* One turn: as much as stays in the second-level cache, and is over before a socket minds. */
 #define TURN_ELEMENTS (256u * 1024u)
-#define POWER_COUNT 2
 
 struct pd_step_machine {
     enum pd_step_state state;
@@ -34,6 +33,7 @@ struct pd_step_machine {
     uint32_t source_count;
     struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
 
+    struct pd_gradient_norms norms;
     struct pd_optimizer_state optimizer_state;
     struct pd_tensor_sums sums;
     float *lane_sum;  /* lane elements; with one replica it is the gradient of the shard too */
@@ -76,12 +76,13 @@ static bool allocate(struct pd_step_machine *machine)
     machine->sources = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->sources);
     machine->lane_sum = pd_heap_zalloc(store->lane.element_count, sizeof(float));
     machine->partials = pd_heap_zalloc(
-        larger(POWER_COUNT * store->shard.block_count, machine->sums.shard_count_max),
+        larger(PD_NORM_PART_COUNT * store->shard.block_count, machine->sums.shard_count_max),
         sizeof(double));
     machine->gathered = machine->partials;
     if (plan->rank_count > 1) {
         machine->gathered = pd_heap_zalloc(
-            larger(POWER_COUNT * plan->block_count, machine->sums.all_count_max), sizeof(double));
+            larger(PD_NORM_PART_COUNT * plan->block_count, machine->sums.all_count_max),
+            sizeof(double));
     }
     machine->gradient = machine->lane_sum;
     if (plan->replica_count > 1) {
@@ -117,8 +118,12 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
     if (!find_groups(machine)) {
         goto fail_machine;
     }
-    enum pd_status status = pd_optimizer_state_init(&machine->optimizer_state, config, model, plan,
-                                                    &store->shard, machine->tensor_groups, error);
+    enum pd_status status = pd_gradient_norms_init(&machine->norms, config, plan, model->count,
+                                                   machine->tensor_groups, error);
+    if (status == PD_OK) {
+        status = pd_optimizer_state_init(&machine->optimizer_state, config, model, plan,
+                                         &store->shard, machine->tensor_groups, error);
+    }
     if (status == PD_OK) {
         status = pd_tensor_sums_init(&machine->sums, config, model, plan, &store->shard,
                                      machine->tensor_groups, error);
@@ -158,6 +163,7 @@ void pd_step_destroy(struct pd_step_machine *machine)
     pd_heap_free(machine->tensor_misses);
     pd_tensor_sums_finish(&machine->sums);
     pd_optimizer_state_finish(&machine->optimizer_state);
+    pd_gradient_norms_finish(&machine->norms);
     pd_heap_free(machine->tensor_groups);
     pd_heap_free(machine);
 }
@@ -186,10 +192,10 @@ static uint64_t in_shard(const struct pd_step_machine *machine, const struct pd_
     return block->element_begin - machine->store->shard.element_begin;
 }
 
-/* Whether nobody has a gradient for the block's tensor in this step. */
-static bool is_absent(const struct pd_step_machine *machine, const struct pd_block *block)
+/* Whether the tensor has no part in this step. */
+static bool rests(const struct pd_step_machine *machine, uint32_t tensor)
 {
-    return pd_tensor_set_has(&machine->order->absent, block->tensor_index);
+    return pd_gradient_norms_rests(&machine->norms, tensor, &machine->order->absent);
 }
 
 /* ---- Sum ---- */
@@ -241,10 +247,13 @@ static void sum_block(struct pd_step_machine *machine, const struct pd_block *bl
 static void measure_block(struct pd_step_machine *machine, uint64_t index)
 {
     const struct pd_block *block = shard_block(machine, index);
+    uint32_t group = machine->tensor_groups[block->tensor_index];
+    double clip_value = machine->config->groups[group].clip.value;
+    double *parts = &machine->partials[PD_NORM_PART_COUNT * index];
     float *gradient = machine->gradient + in_shard(machine, block);
 
-    if (is_absent(machine, block)) {
-        memset(&machine->partials[POWER_COUNT * index], 0, POWER_COUNT * sizeof(double));
+    if (rests(machine, block->tensor_index)) {
+        memset(parts, 0, PD_NORM_PART_COUNT * sizeof *parts);
         return;
     }
     if (machine->config->outer) {
@@ -252,13 +261,13 @@ static void measure_block(struct pd_step_machine *machine, uint64_t index)
                                 pd_param_store_served(machine->store) + in_lane(machine, block),
                                 block->element_count);
     }
-    if (!isnan(machine->config->clip.value) &&
+    if (!isnan(clip_value) &&
         pd_reduce_find_nonfinite(gradient, PD_DTYPE_FLOAT32, block->element_count) ==
             block->element_count) {
-        pd_reduce_clamp(gradient, (float)machine->config->clip.value, block->element_count);
+        pd_reduce_clamp(gradient, (float)clip_value, block->element_count);
     }
-    pd_reduce_norms(gradient, block->element_count, machine->config->clip.norm_type,
-                    &machine->partials[POWER_COUNT * index]);
+    pd_gradient_norms_measure(&machine->norms, block->tensor_index, gradient, block->element_count,
+                              parts);
 }
 
 static bool turn_sum(struct pd_step_machine *machine)
@@ -346,9 +355,9 @@ static void prepare_gather_norms(struct pd_step_machine *machine)
     prepare_gather_doubles(machine);
     for (uint32_t i = 0; i < machine->plan->rank_count; i++) {
         const struct pd_range *theirs = &machine->plan->shards[i];
-        collective->receive_counts[i] = (int)(POWER_COUNT * theirs->block_count);
-        collective->receive_offsets[i] = (int)(POWER_COUNT * theirs->block_begin);
-        collective->send_counts[i] = (int)(POWER_COUNT * machine->store->shard.block_count);
+        collective->receive_counts[i] = (int)(PD_NORM_PART_COUNT * theirs->block_count);
+        collective->receive_offsets[i] = (int)(PD_NORM_PART_COUNT * theirs->block_begin);
+        collective->send_counts[i] = (int)(PD_NORM_PART_COUNT * machine->store->shard.block_count);
     }
 }
 
@@ -390,15 +399,6 @@ static void prepare_gather_parameters(struct pd_step_machine *machine)
 
 /* ---- Update ---- */
 
-static double total_norm2(const struct pd_step_machine *machine)
-{
-    double sum = 0.0;
-    for (uint64_t block = 0; block < machine->plan->block_count; block++) {
-        sum += machine->gathered[POWER_COUNT * block + 1];
-    }
-    return sqrt(sum);
-}
-
 /* Take the group's hyperparameters, and the momentum the order may set. */
 static const struct pd_hyper *group_hyper(struct pd_step_machine *machine, uint32_t group)
 {
@@ -413,30 +413,30 @@ static const struct pd_hyper *group_hyper(struct pd_step_machine *machine, uint3
     return hyper;
 }
 
-/* With all ranks' partials gathered: the scale, or the decision to leave the parameters alone. */
+/* With all ranks' partials gathered: the scales, or the decision to leave the parameters alone. */
 static void decide(struct pd_step_machine *machine)
 {
     const struct pd_config *config = machine->config;
+    struct pd_gradient_norms *norms = &machine->norms;
     struct pd_step_outcome *outcome = &machine->outcome;
 
-    outcome->gradient_norm =
-        pd_clip_total_norm(machine->gathered, machine->plan->block_count, config->clip.norm_type);
-    outcome->clip_scale = pd_clip_scale(outcome->gradient_norm, config->clip.norm);
-    if (!isfinite(outcome->gradient_norm)) {
+    pd_gradient_norms_take(norms, machine->gathered, &machine->order->absent);
+    outcome->gradient_norm = norms->whole;
+    outcome->clipped_norm = norms->clipped;
+    outcome->clip_scale = norms->scales[0];
+    if (isnan(norms->whole)) {
         outcome->skipped = true;
         outcome->nonfinite = true;
-        outcome->clip_scale = 1.0;
         return;
     }
-    double norm2 = total_norm2(machine) * outcome->clip_scale;
     for (uint32_t group = 0; group < config->group_count; group++) {
         machine->group_steps[group] = (struct pd_optimizer_step){
             .hyper = group_hyper(machine, group),
             .lr = machine->order->lrs[group],
             .number = machine->order->optimizer_step + 1,
             .group_number = machine->order->optimizer_step + 1,
-            .gradient_scale = outcome->clip_scale,
-            .gradient_norm = norm2,
+            .gradient_scale = norms->scales[group],
+            .gradient_norm = norms->clipped_norm2,
         };
     }
 }
@@ -478,7 +478,7 @@ static void update_block(struct pd_step_machine *machine, uint64_t index)
         &machine->sums, machine->pass, machine->store->shard.block_begin + index, 1);
     uint64_t own_begin = parts_of(machine, &machine->store->shard).begin;
 
-    if (is_absent(machine, block)) {
+    if (rests(machine, block->tensor_index)) {
         if (machine->pass == 0) {
             memcpy(view.parameters_next, view.parameters, view.count * sizeof(float));
         }
@@ -549,7 +549,7 @@ static void begin_pass(struct pd_step_machine *machine)
     const struct pd_optimizer_state *state = &machine->optimizer_state;
 
     for (uint32_t i = state->tensor_begin; i < state->tensor_end; i++) {
-        if (!pd_tensor_set_has(&machine->order->absent, i)) {
+        if (!rests(machine, i)) {
             struct pd_optimizer_step step = tensor_step(machine, i);
             pd_optimizer_state_begin(pd_optimizer_state_of(state, i), machine->pass, &step,
                                      sums_of(machine, i));
@@ -582,11 +582,12 @@ void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order
     PD_ASSERT(order->step == machine->store->version);
     PD_ASSERT(order->lr_count == machine->config->group_count);
     machine->order = order;
-    machine->outcome =
-        (struct pd_step_outcome){.skipped = order->skip, .gradient_norm = NAN, .clip_scale = 1.0};
+    machine->outcome = (struct pd_step_outcome){
+        .skipped = order->skip, .gradient_norm = NAN, .clipped_norm = NAN, .clip_scale = 1.0};
     collect_sources(machine);
     enter(machine, order->skip ? PD_STEP_DONE : PD_STEP_BUFFER);
     if (order->skip) {
+        pd_gradient_norms_clear(&machine->norms);
         pd_param_store_publish_same(machine->store);
     }
 }
@@ -702,6 +703,11 @@ const struct pd_collective *pd_step_collective(const struct pd_step_machine *mac
     return &machine->collective;
 }
 
+const struct pd_gradient_norms *pd_step_norms(const struct pd_step_machine *machine)
+{
+    return &machine->norms;
+}
+
 bool pd_step_nonfinite(const struct pd_step_machine *machine)
 {
     PD_ASSERT(machine->state == PD_STEP_DONE);
@@ -737,6 +743,9 @@ bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct 
         for (uint64_t index = 0; index < lane->block_count; index++) {
             const struct pd_block *block = &machine->plan->blocks[lane->block_begin + index];
             uint64_t begin = in_lane(machine, block);
+            if (pd_gradient_norms_rests(&machine->norms, block->tensor_index, &order->absent)) {
+                continue;
+            }
             struct pd_source source =
                 pd_contribution_source(&worker->contribution, 0, order->weights[i]);
             const char *elements =

@@ -38,9 +38,11 @@ struct pd_step_outcome {
     bool skipped;
     bool nonfinite;       /* skipped because of the gradient */
     double gradient_norm; /* before clipping; NaN when non-finite or not computed */
-    double clip_scale;    /* 1 when not clipped */
+    double clipped_norm;  /* after it */
+    double clip_scale;    /* of groups without a norm of their own; 1 when not clipped */
 };
 
+struct pd_gradient_norms;
 struct pd_step_machine;
 
 /* `config`, `model`, `plan`, `store` and `roster` are borrowed until destroy; all that a step needs
@@ -70,6 +72,9 @@ PD_MUST_CHECK
 enum pd_step_want pd_step_advance(struct pd_step_machine *machine);
 
 const struct pd_collective *pd_step_collective(const struct pd_step_machine *machine);
+
+/* The norms of the last step that took them. */
+const struct pd_gradient_norms *pd_step_norms(const struct pd_step_machine *machine);
 
 /* DONE: whether the step was skipped because of its gradient. */
 bool pd_step_nonfinite(const struct pd_step_machine *machine);

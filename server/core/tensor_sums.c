@@ -7,9 +7,19 @@
 #include <limits.h>
 #include <string.h>
 
-static const struct pd_hyper *hyper_of(const struct pd_tensor_sums *sums, uint32_t tensor)
+static const struct pd_group *group_of(const struct pd_tensor_sums *sums, uint32_t tensor)
 {
-    return &sums->config->groups[sums->tensor_groups[tensor]].hyper;
+    return &sums->config->groups[sums->tensor_groups[tensor]];
+}
+
+/* Sums that a tensor has in a pass; one that is frozen has none. */
+static uint64_t sum_count_of(const struct pd_tensor_sums *sums, uint32_t pass, uint32_t tensor)
+{
+    const struct pd_group *group = group_of(sums, tensor);
+
+    return group->frozen ? 0
+                         : pd_optimizer_sum_count(sums->config->optimizer, &group->hyper, pass,
+                                                  &sums->model->tensors[tensor]);
 }
 
 /* The runs of its tensor's sums that a block has a part in. */
@@ -17,16 +27,18 @@ static uint32_t spans_of(const struct pd_tensor_sums *sums, uint32_t pass,
                          const struct pd_block *block, struct pd_optimizer_span *spans)
 {
     const struct pd_tensor *tensor = &sums->model->tensors[block->tensor_index];
-    return pd_optimizer_spans(sums->config->optimizer, hyper_of(sums, block->tensor_index), pass,
-                              tensor, block->element_begin - tensor->element_begin,
-                              block->element_count, spans);
+    const struct pd_group *group = group_of(sums, block->tensor_index);
+
+    return group->frozen ? 0
+                         : pd_optimizer_spans(sums->config->optimizer, &group->hyper, pass, tensor,
+                                              block->element_begin - tensor->element_begin,
+                                              block->element_count, spans);
 }
 
 static bool gives_sums(const struct pd_tensor_sums *sums, uint32_t pass)
 {
     for (uint32_t tensor = 0; tensor < sums->model->count; tensor++) {
-        if (pd_optimizer_sum_count(sums->config->optimizer, hyper_of(sums, tensor), pass,
-                                   &sums->model->tensors[tensor]) > 0) {
+        if (sum_count_of(sums, pass, tensor) > 0) {
             return true;
         }
     }
@@ -55,11 +67,8 @@ static enum pd_status lay_out(struct pd_tensor_sums *sums, uint32_t pass,
         }
     }
     for (uint32_t i = 0; i < tensor_count; i++) {
-        uint32_t tensor = sums->tensor_begin + i;
         layout->tensor_offsets[i + 1] =
-            layout->tensor_offsets[i] + pd_optimizer_sum_count(sums->config->optimizer,
-                                                               hyper_of(sums, tensor), pass,
-                                                               &sums->model->tensors[tensor]);
+            layout->tensor_offsets[i] + sum_count_of(sums, pass, sums->tensor_begin + i);
     }
     uint64_t all = layout->block_offsets[plan->block_count];
     if (all > INT_MAX) {
@@ -81,7 +90,9 @@ static uint32_t pass_count_of(const struct pd_tensor_sums *sums)
     uint32_t most = 1;
 
     for (uint32_t tensor = 0; tensor < sums->model->count; tensor++) {
-        uint32_t count = pd_optimizer_pass_count(sums->config->optimizer, hyper_of(sums, tensor));
+        const struct pd_group *group = group_of(sums, tensor);
+        uint32_t count =
+            group->frozen ? 0 : pd_optimizer_pass_count(sums->config->optimizer, &group->hyper);
         most = count > most ? count : most;
     }
     return most;

@@ -1,10 +1,7 @@
 /* What schedules say reaches the parameters of every shard. */
-#include "client/include/paramd.h"
-#include "common/heap.h"
-#include "tests/support/cluster.h"
 #include "tests/support/suite.h"
+#include "tests/support/trial.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,70 +13,17 @@
 #define ELEMENT_COUNT 8u
 #define STEP_COUNT 12u
 
-/* One worker that trains ELEMENT_COUNT numbers, all from 1 with the gradient 1. */
-struct trial {
-    struct cluster cluster;
-    struct paramd_client *client;
-    float values[ELEMENT_COUNT];
-};
+static const struct trial_tensor model = {"w", 1, {ELEMENT_COUNT}};
 
+/* One worker that trains ELEMENT_COUNT numbers, all from 1 with the gradient 1. */
 static void begin(struct trial *trial, uint32_t rank_count, const char *config)
 {
-    static const uint64_t shape[] = {ELEMENT_COUNT};
-    const struct paramd_tensor tensor = {.name = "w", .dimension_count = 1, .shape = shape};
-    float *const values = trial->values;
-    struct paramd_options options;
-    struct paramd_error error = {0};
-
-    cluster_start(&trial->cluster, rank_count, "aggregation: direct\nblock_size: 2\n%s", config);
-    paramd_options_init(&options);
-    options.address = trial->cluster.addresses[0];
-    options.timeout_ms = PROCESS_DEADLINE_MS;
-    for (uint32_t i = 0; i < ELEMENT_COUNT; i++) {
-        trial->values[i] = 1;
-    }
-    ck_assert_msg(paramd_connect(&options, &trial->client, &error) == PARAMD_OK &&
-                      paramd_register(trial->client, &tensor, 1, &values, &error) == PARAMD_OK,
-                  "%s", error.message);
+    trial_begin(trial, rank_count, "direct", config, &model, 1);
 }
 
 static struct paramd_step_info step(struct trial *trial)
 {
-    static const float gradient[ELEMENT_COUNT] = {1, 1, 1, 1, 1, 1, 1, 1};
-    const float *const gradients = gradient;
-    float *const values = trial->values;
-    struct paramd_step_info info;
-    struct paramd_error error = {0};
-
-    ck_assert_msg(paramd_step(trial->client, &gradients, 1, NULL, 0, &values, &info, &error) ==
-                      PARAMD_OK,
-                  "%s", error.message);
-    return info;
-}
-
-static void end(struct trial *trial)
-{
-    struct paramd_error error = {0};
-
-    ck_assert_msg(paramd_leave(trial->client, &error) == PARAMD_OK, "%s", error.message);
-    paramd_close(trial->client);
-    cluster_drain(&trial->cluster);
-    cluster_stop(&trial->cluster);
-}
-
-/* The reply to a command; new, for json_decref. */
-static json_t *ask(struct trial *trial, const char *command, uint64_t from, uint64_t count)
-{
-    struct paramd_command admin = {.command = command, .begin = from, .count = count};
-    struct paramd_error error = {0};
-    char *text = NULL;
-
-    ck_assert_msg(paramd_admin(trial->client, &admin, &text, &error) == PARAMD_OK, "%s",
-                  error.message);
-    json_t *reply = json_loads(text, 0, NULL);
-    paramd_free(text);
-    ck_assert_ptr_nonnull(reply);
-    return reply;
+    return trial_step_all(trial, 1);
 }
 
 static void check_values(const struct trial *trial, double expected)
@@ -113,7 +57,7 @@ START_TEST(the_momentum_of_sgd_follows_the_schedule_even_from_none)
         value -= (0.1 + 0.3 * cycle_share(at)) * buffer;
         check_values(&trial, value);
     }
-    end(&trial);
+    trial_end(&trial);
 }
 END_TEST
 
@@ -131,7 +75,7 @@ START_TEST(beta1_of_adam_follows_the_schedule)
         value -= (0.1 + 0.3 * cycle_share(at)) * average / (1 - pow(beta1, (double)at + 1));
         check_values(&trial, value);
     }
-    end(&trial);
+    trial_end(&trial);
 }
 END_TEST
 
@@ -140,7 +84,7 @@ START_TEST(coming_rates_and_momenta_can_be_asked_for)
     struct trial trial;
 
     begin(&trial, 1, "optimizer: {name: sgd, lr: 0.1}\n" CYCLIC);
-    json_t *reply = ask(&trial, "schedule", 0, STEP_COUNT);
+    json_t *reply = trial_ask(&trial, "schedule", 0, STEP_COUNT);
     for (uint64_t at = 0; at < STEP_COUNT; at++) {
         const json_t *lrs = json_array_get(json_object_get(reply, "lrs"), at);
         const json_t *momenta = json_array_get(json_object_get(reply, "momenta"), at);
@@ -150,7 +94,7 @@ START_TEST(coming_rates_and_momenta_can_be_asked_for)
                                 0.8 - 0.3 * cycle_share(at), 1e-12);
     }
     json_decref(reply);
-    end(&trial);
+    trial_end(&trial);
 }
 END_TEST
 
@@ -180,7 +124,7 @@ START_TEST(a_plateau_reduces_the_rate_from_the_next_step_on)
         ck_assert_int_eq(report(&trial, "other", 9, at, &error), PARAMD_OK);
         ck_assert_int_eq(report(&trial, "loss", losses[at], at + 1, &error), PARAMD_OK);
     }
-    end(&trial);
+    trial_end(&trial);
 }
 END_TEST
 
@@ -199,10 +143,10 @@ START_TEST(early_stop_tells_workers_of_every_rank_and_forces_nobody)
         ck_assert_int_eq(report(&trial, "loss", losses[at], at + 1, &error), PARAMD_OK);
     }
     ck_assert_int_eq(step(&trial).stop, 1);
-    json_t *reply = ask(&trial, "status", 0, 0);
+    json_t *reply = trial_ask(&trial, "status", 0, 0);
     ck_assert(json_is_true(json_object_get(reply, "stop_advised")));
     json_decref(reply);
-    end(&trial);
+    trial_end(&trial);
 }
 END_TEST
 
@@ -221,7 +165,7 @@ START_TEST(history_says_what_the_last_steps_came_to)
             ck_assert_int_eq(report(&trial, "val_loss", 0.25, at + 1, &error), PARAMD_OK);
         }
     }
-    json_t *reply = ask(&trial, "history", 0, 0);
+    json_t *reply = trial_ask(&trial, "history", 0, 0);
     const json_t *rows = json_object_get(reply, "rows");
     ck_assert_uint_eq(json_array_size(rows), 3);
     for (size_t i = 0; i < 3; i++) {
@@ -238,12 +182,12 @@ START_TEST(history_says_what_the_last_steps_came_to)
         ck_assert_int_eq(metric != NULL, i == 1);
     }
     json_decref(reply);
-    reply = ask(&trial, "history", 2, 1);
+    reply = trial_ask(&trial, "history", 2, 1);
     rows = json_object_get(reply, "rows");
     ck_assert_uint_eq(json_array_size(rows), 1);
     ck_assert_int_eq(json_integer_value(json_object_get(json_array_get(rows, 0), "step")), 2);
     json_decref(reply);
-    end(&trial);
+    trial_end(&trial);
 }
 END_TEST
 
@@ -261,12 +205,12 @@ START_TEST(a_metric_counts_once_for_each_step)
         ck_assert_int_eq(report(&trial, "loss", 1 + i, 0, &error), PARAMD_OK);
     }
     ck_assert_double_eq(step(&trial).lr, 0.5);
-    json_t *reply = ask(&trial, "status", 0, 0);
+    json_t *reply = trial_ask(&trial, "status", 0, 0);
     const json_t *metric = json_array_get(json_object_get(reply, "metrics"), 0);
     ck_assert_double_eq(json_number_value(json_object_get(metric, "value")), 1);
     ck_assert_int_eq(json_integer_value(json_object_get(metric, "step")), 1);
     json_decref(reply);
-    end(&trial);
+    trial_end(&trial);
 }
 END_TEST
 
@@ -286,7 +230,7 @@ START_TEST(a_wrong_metric_is_refused_with_what_is_allowed)
     }
     ck_assert_int_eq(report(&trial, "one more", 1, 0, &error), PARAMD_ELIMIT);
     step(&trial);
-    end(&trial);
+    trial_end(&trial);
 }
 END_TEST
 

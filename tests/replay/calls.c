@@ -65,11 +65,10 @@ static uint32_t smaller(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* The norm over all tensors of a call, from partials of blocks as ranks take them. */
+/* The norm over all tensors of a call, from parts of blocks as ranks take them. */
 static double total_norm(json_t *gradients, double norm_type)
 {
-    double *powers = NULL;
-    uint32_t block_count = 0;
+    double power = 0;
     const char *name = NULL;
     json_t *list = NULL;
 
@@ -77,17 +76,15 @@ static double total_norm(json_t *gradients, double norm_type)
     {
         uint32_t count = 0;
         float *gradient = vectors_floats(list, &count);
-        powers = realloc(powers, (block_count + count) * 2 * sizeof *powers);
-        ck_assert_ptr_nonnull(powers);
         for (uint32_t begin = 0; begin < count; begin += REPLAY_BLOCK_SIZE) {
+            double parts[2];
             pd_reduce_norms(gradient + begin, smaller(REPLAY_BLOCK_SIZE, count - begin), norm_type,
-                            &powers[2 * block_count++]);
+                            parts);
+            power = pd_clip_add(power, parts[0], norm_type);
         }
         pd_heap_free(gradient);
     }
-    double norm = pd_clip_total_norm(powers, block_count, norm_type);
-    free(powers);
-    return norm;
+    return pd_clip_root(power, norm_type);
 }
 
 static double largest_of(const float *elements, uint32_t count)

@@ -264,35 +264,34 @@ static bool step_with_kernels(struct sim_oracle *oracle, const struct pd_order *
     const struct pd_config *config = oracle->config;
     const struct pd_shard_plan *plan = oracle->blocks;
     struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
-    double *powers = sim_alloc(plan->block_count, 2 * sizeof(double));
-    double norm2 = 0.0;
+    double power = 0.0;
+    double squares = 0.0;
 
     average(oracle, order);
     if (!all_finite(oracle->gradient, oracle->model->element_count)) {
-        free(powers);
         return false;
     }
     for (uint64_t i = 0; i < plan->block_count; i++) {
         const struct pd_block *block = &plan->blocks[i];
         float *elements = oracle->gradient + block->element_begin;
+        double parts[2];
         if (!isnan(config->clip.value)) {
             pd_reduce_clamp(elements, (float)config->clip.value, block->element_count);
         }
-        pd_reduce_norms(elements, block->element_count, config->clip.norm_type, &powers[2 * i]);
-        norm2 += powers[2 * i + 1];
+        pd_reduce_norms(elements, block->element_count, config->clip.norm_type, parts);
+        power = pd_clip_add(power, parts[0], config->clip.norm_type);
+        squares += parts[1];
     }
-    double norm = pd_clip_total_norm(powers, plan->block_count, config->clip.norm_type);
-    double scale = pd_clip_scale(norm, config->clip.norm);
+    double scale = pd_clip_scale(pd_clip_root(power, config->clip.norm_type), config->clip.norm);
     for (uint32_t group = 0; group < config->group_count; group++) {
         group_steps[group] = (struct pd_optimizer_step){.hyper = &config->groups[group].hyper,
                                                         .lr = order->lrs[group],
                                                         .number = oracle->applied + 1,
                                                         .group_number = oracle->applied + 1,
                                                         .gradient_scale = scale,
-                                                        .gradient_norm = sqrt(norm2) * scale};
+                                                        .gradient_norm = sqrt(squares) * scale};
     }
     update(oracle, group_steps, next);
-    free(powers);
     return true;
 }
 

@@ -147,6 +147,39 @@ START_TEST(a_group_has_the_optimizers_values_but_its_own)
 }
 END_TEST
 
+START_TEST(a_group_has_the_clip_of_the_whole_but_its_own_keys)
+{
+    struct pd_config *config = parse("clip: {norm: 2, norm_type: 1, value: 0.5}\n"
+                                     "groups:\n"
+                                     "  - {match: a}\n"
+                                     "  - {match: b, clip: {norm: 0.5}}\n"
+                                     "  - {match: c, clip: {norm: null, value: null}}\n"
+                                     "  - {match: d, clip: {value: 3}, frozen: true}\n"
+                                     "  - {match: e, clip: {norm_type: inf}}\n",
+                                     NULL);
+    static const struct {
+        struct pd_clip_options clip;
+        bool clips_alone;
+    } expected[] = {
+        {{2, 1, 0.5}, false},  {{2, 1, 0.5}, false}, {{0.5, 1, 0.5}, true},
+        {{NAN, 1, NAN}, true}, {{2, 1, 3}, false},   {{2, INFINITY, 0.5}, true},
+    };
+
+    ck_assert_uint_eq(config->group_count, 6);
+    for (uint32_t i = 0; i < 6; i++) {
+        const struct pd_group *group = &config->groups[i];
+        ck_assert(isnan(expected[i].clip.norm) ? isnan(group->clip.norm)
+                                               : group->clip.norm == expected[i].clip.norm);
+        ck_assert_double_eq(group->clip.norm_type, expected[i].clip.norm_type);
+        ck_assert(isnan(expected[i].clip.value) ? isnan(group->clip.value)
+                                                : group->clip.value == expected[i].clip.value);
+        ck_assert_int_eq(group->clips_alone, expected[i].clips_alone);
+        ck_assert_int_eq(group->frozen, i == 4);
+    }
+    pd_config_destroy(config);
+}
+END_TEST
+
 START_TEST(a_tensor_is_in_the_first_group_that_matches)
 {
     struct pd_config *config = parse(full, NULL);
@@ -358,6 +391,11 @@ static const struct {
     {"lr_scaling: {rule: linear, base_batch: 0}", NULL,
      "f:1: lr_scaling.base_batch: 0: out of range; allowed: a whole number >= 1, or null"},
     {"clip: {norm: 0}", NULL, "f:1: clip.norm: 0: out of range; allowed: a number > 0, or null"},
+    {"groups: [{clip: {norm: 0}}]", NULL,
+     "f:1: groups.0.clip.norm: 0: out of range; allowed: a number > 0, or null"},
+    {"groups: [{clip: {norms: 1}}]", NULL,
+     "f:1: groups.0.clip.norms: unknown key; did you mean norm? allowed: norm, norm_type, value"},
+    {"groups: [{clip: 1}]", NULL, "f:1: groups.0.clip: a single value; allowed: a mapping of keys"},
     {"checkpoint: {dir: ckpt}", NULL,
      "f:1: checkpoint: checkpoints are not in this version; leave the section out"},
     {"advertise: node:7070", NULL,
@@ -542,6 +580,7 @@ int main(void)
     tcase_add_test(tcase, sections_without_a_value_are_defaults);
     tcase_add_test(tcase, every_section_of_a_full_file_is_read);
     tcase_add_test(tcase, a_group_has_the_optimizers_values_but_its_own);
+    tcase_add_test(tcase, a_group_has_the_clip_of_the_whole_but_its_own_keys);
     tcase_add_test(tcase, a_tensor_is_in_the_first_group_that_matches);
     tcase_add_test(tcase, min_dims_and_max_dims_include_their_bounds);
     tcase_add_test(tcase, every_optimizer_can_be_named);

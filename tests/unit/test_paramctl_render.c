@@ -77,6 +77,23 @@ START_TEST(several_groups_are_shown_each)
 }
 END_TEST
 
+START_TEST(status_says_of_each_group_how_it_is_clipped)
+{
+    ck_assert_int_eq(render("status",
+                            "{\"step\":3,\"version\":3,\"groups\":[{\"name\":\"default\","
+                            "\"lr\":0.1,\"weight_decay\":0.0,\"grad_norm\":2.5,\"clip_scale\":"
+                            "0.4,\"frozen\":false},{\"name\":\"embed\",\"lr\":0.1,"
+                            "\"weight_decay\":0.0,\"grad_norm\":null,\"clip_scale\":1.0,"
+                            "\"frozen\":true}]}",
+                            NULL),
+                     1);
+    ck_assert_ptr_nonnull(strstr(shown,
+                                 "group     lr  weight decay  gradient norm  clip scale  frozen\n"
+                                 "default  0.1             0            2.5         0.4  no\n"
+                                 "embed    0.1             0              -           1  yes\n"));
+}
+END_TEST
+
 #define HISTORY                                                                                    \
     "{\"step\":3,\"kept\":2,\"metrics\":[\"val_loss\",\"a,b\"],\"rows\":["                         \
     "{\"step\":1,\"lr\":0.5,\"grad_norm\":2.5,\"clipped_norm\":1.0,\"loss\":null,"                 \
@@ -167,13 +184,14 @@ START_TEST(tensors_are_shown_with_shape_and_shards)
 {
     ck_assert_int_eq(render("tensors",
                             "{\"tensors\":[{\"name\":\"w\",\"shape\":[128,64],\"elements\":8192,"
-                            "\"group\":\"default\",\"shards\":[0,1]},{\"name\":\"s\",\"shape\":[],"
-                            "\"elements\":1,\"group\":\"default\",\"shards\":[1]}]}",
+                            "\"group\":\"default\",\"lr\":0.1,\"grad_norm\":2.5,\"shards\":[0,1]},"
+                            "{\"name\":\"s\",\"shape\":[],\"elements\":1,\"group\":\"flat\","
+                            "\"lr\":null,\"grad_norm\":null,\"shards\":[1]}]}",
                             NULL),
                      1);
-    ck_assert_str_eq(shown, "tensor  shape      elements  group    shards\n"
-                            "w       [128, 64]      8192  default  [0, 1]\n"
-                            "s       []                1  default  [1]\n");
+    ck_assert_str_eq(shown, "tensor  shape      elements  group     lr  gradient norm  shards\n"
+                            "w       [128, 64]      8192  default  0.1            2.5  [0, 1]\n"
+                            "s       []                1  flat       -              -  [1]\n");
     teardown();
     ck_assert_int_eq(render("workers", "{\"workers\":[]}", NULL), 1);
     ck_assert_str_eq(shown, "no workers\n");
@@ -220,6 +238,7 @@ int main(void)
     tcase_add_checked_fixture(tests, NULL, teardown);
     tcase_add_test(tests, status_is_aligned_with_units_and_a_dash_for_nothing);
     tcase_add_test(tests, several_groups_are_shown_each);
+    tcase_add_test(tests, status_says_of_each_group_how_it_is_clipped);
     tcase_add_test(tests, a_history_has_a_line_a_step_and_a_column_a_metric);
     tcase_add_test(tests, a_history_as_csv_has_a_heading_every_digit_and_nothing_for_null);
     tcase_add_test(tests, a_plot_quotes_the_file_and_leaves_gaps_where_nothing_is_known);

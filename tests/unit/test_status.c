@@ -140,6 +140,31 @@ START_TEST(tensors_say_group_and_shards)
     ck_assert_str_eq(json_string_value(json_object_get(w, "group")), "default");
     ck_assert_str_eq(json_string_value(json_object_get(b, "group")), "flat");
     ck_assert_uint_eq(json_array_size(json_object_get(b, "shards")), 1);
+    ck_assert_double_eq(json_real_value(json_object_get(w, "lr")), 0.5);
+    ck_assert_double_eq(json_real_value(json_object_get(b, "lr")), 0.25);
+    ck_assert(json_is_null(json_object_get(w, "grad_norm")));
+    json_decref(answer);
+}
+END_TEST
+
+/* "w" has six elements and "b" two. */
+START_TEST(norms_of_tensors_and_groups_are_those_of_the_last_step)
+{
+    fixture_enlist(&f, 3, "first");
+    fixture_push(&f, 3, 0, 3, 8);
+    json_t *answer = parse(pd_status_tensors_json(f.engine));
+    json_t *status = parse(pd_status_json(f.engine));
+    for (size_t i = 0; i < 2; i++) {
+        double norm = 3 * sqrt(i == 0 ? 6 : 2);
+        const json_t *tensor = json_array_get(json_object_get(answer, "tensors"), i);
+        const json_t *group = json_array_get(json_object_get(status, "groups"), i);
+        ck_assert_double_eq_tol(json_real_value(json_object_get(tensor, "grad_norm")), norm, 1e-12);
+        ck_assert_double_eq_tol(json_real_value(json_object_get(group, "grad_norm")), norm, 1e-12);
+        ck_assert_double_eq(json_real_value(json_object_get(group, "clip_scale")),
+                            json_real_value(json_object_get(status, "clip_scale")));
+        ck_assert(json_is_false(json_object_get(group, "frozen")));
+    }
+    json_decref(status);
     json_decref(answer);
 }
 END_TEST
@@ -156,6 +181,7 @@ int main(void)
     tcase_add_test(tests, lr_lists_every_group);
     tcase_add_test(tests, schedule_shows_as_many_steps_as_asked);
     tcase_add_test(tests, tensors_say_group_and_shards);
+    tcase_add_test(tests, norms_of_tensors_and_groups_are_those_of_the_last_step);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);

@@ -218,6 +218,11 @@ static float *train(const char *text, uint32_t rank_count, uint64_t *count)
     return parameters;
 }
 
+/* Clips for every group: frozen, alone in another norm, by value, alone without limit. */
+#define GROUPS                                                                                     \
+    "groups: [{match: fc, frozen: true}, {match: embed, clip: {norm: 0.3, norm_type: 3}}, "        \
+    "{match: \"[bs]*\", clip: {value: 0.1}}, {match: wide, clip: {norm: null}}]"
+
 static const char *const rules[] = {
     "{name: sgd, lr: 0.1, momentum: 0.9}",
     "{name: adamw, lr: 0.1, amsgrad: true}",
@@ -242,12 +247,12 @@ START_TEST(a_rule_gives_the_same_bits_for_any_number_of_shards)
 
     for (size_t b = 0; b < sizeof block_sizes / sizeof block_sizes[0]; b++) {
         uint64_t count;
-        if (strstr(rules[_i], "state_bits") != NULL && block_sizes[b] % 256 != 0) {
+        if (strstr(rules[_i / 2], "state_bits") != NULL && block_sizes[b] % 256 != 0) {
             continue;
         }
         snprintf(text, sizeof text,
-                 "{aggregation: direct, block_size: %u, clip: {norm: 1.0}, optimizer: %s}",
-                 block_sizes[b], rules[_i]);
+                 "{aggregation: direct, block_size: %u, clip: {norm: 1.0}, optimizer: %s, %s}",
+                 block_sizes[b], rules[_i / 2], _i % 2 == 0 ? "groups: []" : GROUPS);
         float *expected = train(text, 1, &count);
         for (size_t r = 0; r < sizeof rank_counts / sizeof rank_counts[0]; r++) {
             float *actual = train(text, rank_counts[r], &count);
@@ -279,6 +284,49 @@ START_TEST(a_tensor_without_a_gradient_stays_as_it_is)
 }
 END_TEST
 
+START_TEST(a_frozen_tensor_stays_as_it_is)
+{
+    struct job job;
+    char text[512];
+    float before[35];
+
+    snprintf(text, sizeof text,
+             "{aggregation: direct, block_size: 256, optimizer: %s, "
+             "groups: [{match: fc, frozen: true}]}",
+             rules[_i]);
+    job_init(&job, text, 1);
+    const struct pd_tensor *frozen = &job.model.tensors[1];
+    memcpy(before, pd_param_store_served(&job.ranks[0].store) + frozen->element_begin,
+           sizeof before);
+    for (uint32_t step = 0; step < STEP_COUNT; step++) {
+        job_step(&job, step);
+        const float *now = pd_param_store_served(&job.ranks[0].store) + frozen->element_begin;
+        ck_assert_mem_eq(now, before, sizeof before);
+    }
+    job_finish(&job);
+}
+END_TEST
+
+/* Bytes that a job allocates. */
+static size_t bytes_of(const char *text)
+{
+    struct job job;
+
+    job_init(&job, text, 1);
+    size_t bytes = pd_heap_bytes_live();
+    job_finish(&job);
+    return bytes;
+}
+
+START_TEST(a_frozen_tensor_has_no_state)
+{
+    size_t with = bytes_of("{optimizer: {name: adamw}, groups: [{match: fc}]}");
+    size_t without = bytes_of("{optimizer: {name: adamw}, groups: [{match: fc, frozen: true}]}");
+
+    ck_assert_uint_eq(with - without, 2 * 35 * sizeof(float));
+}
+END_TEST
+
 START_TEST(ranks_gather_sums_only_for_hyperparameters_that_need_them)
 {
     static const struct {
@@ -294,6 +342,7 @@ START_TEST(ranks_gather_sums_only_for_hyperparameters_that_need_them)
         {"optimizer: {name: adafactor_timm, beta1: 0.9, caution: true}", 4},
         {"optimizer: {name: adafactor_timm, min_dim_size_to_factor: 1000}", 2},
         {"optimizer: {name: lion}, groups: [{match: nothing, caution: true}]", 1},
+        {"optimizer: {name: lion}, groups: [{match: bias, caution: true, frozen: true}]", 1},
     };
     char text[512];
     struct job job;
@@ -312,9 +361,12 @@ int main(void)
     TCase *tests = tcase_create("step");
 
     tcase_set_timeout(tests, 60);
-    tcase_add_loop_test(tests, a_rule_gives_the_same_bits_for_any_number_of_shards, 0, RULE_COUNT);
+    tcase_add_loop_test(tests, a_rule_gives_the_same_bits_for_any_number_of_shards, 0,
+                        2 * RULE_COUNT);
     tcase_add_loop_test(tests, a_tensor_without_a_gradient_stays_as_it_is, 0, RULE_COUNT);
-    tcase_add_loop_test(tests, ranks_gather_sums_only_for_hyperparameters_that_need_them, 0, 9);
+    tcase_add_loop_test(tests, a_frozen_tensor_stays_as_it_is, 0, RULE_COUNT);
+    tcase_add_test(tests, a_frozen_tensor_has_no_state);
+    tcase_add_loop_test(tests, ranks_gather_sums_only_for_hyperparameters_that_need_them, 0, 10);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);
