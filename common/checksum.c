@@ -7,6 +7,11 @@
 #define XXH_STATIC_LINKING_ONLY
 #include <xxhash.h>
 
+/* Puts the functions that choose the instruction set in the place of the baseline's. */
+#ifdef PARAMD_XXHASH_DISPATCH
+#include <xxh_x86dispatch.h>
+#endif
+
 struct pd_checksum {
     XXH3_state_t state;
 };

@@ -41,6 +41,20 @@ START_TEST(pieces_sum_like_the_whole)
 }
 END_TEST
 
+/* The expected sum is that of XXH3-64 in plain C, without vectors. */
+START_TEST(the_sum_is_the_same_on_every_machine)
+{
+    static unsigned char bytes[100000];
+    for (size_t i = 0; i < sizeof bytes; i++) {
+        bytes[i] = (unsigned char)(i * 31 + i / 251);
+    }
+    struct pd_checksum *checksum = create();
+    pd_checksum_update(checksum, bytes, sizeof bytes);
+    ck_assert_uint_eq(pd_checksum_value(checksum), 0x6472d1b70e882fabull);
+    pd_checksum_destroy(checksum);
+}
+END_TEST
+
 START_TEST(one_flipped_bit_changes_the_sum)
 {
     unsigned char bytes[64] = {0};
@@ -73,6 +87,7 @@ int main(void)
     tcase_set_timeout(cases, 60);
     tcase_add_test(cases, the_sum_of_nothing_is_that_of_xxh3);
     tcase_add_test(cases, pieces_sum_like_the_whole);
+    tcase_add_test(cases, the_sum_is_the_same_on_every_machine);
     tcase_add_test(cases, one_flipped_bit_changes_the_sum);
     tcase_add_test(cases, create_survives_a_failed_allocation);
     suite_add_tcase(suite, cases);
