@@ -398,6 +398,16 @@ uint32_t paramd_accumulation_steps(const struct paramd_client *client)
     return steps > 0 ? steps : 1;
 }
 
+uint32_t paramd_group_count(const struct paramd_client *client)
+{
+    return client->lr_count;
+}
+
+double paramd_group_lr(const struct paramd_client *client, uint32_t index)
+{
+    return client->lrs[index];
+}
+
 uint32_t paramd_rank_count(const struct paramd_client *client)
 {
     return client->rank_count;

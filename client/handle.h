@@ -46,8 +46,9 @@ struct paramd_client {
     struct pd_position acknowledged[PD_RANK_COUNT_MAX]; /* by lane: all pushes before it */
     struct pd_position next;                            /* of the next push */
     bool has_version;
-    uint64_t version; /* pulled last */
-    double lr;
+    uint64_t version;  /* pulled last */
+    uint32_t lr_count; /* by group; 0 before the first step, when lrs[0] is 0, too */
+    double lrs[PD_GROUP_COUNT_MAX + 1];
     uint64_t skipped_steps;
     bool stop_advised;                             /* by early stopping */
     double loss_scale;                             /* 0 before the first pull */

@@ -80,7 +80,8 @@ static void note_pulled(struct paramd_client *client)
         }
         client->has_version = true;
         client->version = request->pulled.version;
-        client->lr = request->pulled.lr;
+        client->lr_count = request->pulled.lr_count;
+        memcpy(client->lrs, request->pulled.lrs, client->lr_count * sizeof client->lrs[0]);
         client->skipped_steps = request->pulled.skipped_steps;
         client->loss_scale = request->pulled.loss_scale;
         client->stop_advised = request->pulled.stop;
@@ -379,7 +380,7 @@ void pd_client_fill_info(const struct paramd_client *client, const struct pd_pus
 {
     info->pulled = push->pull;
     info->version = client->version;
-    info->lr = client->lr;
+    info->lr = client->lrs[0];
     info->skipped_steps = client->skipped_steps;
     info->loss_scale = paramd_loss_scale(client);
     info->stop = client->stop_advised;

@@ -153,7 +153,8 @@ struct pd_pulled {
     uint32_t dtype;
     uint64_t element_begin;
     uint64_t element_count;
-    double lr;
+    uint32_t lr_count; /* 0 for version 0 */
+    double lrs[PD_GROUP_COUNT_MAX + 1];
     uint64_t skipped_steps;
     double loss_scale;
     bool averaged;

@@ -270,13 +270,20 @@ static void take_push(struct checker *checker, const Paramd__Push *from, struct 
     take_set(checker, &from->absent, &to->absent);
 }
 
-static void take_pulled(const Paramd__Pulled *from, struct pd_pulled *to)
+static void take_pulled(struct checker *checker, const Paramd__Pulled *from, struct pd_pulled *to)
 {
+    check_count(checker, "learning rates", from->n_lrs, PD_GROUP_COUNT_MAX + 1);
+    if (checker->status != PD_OK) {
+        return;
+    }
     to->version = from->version;
     to->dtype = from->dtype;
     to->element_begin = from->element_begin;
     to->element_count = from->element_count;
-    to->lr = from->lr;
+    to->lr_count = (uint32_t)from->n_lrs;
+    for (size_t i = 0; i < from->n_lrs; i++) {
+        to->lrs[i] = from->lrs[i];
+    }
     to->skipped_steps = from->skipped_steps;
     to->loss_scale = from->loss_scale;
     to->stop = from->stop != 0;
@@ -469,7 +476,7 @@ static void take(struct checker *checker, const void *from, struct pd_message *t
         to->pull.averaged = ((const Paramd__Pull *)from)->averaged != 0;
         break;
     case PD_MESSAGE_PULLED:
-        take_pulled(from, &to->pulled);
+        take_pulled(checker, from, &to->pulled);
         break;
     case PD_MESSAGE_LEAVE:
         to->leave.step = ((const Paramd__Leave *)from)->step;

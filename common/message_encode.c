@@ -202,13 +202,15 @@ static void pack_pull(struct packer *packer, const struct pd_pull *from)
 
 static void pack_pulled(struct packer *packer, const struct pd_pulled *from)
 {
+    PD_ASSERT(from->lr_count <= PD_GROUP_COUNT_MAX + 1);
     Paramd__Pulled to;
     paramd__pulled__init(&to);
     to.version = from->version;
     to.dtype = from->dtype;
     to.element_begin = from->element_begin;
     to.element_count = from->element_count;
-    to.lr = from->lr;
+    to.n_lrs = from->lr_count;
+    to.lrs = lend(from->lrs);
     to.skipped_steps = from->skipped_steps;
     to.loss_scale = from->loss_scale;
     to.stop = from->stop;

@@ -250,6 +250,11 @@ PARAMD_API const char *paramd_worker_name(const struct paramd_client *client);
 PARAMD_API uint64_t paramd_run_id(const struct paramd_client *client);
 /* The step and micro-batch that the next push is for. */
 PARAMD_API uint64_t paramd_next_step(const struct paramd_client *client);
+/* Learning rates of the parameter groups, in the order of the daemon's configuration, in the step
+ * that made the version this handle got last; 0 groups before the first step.
+ * `index` < paramd_group_count. */
+PARAMD_API uint32_t paramd_group_count(const struct paramd_client *client);
+PARAMD_API double paramd_group_lr(const struct paramd_client *client, uint32_t index);
 /* What to multiply the loss by, as the last pull said; 1 without loss scaling. Gradients of a
  * scaled loss are pushed with PARAMD_SCALED, and the daemon divides them by this scale. */
 PARAMD_API double paramd_loss_scale(const struct paramd_client *client);

@@ -379,6 +379,18 @@ static void report_nonfinite(struct pd_engine *engine, const struct pd_order *or
     }
 }
 
+/* A rule that sets its rates itself has them from the step it takes. */
+static void remember_lrs(struct pd_engine *engine, const struct pd_order *order)
+{
+    const struct pd_config *config = engine->config;
+
+    engine->lr_count = config->group_count;
+    for (uint32_t i = 0; i < config->group_count; i++) {
+        engine->lrs[i] = pd_optimizer_shown_lr(config->optimizer, &config->groups[i].hyper,
+                                               order->lrs[i], order->optimizer_step + 1);
+    }
+}
+
 static void close_step(struct pd_engine *engine)
 {
     struct pd_order *order = engine->running;
@@ -394,11 +406,8 @@ static void close_step(struct pd_engine *engine)
     engine->stop_advised = order->stop;
     if (outcome.skipped) {
         engine->skipped_steps++;
-    } else {
-        engine->last_lr =
-            pd_optimizer_shown_lr(engine->config->optimizer, &engine->config->groups[0].hyper,
-                                  order->lrs[0], order->optimizer_step + 1);
     }
+    remember_lrs(engine, order);
     if (engine->leader != NULL) {
         pd_leader_step_closed(engine, order, outcome);
     }

@@ -57,7 +57,8 @@ struct pd_engine {
     uint64_t orders_executed;
     struct pd_checksum *order_hash;
 
-    double last_lr; /* of group 0, in the last step applied */
+    uint32_t lr_count;                  /* 0 before the first step */
+    double lrs[PD_GROUP_COUNT_MAX + 1]; /* by group, in the last step closed */
     uint64_t skipped_steps;
     bool stop_advised;               /* by the last step */
     struct pd_loss_scale loss_scale; /* for the step in collection */

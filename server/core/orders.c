@@ -287,7 +287,7 @@ static void keep_history(struct pd_engine *engine, const struct pd_order *order,
 {
     const struct pd_history_row row = {
         .step = order->step,
-        .lr = outcome.skipped ? order->lrs[0] : engine->last_lr,
+        .lr = engine->lrs[0],
         .gradient_norm = outcome.gradient_norm,
         .clipped_norm = outcome.clipped_norm,
         .loss = engine->leader->loss,

@@ -3,6 +3,7 @@
 #include "common/assert.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 /* What one turn converts for pulls in a two-byte type. */
 #define TURN_ELEMENTS (512u * 1024u)
@@ -58,12 +59,13 @@ static void send_parameters(struct pd_engine *engine, pd_connection_id connectio
                    .dtype = session->pull.dtype,
                    .element_begin = store->lane.element_begin,
                    .element_count = store->lane.element_count,
-                   .lr = engine->last_lr,
+                   .lr_count = engine->lr_count,
                    .skipped_steps = engine->skipped_steps,
                    .loss_scale = engine->loss_scale.scale,
                    .stop = engine->stop_advised,
                    .averaged = session->pull.averaged},
     };
+    memcpy(message.pulled.lrs, engine->lrs, sizeof engine->lrs);
     uint64_t payload_bytes =
         store->lane.element_count * pd_dtype_bytes((enum pd_dtype)session->pull.dtype);
 

@@ -427,28 +427,29 @@ GROUPS = {
 }
 
 
-def test_param_groups_show_the_daemon_s(optimize):
+def test_param_groups_show_the_daemon_s_and_their_rates_in_the_step_taken(optimize):
     model = mlp()
     optimizer = optimize(model, GROUPS)
     default, biases = optimizer.param_groups
     assert (default["name"], default["lr"], default["weight_decay"]) == ("default", 0.1, 0.5)
     assert (biases["name"], biases["lr"], biases["weight_decay"]) == ("biases", pytest.approx(0.01), 0)
     assert [id(p) for p in biases["params"]] == [id(model[i].bias) for i in (0, 2, 4)]
-    backward(model)
-    optimizer.step()
-    assert (default["lr"], biases["lr"]) == (pytest.approx(0.05), pytest.approx(0.005))
-
-
-def test_the_rate_of_a_single_group_is_that_of_the_step_taken(optimize):
-    model = mlp()
-    optimizer = optimize(model, {**SGD, "schedule": {"name": "step", "step_size": 1, "gamma": 0.5}})
     rates = []
     for step in range(3):
         optimizer.zero_grad()
         backward(model, step)
         optimizer.step()
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.5, 0.25, 0.125])
+        rates += [(default["lr"], biases["lr"])]
+    assert rates == [(rate, pytest.approx(rate / 10)) for rate in (0.1, 0.05, 0.025)]
+
+
+def test_groups_without_a_parameter_are_not_shown(optimize):
+    model = mlp()
+    optimizer = optimize(model, {**GROUPS, "groups": [{"name": "heads", "match": ["head.*"]}, *GROUPS["groups"]]})
+    backward(model)
+    optimizer.step()
+    shown = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert shown == {"default": 0.1, "biases": pytest.approx(0.01)}
 
 
 def test_a_torch_scheduler_has_no_effect_and_that_is_said(optimize):

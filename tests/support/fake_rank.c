@@ -313,7 +313,8 @@ void fake_send_pulled(struct fake_rank *fake, const struct pd_lane *lane, uint64
                                  .pulled = {.version = version,
                                             .element_begin = lane->element_begin,
                                             .element_count = lane->element_count,
-                                            .lr = 0.5,
+                                            .lr_count = 2,
+                                            .lrs = {0.5, 0.25},
                                             .skipped_steps = 3}};
     fake_send(fake, &message, values, lane->element_count * sizeof *values, damage);
 }

@@ -232,6 +232,9 @@ START_TEST(micro_batches_are_counted_and_a_contribution_can_be_closed_early)
                      PARAMD_OK);
     ck_assert_int_eq(info.pulled, 1);
     ck_assert_uint_eq(info.version, 2);
+    ck_assert(info.lr == 0.5);
+    ck_assert_uint_eq(paramd_group_count(client), 2);
+    ck_assert(paramd_group_lr(client, 1) == 0.25);
     ck_assert_int_eq(paramd_leave(client, &error), PARAMD_OK);
     ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_EINVALID);
 }

@@ -143,7 +143,8 @@ START_TEST(pull_with_a_push_is_answered_with_what_the_push_makes)
     fixture_work(&f);
     ck_assert_int_eq(fixture_last(&f, 3)->kind, PD_MESSAGE_PULLED);
     ck_assert_uint_eq(fixture_last(&f, 3)->pulled.version, 1);
-    ck_assert(fixture_last(&f, 3)->pulled.lr > 0);
+    ck_assert_uint_eq(fixture_last(&f, 3)->pulled.lr_count, 1);
+    ck_assert(fixture_last(&f, 3)->pulled.lrs[0] > 0);
 }
 END_TEST
 

@@ -257,6 +257,11 @@ class Handle:
     def rank_count(self) -> int:
         return self._library.paramd_rank_count(self._open())
 
+    def group_lrs(self) -> list[float]:
+        """By parameter group, in the step that made the version got last; empty before the first step."""
+        count = self._library.paramd_group_count(self._open())
+        return [self._library.paramd_group_lr(self._open(), index) for index in range(count)]
+
     def lanes(self) -> list[tuple[int, str, int, int]]:
         """Rank, address, first element and element count of each part of the flat model."""
         count = self._library.paramd_lane_count(self._open())

@@ -109,6 +109,8 @@ _FUNCTIONS = {
     "paramd_next_step": (c_uint64, [c_void_p]),
     "paramd_next_micro_batch": (c_uint32, [c_void_p]),
     "paramd_accumulation_steps": (c_uint32, [c_void_p]),
+    "paramd_group_count": (c_uint32, [c_void_p]),
+    "paramd_group_lr": (c_double, [c_void_p, c_uint32]),
     "paramd_rank_count": (c_uint32, [c_void_p]),
     "paramd_lane_count": (c_uint32, [c_void_p]),
     "paramd_lane_at": (Lane, [c_void_p, c_uint32]),

@@ -102,8 +102,8 @@ class Optimizer(torch.optim.Optimizer):
     is left alone by a step. Sparse gradients are made dense. The daemon keeps float32 values:
     parameters of other types or devices get them converted.
 
-    After every step ``param_groups`` show the daemon's groups and learning rates: with one group, the
-    rate of the step just taken; with several, of the step to come. Setting them here has no effect.
+    ``param_groups`` show the daemon's groups and their learning rates in the step just taken (before the
+    first, in the one to come). Setting them here has no effect.
 
     A ``GradScaler`` works as usual, except that a step with non-finite gradients is not left out here
     alone: the daemon skips it, for all workers. Its own loss scaling needs no GradScaler, see
@@ -166,7 +166,6 @@ class Optimizer(torch.optim.Optimizer):
             raise
         self._handle = handle
         self._shown = [group["lr"] for group in self.param_groups]
-        self._one_group = len(handle.admin("lr")["groups"]) == 1
         self._version = handle.next_step
         self._skipped_steps = 0
         self._warned: set[str] = set()
@@ -210,11 +209,10 @@ class Optimizer(torch.optim.Optimizer):
         members: dict[str, list[torch.nn.Parameter]] = {}
         for tensor in reversed(handle.admin("tensors")["tensors"]):
             members.setdefault(tensor["group"], []).append(parameters[tensor["name"]])
-        return [
-            {"params": members[group["name"]], **group}
-            for group in handle.admin("lr")["groups"]
-            if group["name"] in members
-        ]
+        groups = enumerate(handle.admin("lr")["groups"])
+        shown = [(index, group) for index, group in groups if group["name"] in members]
+        self._group_indices = [index for index, _ in shown]
+        return [{"params": members[group["name"]], **group} for _, group in shown]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Not after registration: a daemon's model does not grow."""
@@ -378,7 +376,7 @@ class Optimizer(torch.optim.Optimizer):
         self._skipped_steps = info.skipped_steps
         self._stop_advised = bool(info.stop)
         self._reset_description()
-        self._show_rates(info)
+        self._show_rates()
         return result
 
     def _push(self) -> library.StepInfo:
@@ -435,14 +433,11 @@ class Optimizer(torch.optim.Optimizer):
                 "paramd.Admin.set_lr changes it",
             )
 
-    def _show_rates(self, info: library.StepInfo) -> None:
-        if self._one_group:
-            if info.pulled:
-                self.param_groups[0]["lr"] = info.lr
-        else:
-            groups = {group["name"]: group for group in self._handle.admin("lr")["groups"]}
-            for group in self.param_groups:
-                group["lr"] = groups[group["name"]]["lr"]
+    def _show_rates(self) -> None:
+        rates = self._handle.group_lrs()
+        if rates:
+            for group, index in zip(self.param_groups, self._group_indices):
+                group["lr"] = rates[index]
         self._shown = [group["lr"] for group in self.param_groups]
 
     @property
