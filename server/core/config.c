@@ -72,7 +72,7 @@ static size_t edit_distance(const char *from, const char *to)
 static enum pd_status unknown_key(const struct section *section, const struct pd_node *node,
                                   const char *path, struct pd_error *error)
 {
-    char allowed[300] = "";
+    char allowed[400] = "";
     size_t used = 0;
     const char *nearest = NULL;
     size_t nearest_distance = SIZE_MAX;
@@ -172,8 +172,9 @@ static const struct pd_node *find_nearest(const struct pd_node *root, const char
 static enum pd_status read_plain(struct pd_config *config, const struct pd_node *root,
                                  struct pd_error *error)
 {
-    static const char *const names[] = {"workers", "lr_scaling", "clip",       "lookahead",
-                                        "ema",     "swa",        "loss_scale", "early_stop"};
+    static const char *const names[] = {"workers",     "lr_scaling", "clip",
+                                        "layer_decay", "lookahead",  "ema",
+                                        "swa",         "loss_scale", "early_stop"};
     struct section section = {.map = root, .path = "", .prefix = ""};
 
     section.targets[0] = (struct target){pd_config_options, config};
@@ -253,11 +254,14 @@ static enum pd_status read_optimizer(struct pd_config *config, const struct pd_n
     snprintf(group->name, sizeof group->name, "default");
     group->dimensions_max = PD_TENSOR_DIMENSION_COUNT_MAX;
     group->clip = config->clip;
+    group->lr_multiplier = 1;
+    group->momentum_range = (struct pd_momentum_range){NAN, NAN};
     config->group_count = 1;
     status = pd_option_defaults(options.options, options.count, &group->hyper, error);
     if (status == PD_OK) {
         status = read_section(&section, error);
     }
+    group->schedule_lr = group->hyper.lr;
     return status == PD_OK ? check_hyper(config, &group->hyper, map, "optimizer", error) : status;
 }
 
@@ -292,7 +296,8 @@ static enum pd_status check_group(struct pd_config *config, const struct pd_node
     }
     group->dimensions_min = (uint32_t)settings->min_dims;
     group->dimensions_max = (uint32_t)settings->max_dims;
-    group->hyper.lr *= settings->lr_multiplier;
+    group->schedule_lr = group->hyper.lr;
+    group->hyper.lr *= group->lr_multiplier;
     return check_hyper(config, &group->hyper, map, path, error);
 }
 
@@ -407,12 +412,14 @@ static enum pd_status check_momentum(struct pd_config *config, const struct pd_s
     join_path(key, path, "cycle_momentum");
     for (uint32_t group = 0; group < config->group_count; group++) {
         double *momentum = pd_optimizer_momentum(config->optimizer, &config->groups[group].hyper);
+        double most =
+            pd_schedule_momentum_range(schedule, &config->groups[group].momentum_range).max;
         if (momentum == NULL || isnan(*momentum)) {
             return pd_node_fault(at != NULL ? at : map, key, error,
                                  "true, but %s has no momentum; allowed with it: false",
                                  config->optimizer->name);
         }
-        *momentum = *momentum == 0 ? schedule->max_momentum : *momentum;
+        *momentum = *momentum == 0 ? most : *momentum;
     }
     return PD_OK;
 }
@@ -657,6 +664,59 @@ static enum pd_status check_block_size(const struct pd_config *config, const str
     return PD_OK;
 }
 
+/* Patterns of layers say where the number stands, and the rates they scale are told. */
+static enum pd_status check_layer_decay(const struct pd_config *config, const struct pd_node *root,
+                                        struct pd_error *error)
+{
+    const struct pd_layer_patterns *layers = &config->layer_decay.layers;
+    const struct pd_node *at = find_nearest(root, "layer_decay", "layers");
+
+    if (isnan(config->layer_decay.decay)) {
+        return PD_OK;
+    }
+    if (layers->count == 0) {
+        return pd_node_fault(at, "layer_decay.layers", error,
+                             "missing; allowed: globs with {} for the number of the layer");
+    }
+    for (uint32_t i = 0; i < layers->count; i++) {
+        const char *mark = strstr(layers->texts[i], PD_LAYER_NUMBER_MARK);
+        if (mark == NULL || strstr(mark + 1, PD_LAYER_NUMBER_MARK) != NULL) {
+            return pd_node_fault(at, "layer_decay.layers", error,
+                                 "%.100s: not one {}; allowed: globs with {} for the number of the "
+                                 "layer",
+                                 layers->texts[i]);
+        }
+    }
+    if (isnan(config->groups[0].hyper.lr)) {
+        return pd_node_fault(find_nearest(root, "layer_decay", "decay"), "layer_decay.decay", error,
+                             "given, but %s sets its own lr; allowed with it: optimizer.lr",
+                             config->optimizer->name);
+    }
+    return PD_OK;
+}
+
+/* A range of the momentum is of no use unless a schedule moves it. */
+static enum pd_status check_momentum_ranges(const struct pd_config *config,
+                                            const struct pd_node *root, struct pd_error *error)
+{
+    bool cycled = false;
+
+    for (uint32_t i = 0; i < config->schedule_count; i++) {
+        cycled = cycled || pd_schedule_cycles_momentum(&config->schedules[i]);
+    }
+    for (uint32_t group = 1; group < config->group_count && !cycled; group++) {
+        const struct pd_momentum_range *range = &config->groups[group].momentum_range;
+        if (!isnan(range->base) || !isnan(range->max)) {
+            char path[KEY_PATH_BYTES];
+            snprintf(path, sizeof path, "groups.%" PRIu32, group - 1);
+            return pd_node_fault(pd_node_find(root, "groups")->children[group - 1], path, error,
+                                 "base_momentum or max_momentum, but no schedule cycles the "
+                                 "momentum; allowed with one: null");
+        }
+    }
+    return PD_OK;
+}
+
 /* Check what keys say together. */
 static enum pd_status check_config(struct pd_config *config, const struct pd_node *root,
                                    struct pd_error *error)
@@ -672,6 +732,12 @@ static enum pd_status check_config(struct pd_config *config, const struct pd_nod
                              error, "missing; allowed: a whole number >= 1");
     }
     enum pd_status status = check_block_size(config, root, error);
+    if (status == PD_OK) {
+        status = check_layer_decay(config, root, error);
+    }
+    if (status == PD_OK) {
+        status = check_momentum_ranges(config, root, error);
+    }
     return status == PD_OK ? check_listen(config, root, error) : status;
 }
 

@@ -6,6 +6,7 @@
 #include "common/error.h"
 #include "server/core/average.h"
 #include "server/core/clip.h"
+#include "server/core/layer_decay.h"
 #include "server/core/loss_scale.h"
 #include "server/core/optimizer.h"
 #include "server/core/schedule.h"
@@ -23,7 +24,10 @@ struct pd_group {
     bool frozen;      /* its tensors stay as they are, and have no state */
     bool clips_alone; /* its norm is of its own tensors, which then do not count in the whole's */
     struct pd_clip_options clip; /* the whole's, with this group's keys in their place */
-    struct pd_hyper hyper;       /* the optimizer's, likewise */
+    struct pd_hyper hyper; /* the optimizer's, likewise; its lr is what training begins with */
+    double schedule_lr;    /* what schedules start from; times lr_multiplier comes after them */
+    double lr_multiplier;
+    struct pd_momentum_range momentum_range; /* where schedules move it; NaN: as they say */
 };
 
 struct pd_config {
@@ -48,6 +52,7 @@ struct pd_config {
     } lr_scaling;
     struct pd_clip_options clip;
     struct pd_loss_scale_options loss_scale;
+    struct pd_layer_decay_options layer_decay;
     struct pd_lookahead_options lookahead;
     struct pd_average_options average;
     char model[PD_PATH_BYTES_MAX + 1]; /* safetensors file with the initial values; "" none */

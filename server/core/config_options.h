@@ -10,7 +10,6 @@
 struct pd_group_settings {
     uint64_t min_dims;
     uint64_t max_dims;
-    double lr_multiplier;
 };
 
 /* A table for an array of structs at `base`. */

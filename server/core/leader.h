@@ -143,8 +143,8 @@ void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *orde
                            struct pd_step_outcome outcome);
 /* The rates of optimizer step `applied` at an effective batch of `samples`; by group. */
 void pd_leader_lrs(const struct pd_engine *engine, uint64_t applied, uint64_t samples, double *lrs);
-/* The momentum of optimizer step `applied`; NaN: as configured. */
-double pd_leader_momentum(const struct pd_engine *engine, uint64_t applied);
+/* The momentum of a group in optimizer step `applied`; NaN: as configured. */
+double pd_leader_momentum(const struct pd_engine *engine, uint64_t applied, uint32_t group);
 /* End the job: after the running step when `wait`, else at once. */
 void pd_leader_drain(struct pd_engine *engine, const char *reason, bool wait);
 void pd_leader_tick(struct pd_engine *engine);

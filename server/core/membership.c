@@ -331,9 +331,14 @@ enum pd_status pd_member_register(struct pd_engine *engine, struct pd_member *me
         }
     } else {
         struct pd_shard_plan *plan;
+        uint64_t depth_max;
         enum pd_status status =
-            pd_shard_plan_create(&plan, tensors, (uint32_t)engine->config->block_size,
-                                 engine->topology->rank_count, engine->lane_count, error);
+            pd_layer_decay_depth_max(&engine->config->layer_decay, tensors, &depth_max, error);
+        if (status != PD_OK) {
+            return status;
+        }
+        status = pd_shard_plan_create(&plan, tensors, (uint32_t)engine->config->block_size,
+                                      engine->topology->rank_count, engine->lane_count, error);
         if (status != PD_OK) {
             return status;
         }

@@ -155,8 +155,8 @@ double pd_optimizer_decay_share(const struct pd_optimizer_step *step)
     const struct pd_hyper *hyper = step->hyper;
     double share = step->lr * hyper->weight_decay;
 
-    if (hyper->corrected_weight_decay && hyper->lr > 0) {
-        share *= step->lr / hyper->lr;
+    if (hyper->corrected_weight_decay && step->initial_lr > 0) {
+        share *= step->lr / step->initial_lr;
     }
     return share;
 }

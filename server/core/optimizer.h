@@ -74,7 +74,8 @@ struct pd_hyper {
 /* One group's numbers for one step. */
 struct pd_optimizer_step {
     const struct pd_hyper *hyper;
-    double lr; /* scheduled, scaled; NaN: the rule's own */
+    double lr;         /* scheduled, scaled; NaN: the rule's own */
+    double initial_lr; /* before any schedule */
     /* This optimizer step, counted from 1 (t of the papers): among those in which the tensor had a
      * gradient, and among those of its group. Which one a rule counts by, its reference decides. */
     uint64_t number;

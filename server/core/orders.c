@@ -136,28 +136,31 @@ void pd_leader_lrs(const struct pd_engine *engine, uint64_t applied, uint64_t sa
         double override = engine->leader->lr_overrides[group];
         double scheduled = pd_schedule_lr_reduced(config->schedules, engine->leader->plateaus,
                                                   config->schedule_count,
-                                                  config->groups[group].hyper.lr, applied) *
-                           batch_factor(config, samples);
+                                                  config->groups[group].schedule_lr, applied) *
+                           config->groups[group].lr_multiplier * batch_factor(config, samples);
         lrs[group] = isnan(override) ? scheduled : override;
     }
 }
 
-double pd_leader_momentum(const struct pd_engine *engine, uint64_t applied)
+double pd_leader_momentum(const struct pd_engine *engine, uint64_t applied, uint32_t group)
 {
-    return pd_schedule_momentum(engine->config->schedules, engine->config->schedule_count, applied);
+    const struct pd_config *config = engine->config;
+
+    return pd_schedule_momentum(config->schedules, config->schedule_count,
+                                &config->groups[group].momentum_range, applied);
 }
 
-/* The momenta of the next step, for all groups the same. */
+/* The momenta of the next step, if a schedule sets them. */
 static void fill_momenta(const struct pd_engine *engine, struct pd_order *order)
 {
-    double momentum = pd_leader_momentum(engine, engine->leader->applied_steps);
+    uint64_t applied = engine->leader->applied_steps;
 
-    if (isnan(momentum)) {
+    if (isnan(pd_leader_momentum(engine, applied, 0))) {
         return;
     }
     order->momentum_count = order->lr_count;
     for (uint32_t group = 0; group < order->momentum_count; group++) {
-        order->momenta[group] = momentum;
+        order->momenta[group] = pd_leader_momentum(engine, applied, group);
     }
 }
 

@@ -258,22 +258,20 @@ static double onecycle_at(const struct pd_schedule *schedule, const double value
 
 static double onecycle_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    double max_lr = schedule->onecycle.max_lr;
+    double max_lr = isnan(schedule->onecycle.max_lr) ? base_lr : schedule->onecycle.max_lr;
     double initial_lr = max_lr / schedule->onecycle.div_factor;
     double min_lr = initial_lr / schedule->onecycle.final_div_factor;
     const double lrs[] = {initial_lr, max_lr, schedule->onecycle.three_phase ? initial_lr : min_lr,
                           min_lr};
 
-    (void)base_lr;
     return onecycle_at(schedule, lrs, at);
 }
 
-static double onecycle_momentum(const struct pd_schedule *schedule, double at)
+static double onecycle_height(const struct pd_schedule *schedule, double at)
 {
-    double most = schedule->max_momentum;
-    const double momenta[] = {most, schedule->base_momentum, most, most};
+    static const double heights[] = {0, 1, 0, 0};
 
-    return onecycle_at(schedule, momenta, at);
+    return onecycle_at(schedule, heights, at);
 }
 
 static uint64_t onecycle_duration(const struct pd_schedule *schedule)
@@ -282,7 +280,9 @@ static uint64_t onecycle_duration(const struct pd_schedule *schedule)
 }
 
 static const struct pd_option onecycle_options[] = {
-    POSITIVE("max_lr", onecycle.max_lr, "0.01", "learning rate at the top, for all groups"),
+    {FIELD("max_lr", onecycle.max_lr, REAL, "null",
+           "learning rate at the top, for all groups; null: each group's lr"),
+     .nullable = 1, .low_open = 1, .high = INFINITY, .high_open = 1},
     COUNT("total_steps", onecycle.total_steps, "10000", 1, "steps of the whole cycle"),
     {FIELD("pct_start", onecycle.pct_start, REAL, "0.3", "share of the steps that goes up"),
      .high = 1},
@@ -319,22 +319,17 @@ static double cyclic_height(const struct pd_schedule *schedule, double at)
 
 static double cyclic_lr(const struct pd_schedule *schedule, double base_lr, double at)
 {
-    double range = schedule->cyclic.max_lr - schedule->cyclic.base_lr;
+    double max_lr = isnan(schedule->cyclic.max_lr) ? base_lr : schedule->cyclic.max_lr;
+    double range = max_lr - schedule->cyclic.base_lr;
 
-    (void)base_lr;
     return schedule->cyclic.base_lr + range * cyclic_height(schedule, at);
-}
-
-static double cyclic_momentum(const struct pd_schedule *schedule, double at)
-{
-    double range = schedule->max_momentum - schedule->base_momentum;
-
-    return schedule->max_momentum - range * cyclic_height(schedule, at);
 }
 
 static const struct pd_option cyclic_options[] = {
     NUMBER("base_lr", cyclic.base_lr, "1e-3", 0, "least learning rate, for all groups"),
-    NUMBER("max_lr", cyclic.max_lr, "1e-2", 0, "learning rate at the top of the first cycle"),
+    {FIELD("max_lr", cyclic.max_lr, REAL, "null",
+           "learning rate at the top of the first cycle, for all groups; null: each group's lr"),
+     .nullable = 1, .high = INFINITY, .high_open = 1},
     COUNT("step_size_up", cyclic.step_size_up, "2000", 1, "steps that climb"),
     COUNT("step_size_down", cyclic.step_size_down, "0", 0, "steps that fall; 0: as many as climb"),
     WORD("mode", cyclic.mode, "triangular", cycle_words, "how tops change"),
@@ -540,9 +535,8 @@ static const struct pd_schedule_rule rules[] = {
     RULE(polynomial, PD_SCHEDULE_POLYNOMIAL, .duration = duration_steps),
     RULE(cosine, PD_SCHEDULE_COSINE, .duration = cosine_duration),
     RULE(cosine_warm_restarts, PD_SCHEDULE_COSINE_WARM_RESTARTS, .duration = duration_steps),
-    RULE(onecycle, PD_SCHEDULE_ONECYCLE, .momentum = onecycle_momentum,
-         .duration = onecycle_duration),
-    RULE(cyclic, PD_SCHEDULE_CYCLIC, .momentum = cyclic_momentum, .duration = duration_steps),
+    RULE(onecycle, PD_SCHEDULE_ONECYCLE, .height = onecycle_height, .duration = onecycle_duration),
+    RULE(cyclic, PD_SCHEDULE_CYCLIC, .height = cyclic_height, .duration = duration_steps),
     RULE(inverse_sqrt, PD_SCHEDULE_INVERSE_SQRT, .duration = duration_steps),
     RULE(wsd, PD_SCHEDULE_WSD, .duration = wsd_duration),
     RULE(piecewise, PD_SCHEDULE_PIECEWISE, .duration = duration_steps),
@@ -692,10 +686,20 @@ bool pd_schedule_runs(const struct pd_schedule *schedules, size_t count, size_t 
 
 bool pd_schedule_cycles_momentum(const struct pd_schedule *schedule)
 {
-    return rule_of(schedule)->momentum != NULL && schedule->cycle_momentum;
+    return rule_of(schedule)->height != NULL && schedule->cycle_momentum;
 }
 
-double pd_schedule_momentum(const struct pd_schedule *schedules, size_t count, uint64_t step)
+struct pd_momentum_range pd_schedule_momentum_range(const struct pd_schedule *schedule,
+                                                    const struct pd_momentum_range *range)
+{
+    return (struct pd_momentum_range){
+        .base = isnan(range->base) ? schedule->base_momentum : range->base,
+        .max = isnan(range->max) ? schedule->max_momentum : range->max,
+    };
+}
+
+double pd_schedule_momentum(const struct pd_schedule *schedules, size_t count,
+                            const struct pd_momentum_range *range, uint64_t step)
 {
     double momentum = NAN;
     size_t together;
@@ -703,8 +707,10 @@ double pd_schedule_momentum(const struct pd_schedule *schedules, size_t count, u
 
     for (size_t i = first; i < first + together; i++) {
         if (pd_schedule_cycles_momentum(&schedules[i])) {
-            momentum =
-                rule_of(&schedules[i])->momentum(&schedules[i], own_time(&schedules[i], step));
+            struct pd_momentum_range own = pd_schedule_momentum_range(&schedules[i], range);
+            double height =
+                rule_of(&schedules[i])->height(&schedules[i], own_time(&schedules[i], step));
+            momentum = own.max - (own.max - own.base) * height;
         }
     }
     return momentum;

@@ -103,6 +103,13 @@ struct pd_schedule {
     struct pd_option_reals milestones; /* multistep */
 };
 
+/* Between what a schedule moves the momentum: at the highest rate and at the lowest; NaN: as the
+ * schedule says. */
+struct pd_momentum_range {
+    double base;
+    double max;
+};
+
 struct pd_schedule_rule {
     const char *name;
     enum pd_schedule_kind kind;
@@ -113,8 +120,9 @@ struct pd_schedule_rule {
     bool continues;
     /* The rate at its own time `at`: in its unit, or of a plateau the reductions so far. */
     double (*lr)(const struct pd_schedule *schedule, double base_lr, double at);
-    /* The momentum then, or beta1 of the Adam family; NULL: never sets it. */
-    double (*momentum)(const struct pd_schedule *schedule, double at);
+    /* How far the rate has then come from its lowest to its highest, 0 to 1; the momentum, or beta1
+     * of the Adam family, is as far on its way back. NULL: it is never set. */
+    double (*height)(const struct pd_schedule *schedule, double at);
     uint64_t (*duration)(const struct pd_schedule *schedule); /* in its unit; 0: for ever */
 };
 
@@ -152,8 +160,12 @@ double pd_schedule_lr_reduced(const struct pd_schedule *schedules,
 bool pd_schedule_runs(const struct pd_schedule *schedules, size_t count, size_t index,
                       uint64_t step);
 
-/* The momentum of that step, or NaN where it stays as configured. */
-double pd_schedule_momentum(const struct pd_schedule *schedules, size_t count, uint64_t step);
+/* The momentum of that step within `range`, or NaN where it stays as configured. */
+double pd_schedule_momentum(const struct pd_schedule *schedules, size_t count,
+                            const struct pd_momentum_range *range, uint64_t step);
+/* The range with the schedule's own bounds for those it leaves open. */
+struct pd_momentum_range pd_schedule_momentum_range(const struct pd_schedule *schedule,
+                                                    const struct pd_momentum_range *range);
 
 /* Whether a schedule sets the momentum in some step. */
 bool pd_schedule_cycles_momentum(const struct pd_schedule *schedule);

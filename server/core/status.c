@@ -174,13 +174,13 @@ char *pd_status_step_json(struct pd_engine *engine)
 static json_t *momenta(const struct pd_engine *engine, uint64_t step)
 {
     const struct pd_config *config = engine->config;
-    double scheduled = pd_leader_momentum(engine, step);
     json_t *row = json_array();
 
     for (uint32_t i = 0; i < config->group_count; i++) {
         struct pd_hyper hyper = config->groups[i].hyper;
         const double *configured = pd_optimizer_momentum(config->optimizer, &hyper);
         double otherwise = configured != NULL ? *configured : NAN;
+        double scheduled = pd_leader_momentum(engine, step, i);
         json_array_append_new(row, real_or_null(isnan(scheduled) ? otherwise : scheduled));
     }
     return row;
@@ -289,7 +289,10 @@ char *pd_status_tensors_json(struct pd_engine *engine)
         json_array_append_new(
             list, json_pack("{s:s, s:o, s:I, s:s, s:o, s:o, s:o}", "name", tensor->name, "shape",
                             shape, "elements", (json_int_t)tensor->element_count, "group",
-                            engine->config->groups[group].name, "lr", real_or_null(lrs[group]),
+                            engine->config->groups[group].name, "lr",
+                            real_or_null(engine->step != NULL
+                                             ? lrs[group] * pd_step_lr_factor(engine->step, i)
+                                             : lrs[group]),
                             "grad_norm", real_or_null(norms != NULL ? norms->tensors[i] : NAN),
                             "shards", shards_of(engine, i)));
     }

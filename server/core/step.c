@@ -25,6 +25,7 @@ struct pd_step_machine {
     uint32_t rank;
     uint32_t lane;
     uint32_t *tensor_groups; /* model.count */
+    double *lr_factors;      /* model.count: of its group's rate */
     uint64_t *tensor_misses; /* model.count: steps applied that the tensor had no gradient in */
 
     const struct pd_order *order;
@@ -118,8 +119,12 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
     if (!find_groups(machine)) {
         goto fail_machine;
     }
-    enum pd_status status = pd_gradient_norms_init(&machine->norms, config, plan, model->count,
-                                                   machine->tensor_groups, error);
+    enum pd_status status =
+        pd_layer_decay_factors(&machine->lr_factors, &config->layer_decay, model, error);
+    if (status == PD_OK) {
+        status = pd_gradient_norms_init(&machine->norms, config, plan, model->count,
+                                        machine->tensor_groups, error);
+    }
     if (status == PD_OK) {
         status = pd_optimizer_state_init(&machine->optimizer_state, config, model, plan,
                                          &store->shard, machine->tensor_groups, error);
@@ -164,6 +169,7 @@ void pd_step_destroy(struct pd_step_machine *machine)
     pd_tensor_sums_finish(&machine->sums);
     pd_optimizer_state_finish(&machine->optimizer_state);
     pd_gradient_norms_finish(&machine->norms);
+    pd_heap_free(machine->lr_factors);
     pd_heap_free(machine->tensor_groups);
     pd_heap_free(machine);
 }
@@ -433,6 +439,7 @@ static void decide(struct pd_step_machine *machine)
         machine->group_steps[group] = (struct pd_optimizer_step){
             .hyper = group_hyper(machine, group),
             .lr = machine->order->lrs[group],
+            .initial_lr = config->groups[group].hyper.lr,
             .number = machine->order->optimizer_step + 1,
             .group_number = machine->order->optimizer_step + 1,
             .gradient_scale = norms->scales[group],
@@ -460,6 +467,8 @@ static struct pd_optimizer_step tensor_step(const struct pd_step_machine *machin
 {
     struct pd_optimizer_step step = machine->group_steps[machine->tensor_groups[tensor]];
     step.number -= machine->tensor_misses[tensor];
+    step.lr *= machine->lr_factors[tensor];
+    step.initial_lr *= machine->lr_factors[tensor];
     return step;
 }
 
@@ -706,6 +715,11 @@ const struct pd_collective *pd_step_collective(const struct pd_step_machine *mac
 const struct pd_gradient_norms *pd_step_norms(const struct pd_step_machine *machine)
 {
     return &machine->norms;
+}
+
+double pd_step_lr_factor(const struct pd_step_machine *machine, uint32_t tensor)
+{
+    return machine->lr_factors[tensor];
 }
 
 bool pd_step_nonfinite(const struct pd_step_machine *machine)

@@ -46,7 +46,7 @@ struct pd_gradient_norms;
 struct pd_step_machine;
 
 /* `config`, `model`, `plan`, `store` and `roster` are borrowed until destroy; all that a step needs
- * is allocated here. Errors: PD_ENOMEM. */
+ * is allocated here. Errors: PD_ENOMEM, PD_EMODEL (layer_decay does not suit the model). */
 PD_MUST_CHECK
 enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_config *config,
                               const struct pd_tensor_list *model, const struct pd_shard_plan *plan,
@@ -75,6 +75,9 @@ const struct pd_collective *pd_step_collective(const struct pd_step_machine *mac
 
 /* The norms of the last step that took them. */
 const struct pd_gradient_norms *pd_step_norms(const struct pd_step_machine *machine);
+
+/* What a tensor's rate is in those of its group. */
+double pd_step_lr_factor(const struct pd_step_machine *machine, uint32_t tensor);
 
 /* DONE: whether the step was skipped because of its gradient. */
 bool pd_step_nonfinite(const struct pd_step_machine *machine);

@@ -284,12 +284,14 @@ static bool step_with_kernels(struct sim_oracle *oracle, const struct pd_order *
     }
     double scale = pd_clip_scale(pd_clip_root(power, config->clip.norm_type), config->clip.norm);
     for (uint32_t group = 0; group < config->group_count; group++) {
-        group_steps[group] = (struct pd_optimizer_step){.hyper = &config->groups[group].hyper,
-                                                        .lr = order->lrs[group],
-                                                        .number = oracle->applied + 1,
-                                                        .group_number = oracle->applied + 1,
-                                                        .gradient_scale = scale,
-                                                        .gradient_norm = sqrt(squares) * scale};
+        group_steps[group] =
+            (struct pd_optimizer_step){.hyper = &config->groups[group].hyper,
+                                       .lr = order->lrs[group],
+                                       .initial_lr = config->groups[group].hyper.lr,
+                                       .number = oracle->applied + 1,
+                                       .group_number = oracle->applied + 1,
+                                       .gradient_scale = scale,
+                                       .gradient_norm = sqrt(squares) * scale};
     }
     update(oracle, group_steps, next);
     return true;

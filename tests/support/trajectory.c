@@ -292,6 +292,7 @@ static void trajectory_run(struct trajectory *trajectory)
             steps[i] = (struct pd_optimizer_step){
                 .hyper = &trajectory->config->groups[group].hyper,
                 .lr = now->lr[group],
+                .initial_lr = trajectory->config->groups[group].hyper.lr,
                 .number = trajectory->step_counts[i],
                 .group_number = s + 1,
                 .gradient_scale = trajectory->options->gradient_scale,

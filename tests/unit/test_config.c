@@ -143,6 +143,10 @@ START_TEST(a_group_has_the_optimizers_values_but_its_own)
     ck_assert_double_eq(groups[2].hyper.lr, 1e-5);
     ck_assert_double_eq(groups[2].hyper.weight_decay, 0.1);
     ck_assert_double_eq(groups[3].hyper.lr, 0.5e-3);
+    ck_assert_double_eq(groups[3].schedule_lr, 1e-3);
+    ck_assert_double_eq(groups[3].lr_multiplier, 0.5);
+    ck_assert_double_eq(groups[2].schedule_lr, 1e-5);
+    ck_assert_double_eq(groups[2].lr_multiplier, 1);
     pd_config_destroy(config);
 }
 END_TEST
@@ -358,8 +362,8 @@ static const struct {
 } refusals[] = {
     {"\n\nclipp: 1\n", NULL,
      "f:3: clipp: unknown key; did you mean clip? allowed: listen, advertise, insecure, "
-     "aggregation, lanes, workers, accumulation_steps, outer, lr_scaling, clip, lookahead, ema, "
-     "swa, "
+     "aggregation, lanes, workers, accumulation_steps, outer, lr_scaling, clip, layer_decay, "
+     "lookahead, ema, swa, "
      "loss_scale, model, "
      "block_size, "
      "handshake_s, send_timeout_s, rank_timeout_s, drain_timeout_s, optimizer, groups, "
@@ -420,6 +424,20 @@ static const struct {
      "false"},
     {"optimizer: {name: adafactor, relative_step: false}", NULL,
      "f:1: optimizer: relative_step: false without lr; allowed: a number as lr"},
+    {"layer_decay: {decay: 0.5}", NULL,
+     "f:1: layer_decay.layers: missing; allowed: globs with {} for the number of the layer"},
+    {"layer_decay:\n  decay: 0.5\n  layers: [\"a.{}\", b]\n", NULL,
+     "f:3: layer_decay.layers: b: not one {}; allowed: globs with {} for the number of the layer"},
+    {"layer_decay: {decay: 0.5, layers: \"{}.{}\"}", NULL,
+     "f:1: layer_decay.layers: {}.{}: not one {}; allowed: globs with {} for the number of the "
+     "layer"},
+    {"layer_decay: {decay: 1.5}", NULL,
+     "f:1: layer_decay.decay: 1.5: out of range; allowed: a number > 0 and <= 1, or null"},
+    {"{optimizer: {name: adafactor}, layer_decay: {decay: 0.5, layers: \"{}\"}}", NULL,
+     "f:1: layer_decay.decay: given, but adafactor sets its own lr; allowed with it: optimizer.lr"},
+    {"optimizer: {name: sgd}\ngroups:\n  - {match: a}\n  - {max_momentum: 0.5}\n", NULL,
+     "f:4: groups.1: base_momentum or max_momentum, but no schedule cycles the momentum; allowed "
+     "with one: null"},
     {"{optimizer: {name: adafactor}, groups: [{lr_multiplier: 2}]}", NULL,
      "f:1: groups.0: lr_multiplier, but adafactor sets its own lr; allowed with it: optimizer.lr"},
     {"optimizer: {name: adafactor_torch, eps: null}", NULL,

@@ -55,6 +55,7 @@ static void subject_step_of_group(struct subject *subject, const float *gradient
     const struct pd_optimizer_step step = {
         .hyper = &subject->hyper,
         .lr = lr,
+        .initial_lr = subject->hyper.lr,
         .number = ++subject->step_count,
         .group_number = group_number,
         .gradient_scale = 1,

@@ -166,6 +166,9 @@ START_TEST(a_schedule_gives_the_rates_of_its_reference)
 }
 END_TEST
 
+/* As the schedule says. */
+static const struct pd_momentum_range own = {NAN, NAN};
+
 START_TEST(a_schedule_gives_the_momenta_of_its_reference)
 {
     const struct schedule_case *schedule_case = &cases[_i];
@@ -174,7 +177,7 @@ START_TEST(a_schedule_gives_the_momenta_of_its_reference)
 
     for (size_t step = 0; step < json_array_size(json_object_get(document, "lr")); step++) {
         double momentum =
-            pd_schedule_momentum(schedule_case->schedules, schedule_case->count, step);
+            pd_schedule_momentum(schedule_case->schedules, schedule_case->count, &own, step);
         if (momenta == NULL) {
             ck_assert(isnan(momentum));
             continue;
@@ -195,12 +198,49 @@ START_TEST(a_momentum_is_set_only_in_the_steps_of_the_schedule_that_cycles_it)
         {.kind = PD_SCHEDULE_CONSTANT, .factor = 1},
     };
 
-    ck_assert(isnan(pd_schedule_momentum(schedules, 3, 2)));
-    ck_assert_double_eq(pd_schedule_momentum(schedules, 3, 3), 0.95);
-    ck_assert(isnan(pd_schedule_momentum(schedules, 3, 203)));
-    ck_assert(isnan(pd_schedule_momentum(NULL, 0, 3)));
+    ck_assert(isnan(pd_schedule_momentum(schedules, 3, &own, 2)));
+    ck_assert_double_eq(pd_schedule_momentum(schedules, 3, &own, 3), 0.95);
+    ck_assert(isnan(pd_schedule_momentum(schedules, 3, &own, 203)));
+    ck_assert(isnan(pd_schedule_momentum(NULL, 0, &own, 3)));
     schedules[1].cycle_momentum = false;
-    ck_assert(isnan(pd_schedule_momentum(schedules, 3, 3)));
+    ck_assert(isnan(pd_schedule_momentum(schedules, 3, &own, 3)));
+}
+END_TEST
+
+START_TEST(a_group_may_have_a_range_of_its_own_for_the_momentum)
+{
+    struct pd_schedule schedule =
+        ONECYCLE(.max_lr = 0.5, .pct_start = 0.3, .div_factor = 25, .final_div_factor = 1e4);
+    const struct pd_momentum_range range = {0.25, 0.75};
+    const struct pd_momentum_range upper = {NAN, 0.75};
+
+    for (uint64_t step = 0; step < 250; step++) {
+        double share = (0.95 - pd_schedule_momentum(&schedule, 1, &own, step)) / (0.95 - 0.85);
+        ck_assert_double_eq_tol(pd_schedule_momentum(&schedule, 1, &range, step),
+                                0.75 - 0.5 * share, 1e-12);
+        ck_assert_double_eq_tol(pd_schedule_momentum(&schedule, 1, &upper, step),
+                                0.75 - (0.75 - 0.85) * share, 1e-12);
+    }
+}
+END_TEST
+
+START_TEST(without_a_top_of_its_own_a_cycle_climbs_to_the_rate_of_the_group)
+{
+    struct pd_schedule onecycle =
+        ONECYCLE(.max_lr = 0.5, .pct_start = 0.3, .div_factor = 25, .final_div_factor = 1e4);
+    struct pd_schedule cyclic = {.kind = PD_SCHEDULE_CYCLIC,
+                                 .cyclic = {.base_lr = 0.1, .max_lr = 0.5, .step_size_up = 4}};
+
+    for (uint64_t step = 0; step < 250; step++) {
+        double once = pd_schedule_lr(&onecycle, 1, 9, step);
+        double often = pd_schedule_lr(&cyclic, 1, 9, step);
+        struct pd_schedule open_onecycle = onecycle;
+        struct pd_schedule open_cyclic = cyclic;
+        open_onecycle.onecycle.max_lr = NAN;
+        open_cyclic.cyclic.max_lr = NAN;
+        ck_assert_double_eq(pd_schedule_lr(&open_onecycle, 1, 0.5, step), once);
+        ck_assert_double_eq(pd_schedule_lr(&open_cyclic, 1, 0.5, step), often);
+    }
 }
 END_TEST
 
@@ -577,6 +617,8 @@ int main(void)
     tcase_add_loop_test(tests, a_schedule_gives_the_rates_of_its_reference, 0, CASE_COUNT);
     tcase_add_loop_test(tests, a_schedule_gives_the_momenta_of_its_reference, 0, CASE_COUNT);
     tcase_add_test(tests, a_momentum_is_set_only_in_the_steps_of_the_schedule_that_cycles_it);
+    tcase_add_test(tests, a_group_may_have_a_range_of_its_own_for_the_momentum);
+    tcase_add_test(tests, without_a_top_of_its_own_a_cycle_climbs_to_the_rate_of_the_group);
     tcase_add_test(tests, without_a_schedule_the_rate_stays);
     tcase_add_test(tests, a_sequence_counts_each_schedule_from_its_own_beginning);
     tcase_add_test(tests, schedules_that_run_together_last_as_long_as_the_longest);

@@ -56,8 +56,8 @@ static uint32_t cautious_step(float *restrict p_next, const float *restrict p, f
 static double decay_share(const struct pd_optimizer_step *step)
 {
     double share = pd_optimizer_decay_share(step);
-    bool relative = step->hyper->decoupled_weight_decay && step->hyper->lr > 0;
-    return relative ? share / step->hyper->lr : share;
+    bool relative = step->hyper->decoupled_weight_decay && step->initial_lr > 0;
+    return relative ? share / step->initial_lr : share;
 }
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
