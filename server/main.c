@@ -71,8 +71,11 @@ int main(int argc, char **argv)
     struct pd_arguments arguments;
     struct pd_error error = {0};
 
-    pd_signals_prepare(pd_signals_launched());
     pd_assert_set_hook(on_assert);
+    if (pd_signals_prepare(pd_signals_launched(), &error) != PD_OK) {
+        complain(&error);
+        return EXIT_FAILURE;
+    }
     if (pd_arguments_parse(argc, argv, &arguments, &error) != PD_OK) {
         complain(&error);
         return EXIT_USAGE;

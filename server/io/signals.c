@@ -1,14 +1,18 @@
 #include "server/io/signals.h"
 
+#include "common/assert.h"
 #include "common/heap.h"
 #include "server/io/log.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
-enum { OPERATOR_SIGNAL_COUNT = 3, HANDLE_COUNT = 4 };
+enum { OPERATOR_SIGNAL_COUNT = 3 };
 
 static const struct {
     int number;
@@ -19,24 +23,45 @@ static const struct {
 /* The process that started this one, as it was at the start. Set once by pd_signals_prepare. */
 static pid_t launcher;
 
+/* A handler writes the number of its signal into the second, the loop reads it from the first. They
+ * outlive every pd_signals, so that a handler can run at any time and on any thread; and so do the
+ * handlers: what libuv does when it takes a handler back leaves a moment in which the signal kills.
+ * Set once by pd_signals_prepare. */
+static int pipe_fds[2] = {-1, -1};
+
+/* A SIGTERM or SIGINT came before. */
+static volatile sig_atomic_t asked;
+
 /* Owner: the loop thread. */
 struct pd_signals {
-    uv_signal_t handles[HANDLE_COUNT];
+    uv_poll_t poll;
     struct pd_loop *loop;
-    uint32_t handles_open;
     bool launched;
-    bool asked; /* a SIGTERM or SIGINT came before */
 };
 
-/* The operator's signal that came before there was a loop to tell; 0: none. */
-static volatile sig_atomic_t early_signal;
-
-static void note_early(int number)
+static void note(int number)
 {
-    if (early_signal != 0 && number != SIGUSR1) {
-        _exit(1);
+    const int kept_errno = errno; /* NOLINT(bugprone-signal-handler,cert-sig30-c): POSIX allows it */
+    const uint8_t byte = (uint8_t)number;
+    /* When the pipe is full, the loop has more than enough to read. */
+    ssize_t ignored = write(pipe_fds[1], &byte, 1);
+    (void)ignored;
+    errno = kept_errno;
+}
+
+static void note_operator(int number)
+{
+    static const char text[] = "paramd: a second signal: stopping at once\n";
+
+    if (number != SIGUSR1) {
+        if (asked != 0) {
+            ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
+            (void)ignored;
+            _exit(1);
+        }
+        asked = 1;
     }
-    early_signal = number;
+    note(number);
 }
 
 /* A real-time signal nobody else sends. */
@@ -50,59 +75,57 @@ bool pd_signals_launched(void)
     return getenv("OMPI_COMM_WORLD_SIZE") != NULL;
 }
 
-void pd_signals_prepare(bool launched)
+enum pd_status pd_signals_prepare(bool launched, struct pd_error *error)
 {
+    if (pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK) != 0) {
+        return pd_error_set(error, PD_EIO, "signals: pipe: %s", strerror(errno));
+    }
     (void)signal(SIGPIPE, SIG_IGN);
     for (uint32_t i = 0; i < OPERATOR_SIGNAL_COUNT; i++) {
-        (void)signal(operator_signals[i].number, note_early);
+        (void)signal(operator_signals[i].number, note_operator);
     }
     launcher = getppid();
     if (launched) {
         (void)prctl(PR_SET_PDEATHSIG, launcher_signal());
     }
-}
-
-static void ask_to_drain(struct pd_signals *signals, int number)
-{
-    struct pd_event event = {.kind = PD_EVENT_DRAIN};
-
-    for (uint32_t i = 0; i < OPERATOR_SIGNAL_COUNT; i++) {
-        if (operator_signals[i].number == number) {
-            event.text = operator_signals[i].name;
-        }
-    }
-    if (number != SIGUSR1) {
-        if (signals->asked) {
-            pd_log("a second %s: stopping at once", event.text);
-            _exit(1);
-        }
-        signals->asked = true;
-    }
-    pd_loop_emit(signals->loop, &event);
+    return PD_OK;
 }
 
 void pd_signals_tick(struct pd_signals *signals)
 {
-    if (early_signal != 0) {
-        int number = early_signal;
-        early_signal = 0;
-        ask_to_drain(signals, number);
-    }
     if (signals->launched && getppid() != launcher) {
         pd_log("mpirun is gone: stopping");
         _exit(1);
     }
 }
 
-static void on_signal(uv_signal_t *handle, int number)
+static void take(struct pd_signals *signals, int number)
 {
-    struct pd_signals *signals = handle->data;
+    struct pd_event event = {.kind = PD_EVENT_DRAIN};
 
     if (number == launcher_signal()) {
         pd_signals_tick(signals);
         return;
     }
-    ask_to_drain(signals, number);
+    for (uint32_t i = 0; i < OPERATOR_SIGNAL_COUNT; i++) {
+        if (operator_signals[i].number == number) {
+            event.text = operator_signals[i].name;
+        }
+    }
+    pd_loop_emit(signals->loop, &event);
+}
+
+static void on_readable(uv_poll_t *poll, int status, int events)
+{
+    struct pd_signals *signals = poll->data;
+    uint8_t numbers[16];
+    (void)status;
+    (void)events;
+
+    ssize_t count = read(pipe_fds[0], numbers, sizeof numbers);
+    for (ssize_t i = 0; i < count; i++) {
+        take(signals, numbers[i]);
+    }
     pd_loop_settle(signals->loop);
 }
 
@@ -110,37 +133,28 @@ enum pd_status pd_signals_create(struct pd_signals **out, struct pd_loop *loop, 
                                  struct pd_error *error)
 {
     *out = NULL;
+    PD_ASSERT(pipe_fds[0] >= 0);
     struct pd_signals *signals = pd_heap_zalloc(1, sizeof *signals);
     if (signals == NULL) {
         return pd_error_set(error, PD_ENOMEM, "signals: out of memory");
     }
     signals->loop = loop;
     signals->launched = launched;
-    for (uint32_t i = 0; i < HANDLE_COUNT; i++) {
-        uv_signal_t *handle = &signals->handles[i];
-        int number = i < OPERATOR_SIGNAL_COUNT ? operator_signals[i].number : launcher_signal();
-        handle->data = signals;
-        int result = uv_signal_init(pd_loop_uv(loop), handle);
-        if (result == 0) {
-            signals->handles_open++;
-            result = uv_signal_start(handle, on_signal, number);
-        }
-        if (result != 0) {
-            pd_signals_destroy(signals);
-            return pd_error_set(error, PD_EIO, "signals: %s", uv_strerror(result));
-        }
+    signals->poll.data = signals;
+    int result = uv_poll_init(pd_loop_uv(loop), &signals->poll, pipe_fds[0]);
+    if (result != 0) {
+        pd_heap_free(signals);
+        return pd_error_set(error, PD_EIO, "signals: %s", uv_strerror(result));
     }
+    (void)uv_poll_start(&signals->poll, UV_READABLE, on_readable);
+    (void)signal(launcher_signal(), note);
     *out = signals;
     return PD_OK;
 }
 
 static void on_closed(uv_handle_t *handle)
 {
-    struct pd_signals *signals = handle->data;
-    signals->handles_open--;
-    if (signals->handles_open == 0) {
-        pd_heap_free(signals);
-    }
+    pd_heap_free(handle->data);
 }
 
 void pd_signals_destroy(struct pd_signals *signals)
@@ -148,15 +162,10 @@ void pd_signals_destroy(struct pd_signals *signals)
     if (signals == NULL) {
         return;
     }
-    if (signals->handles_open == 0) {
-        pd_heap_free(signals);
-        return;
-    }
-    for (uint32_t i = signals->handles_open; i > 0; i--) {
-        uv_close((uv_handle_t *)&signals->handles[i - 1], on_closed);
-    }
     /* The job ends by rank 0's word: the same signal may reach a slower rank only now. */
     for (uint32_t i = 0; i < OPERATOR_SIGNAL_COUNT; i++) {
         (void)signal(operator_signals[i].number, SIG_IGN);
     }
+    (void)signal(launcher_signal(), SIG_DFL);
+    uv_close((uv_handle_t *)&signals->poll, on_closed);
 }

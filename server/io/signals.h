@@ -11,10 +11,12 @@ struct pd_signals;
 /* Whether mpirun started this process. */
 bool pd_signals_launched(void);
 
-/* Call first in main: an operator's signal is kept for the loop to come, and from now on this
+/* Call once, first in main: an operator's signal is kept for the loop to come, and from now on this
  * process is told when the one that started it ends, and dies of that until a pd_signals takes it
- * over. SIGPIPE is ignored. */
-void pd_signals_prepare(bool launched);
+ * over. SIGPIPE is ignored.
+ * Errors: PD_EIO. */
+PD_MUST_CHECK
+enum pd_status pd_signals_prepare(bool launched, struct pd_error *error);
 
 /* Errors: PD_ENOMEM, PD_EIO. */
 PD_MUST_CHECK

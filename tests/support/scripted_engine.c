@@ -1,6 +1,7 @@
 #include "tests/support/scripted_engine.h"
 
 #include "server/io/listener.h"
+#include "server/io/signals.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -73,6 +74,7 @@ int scripted_rank_run(struct scripted_rank *rank, void (*converse)(struct script
     struct conversation conversation = {rank, converse};
     pthread_t thread;
 
+    ck_assert_msg(pd_signals_prepare(rank->options.launched, &error) == PD_OK, "%s", error.message);
     ck_assert_msg(pd_loop_create(&rank->loop, &rank->options, &error) == PD_OK, "%s",
                   error.message);
     if (converse != NULL) {

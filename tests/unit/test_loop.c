@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -320,6 +321,7 @@ START_TEST(a_leader_that_cannot_be_resolved_is_told_at_once)
     struct pd_loop *loop = NULL;
     scripted_rank_init(&rank, react_link);
     rank.options.leader = "no.such.host.invalid:7070";
+    ck_assert_int_eq(pd_signals_prepare(false, &error), PD_OK);
 
     ck_assert_int_eq(pd_loop_create(&loop, &rank.options, &error), PD_ECONNECTION);
 
@@ -415,6 +417,35 @@ START_TEST(a_second_signal_ends_at_once_with_code_1)
 }
 END_TEST
 
+static pid_t sender;
+
+/* From the first tick on, another process sends the signal as fast as it can. */
+static void react_storm(struct pd_engine *engine, const struct pd_event *event,
+                        struct pd_actions *actions)
+{
+    (void)engine;
+    if (event->kind == PD_EVENT_TICK && sender == 0) {
+        const pid_t rank_pid = getpid();
+        sender = fork();
+        while (sender == 0 && kill(rank_pid, SIGUSR1) == 0) {
+        }
+    } else if (event->kind == PD_EVENT_DRAIN) {
+        pd_actions_exit(actions, 0);
+    }
+}
+
+START_TEST(a_signal_sent_again_and_again_does_not_disturb_the_end)
+{
+    struct scripted_rank rank;
+    scripted_rank_init(&rank, react_storm);
+
+    ck_assert_int_eq(scripted_rank_run(&rank, NULL), 0);
+
+    ck_assert_int_eq(kill(sender, SIGKILL), 0);
+    ck_assert_int_eq(waitpid(sender, NULL, 0), sender);
+}
+END_TEST
+
 /* Plays mpirun: starts a rank and dies; the rank's end shows in the pipe. */
 static void be_a_launcher(int pipe_write)
 {
@@ -425,7 +456,6 @@ static void be_a_launcher(int pipe_write)
         _exit(0);
     }
     struct scripted_rank rank;
-    pd_signals_prepare(true);
     scripted_rank_init(&rank, react_link);
     rank.options.launched = true;
     (void)dup2(pipe_write, STDERR_FILENO);
@@ -475,6 +505,7 @@ int main(void)
     tcase_add_test(tcase, a_port_beyond_the_last_is_refused);
     tcase_add_loop_test(tcase, a_signal_asks_for_a_drain_by_its_name, 0, 3);
     tcase_add_exit_test(tcase, a_second_signal_ends_at_once_with_code_1, 1);
+    tcase_add_loop_test(tcase, a_signal_sent_again_and_again_does_not_disturb_the_end, 0, 30);
     tcase_add_test(tcase, a_rank_ends_when_its_launcher_is_gone);
     suite_add_tcase(suite, tcase);
 
