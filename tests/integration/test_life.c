@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define RANK_COUNT 2u
@@ -150,6 +151,25 @@ START_TEST(launcher_drains_at_a_signal)
 }
 END_TEST
 
+/* Ranks between their start and the first line of main, for as long as the test likes. */
+START_TEST(launcher_drains_ranks_that_have_not_begun)
+{
+    static const char script[] = "#!/bin/sh\necho starting\nexec sleep 1000\n";
+    char *path = suite_write_file("slow", script, strlen(script));
+    const char *const words[] = {PARAMD_LAUNCH_PROGRAM, "-n", "2", "--", NULL};
+
+    ck_assert_int_eq(chmod(path, 0700), 0);
+    ck_assert_int_eq(setenv("PARAMD", path, 1), 0);
+    struct process *launcher = process_start(words);
+    process_await_output(launcher, "starting");
+    process_signal(launcher, alone_signals[_i]);
+    ck_assert_int_eq(process_wait(launcher), 0);
+    process_await_error(launcher, "paramd-launch: drained before all ranks had begun");
+    process_stop(launcher);
+    free(path);
+}
+END_TEST
+
 /* ---- Death ---- */
 
 /* Rank 0 and the last rank; idle, and within a training. */
@@ -260,6 +280,7 @@ int main(void)
     suite_add(suite, drain_does_not_wait_for_a_step_that_nobody_ends);
     suite_add_loop(suite, daemon_without_mpirun_drains_at_a_signal, 3);
     suite_add_loop(suite, launcher_drains_at_a_signal, 3);
+    suite_add_loop(suite, launcher_drains_ranks_that_have_not_begun, 3);
     suite_add_loop(suite, killed_rank_ends_the_job_and_is_named, 4);
     suite_add_loop(suite, stopped_rank_ends_the_job_with_a_message, 4);
     suite_add_loop(suite, killed_mpirun_leaves_no_rank, 2);
