@@ -41,7 +41,8 @@ struct pd_signals {
 
 static void note(int number)
 {
-    const int kept_errno = errno; /* NOLINT(bugprone-signal-handler,cert-sig30-c): POSIX allows it */
+    /* NOLINTNEXTLINE(bugprone-signal-handler,cert-sig30-c): POSIX allows errno here. */
+    const int kept_errno = errno;
     const uint8_t byte = (uint8_t)number;
     /* When the pipe is full, the loop has more than enough to read. */
     ssize_t ignored = write(pipe_fds[1], &byte, 1);
