@@ -32,6 +32,7 @@ void trial_begin(struct trial *trial, uint32_t rank_count, const char *aggregati
 {
     ck_assert_uint_le(tensor_count, TRIAL_TENSOR_COUNT_MAX);
     memset(trial, 0, sizeof *trial);
+    trial->samples = 1;
     trial->tensor_count = tensor_count;
     for (uint32_t i = 0; i < tensor_count; i++) {
         uint64_t count = 1;
@@ -60,8 +61,8 @@ struct paramd_step_info trial_step(struct trial *trial, const float *gradient, u
         gradients[i] = (absent >> i & 1) != 0 ? NULL : gradient + trial->begins[i];
         values[i] = trial->values + trial->begins[i];
     }
-    ck_assert_msg(paramd_step(trial->client, gradients, 1, NULL, 0, values, &info, &error) ==
-                      PARAMD_OK,
+    ck_assert_msg(paramd_step(trial->client, gradients, trial->samples, NULL, 0, values, &info,
+                              &error) == PARAMD_OK,
                   "%s", error.message);
     return info;
 }

@@ -21,6 +21,7 @@ struct trial_tensor {
 struct trial {
     struct cluster cluster;
     struct paramd_client *client;
+    uint64_t samples; /* of the next micro-batch; 1 at first */
     uint32_t tensor_count;
     uint64_t begins[TRIAL_TENSOR_COUNT_MAX + 1]; /* of each tensor's elements */
     float values[TRIAL_ELEMENT_COUNT_MAX];       /* of all tensors, one after the other */
@@ -31,7 +32,8 @@ struct trial {
 void trial_begin(struct trial *trial, uint32_t rank_count, const char *aggregation,
                  const char *config, const struct trial_tensor *tensors, uint32_t tensor_count);
 
-/* One step of one sample with that gradient, flat; bit i of `absent` leaves tensor i out. */
+/* One micro-batch, or a step where that is all, with that gradient, flat; bit i of `absent` leaves
+ * tensor i out. */
 struct paramd_step_info trial_step(struct trial *trial, const float *gradient, uint64_t absent);
 /* The same with every element of the gradient `element`. */
 struct paramd_step_info trial_step_all(struct trial *trial, float element);
