@@ -38,6 +38,9 @@
 /* Collectives that may wait for the MPI thread. */
 #define PD_COLLECTIVE_QUEUE_COUNT_MAX 1024u
 
+/* An administrator's command. */
+#define PD_ADMIN_SETTING_COUNT_MAX 16u
+
 /* Texts. */
 #define PD_ERROR_BYTES_MAX 512u
 #define PD_NAME_BYTES_MAX 127u

@@ -44,6 +44,9 @@ enum pd_order_kind {
     PD_ORDER_STEP = 5,
     PD_ORDER_DRAIN = 6,
     PD_ORDER_STOP = 7,
+    PD_ORDER_SNAPSHOT = 8,
+    PD_ORDER_RESTORE = 9,
+    PD_ORDER_FORGET = 10,
 };
 
 enum pd_report_kind {
@@ -188,6 +191,8 @@ struct pd_admin {
     char target[PD_NAME_BYTES_MAX + 1];
     uint64_t count;
     uint64_t begin;
+    uint32_t setting_count;
+    char settings[PD_ADMIN_SETTING_COUNT_MAX][PD_NAME_BYTES_MAX + 1]; /* "key=value" */
 };
 
 struct pd_rank_hello {
@@ -216,6 +221,7 @@ struct pd_order {
     char reason[PD_ERROR_BYTES_MAX];
     struct pd_tensor_set absent;
     bool stop;
+    bool trial;
 };
 
 struct pd_report {

@@ -313,11 +313,16 @@ static void take_admin(struct checker *checker, const Paramd__Admin *from, struc
     to->value = to->has_value ? from->value : 0;
     to->count = from->count;
     to->begin = from->begin;
+    check_count(checker, "settings", from->n_settings, PD_ADMIN_SETTING_COUNT_MAX);
+    for (size_t i = 0; checker->status == PD_OK && i < from->n_settings; i++) {
+        check_text(checker, "setting", from->settings[i], to->settings[i], sizeof to->settings[i]);
+        to->setting_count++;
+    }
 }
 
 static void take_order(struct checker *checker, const Paramd__Order *from, struct pd_order *to)
 {
-    check_number(checker, "kind", from->kind, PD_ORDER_JOIN, PD_ORDER_STOP);
+    check_number(checker, "kind", from->kind, PD_ORDER_JOIN, PD_ORDER_FORGET);
     check_text(checker, "name", from->name, to->name, sizeof to->name);
     check_text(checker, "reason", from->reason, to->reason, sizeof to->reason);
     check_number(checker, "replica", from->replica, 0, PD_RANK_COUNT_MAX - 1);
@@ -354,6 +359,7 @@ static void take_order(struct checker *checker, const Paramd__Order *from, struc
     to->optimizer_step = from->optimizer_step;
     to->skip = from->skip != 0;
     to->stop = from->stop != 0;
+    to->trial = from->trial != 0;
     take_set(checker, &from->absent, &to->absent);
     if (from->n_tensors > 0) {
         check_tensors(checker, from->tensors, from->n_tensors, &to->tensors);

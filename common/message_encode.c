@@ -257,7 +257,10 @@ static void pack_metric_stored(struct packer *packer, const struct pd_metric_sto
 
 static void pack_admin(struct packer *packer, const struct pd_admin *from)
 {
+    char *settings[PD_ADMIN_SETTING_COUNT_MAX];
     Paramd__Admin to;
+
+    PD_ASSERT(from->setting_count <= PD_ADMIN_SETTING_COUNT_MAX);
     paramd__admin__init(&to);
     to.command = lend(from->command);
     if (from->has_value) {
@@ -267,6 +270,11 @@ static void pack_admin(struct packer *packer, const struct pd_admin *from)
     to.target = lend(from->target);
     to.count = from->count;
     to.begin = from->begin;
+    to.n_settings = from->setting_count;
+    to.settings = settings;
+    for (uint32_t i = 0; i < from->setting_count; i++) {
+        settings[i] = lend(from->settings[i]);
+    }
     pack(packer, &to.base);
 }
 
@@ -310,6 +318,7 @@ static void pack_order(struct packer *packer, const struct pd_order *from)
     to.n_momenta = from->momentum_count;
     to.momenta = lend(from->momenta);
     to.stop = from->stop;
+    to.trial = from->trial;
     to.optimizer_step = from->optimizer_step;
     to.skip = from->skip;
     to.reason = lend(from->reason);

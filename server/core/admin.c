@@ -78,6 +78,16 @@ static enum pd_status ask_history(struct pd_engine *engine, const struct pd_admi
     return finish(pd_status_history_json(engine, admin->begin, count), reply, error);
 }
 
+static enum pd_status ask_lr_curve(struct pd_engine *engine, const struct pd_admin *admin,
+                                   char **reply, struct pd_error *error)
+{
+    if (engine->leader->search.state == PD_SEARCH_NONE) {
+        return pd_error_set(error, PD_EREFUSED,
+                            "lr-curve: there was no search; lr-find begins one");
+    }
+    return finish(pd_status_lr_curve_json(engine, admin->begin), reply, error);
+}
+
 static enum pd_status ask_workers(struct pd_engine *engine, const struct pd_admin *admin,
                                   char **reply, struct pd_error *error)
 {
@@ -94,16 +104,16 @@ static enum pd_status ask_tensors(struct pd_engine *engine, const struct pd_admi
 
 /* ---- Commands ---- */
 
-static enum pd_status find_group(const struct pd_engine *engine, const char *name, uint32_t *group,
-                                 struct pd_error *error)
+enum pd_status pd_leader_find_group(const struct pd_engine *engine, const char *command,
+                                    const char *name, uint32_t *group, struct pd_error *error)
 {
     for (*group = 0; *group < engine->config->group_count; (*group)++) {
         if (strcmp(engine->config->groups[*group].name, name) == 0) {
             return PD_OK;
         }
     }
-    return pd_error_set(error, PD_EINVALID,
-                        "set-lr: no group is named '%s'; status lists the groups", name);
+    return pd_error_set(error, PD_EINVALID, "%s: no group is named '%s'; status lists the groups",
+                        command, name);
 }
 
 /* Without a group, the rate is group 0's, and the others keep their ratio to it. */
@@ -111,21 +121,24 @@ static enum pd_status set_lr(struct pd_engine *engine, const struct pd_admin *ad
                              struct pd_error *error)
 {
     struct pd_leader *leader = engine->leader;
-    const struct pd_config *config = engine->config;
     uint32_t only = UINT32_MAX;
-    double base = config->groups[0].hyper.lr;
     char text[PD_ERROR_BYTES_MAX];
 
     if (admin->has_value && !(isfinite(admin->value) && admin->value >= 0.0)) {
         return pd_error_set(error, PD_EINVALID, "set-lr: %g; allowed: a finite number, at least 0",
                             admin->value);
     }
-    if (admin->target[0] != '\0' && find_group(engine, admin->target, &only, error) != PD_OK) {
+    if (admin->target[0] != '\0' &&
+        pd_leader_find_group(engine, "set-lr", admin->target, &only, error) != PD_OK) {
         return error->status;
     }
-    for (uint32_t group = 0; group < config->group_count; group++) {
-        double ratio =
-            only == UINT32_MAX && base > 0.0 ? config->groups[group].hyper.lr / base : 1.0;
+    if (pd_search_active(leader)) {
+        return pd_error_set(error, PD_EREFUSED,
+                            "set-lr: lr-find sets the learning rates until it is over; lr-cancel "
+                            "ends it");
+    }
+    for (uint32_t group = 0; group < engine->config->group_count; group++) {
+        double ratio = only == UINT32_MAX ? pd_leader_lr_ratio(engine, group) : 1.0;
         if (only == UINT32_MAX || only == group) {
             leader->lr_overrides[group] = admin->has_value ? admin->value * ratio : NAN;
         }
@@ -139,6 +152,37 @@ static enum pd_status set_lr(struct pd_engine *engine, const struct pd_admin *ad
     }
     pd_actions_log(engine->actions, "set-lr: %s", text);
     return done(engine, admin, reply, error, text);
+}
+
+static enum pd_status lr_find(struct pd_engine *engine, const struct pd_admin *admin, char **reply,
+                              struct pd_error *error)
+{
+    const char *settings[PD_ADMIN_SETTING_COUNT_MAX];
+    struct pd_range_options options;
+    char text[PD_ERROR_BYTES_MAX];
+
+    for (uint32_t i = 0; i < admin->setting_count; i++) {
+        settings[i] = admin->settings[i];
+    }
+    if (pd_range_read(&options, settings, admin->setting_count, error) != PD_OK ||
+        pd_search_begin(engine, &options, admin->target, error) != PD_OK) {
+        return error->status;
+    }
+    snprintf(text, sizeof text,
+             "%" PRIu64 " learning rates from %g to %g are tried from step %" PRIu64 " on",
+             options.steps, options.start, options.end, engine->leader->step_next);
+    return done(engine, admin, reply, error, text);
+}
+
+static enum pd_status lr_cancel(struct pd_engine *engine, const struct pd_admin *admin,
+                                char **reply, struct pd_error *error)
+{
+    if (!pd_search_active(engine->leader)) {
+        return pd_error_set(error, PD_EREFUSED, "lr-cancel: no search is under way");
+    }
+    pd_search_cancel(engine, "an administrator cancelled it");
+    return done(engine, admin, reply, error,
+                "the search ends with the step in collection, and the state is as before it");
 }
 
 static enum pd_status set_paused(struct pd_engine *engine, const struct pd_admin *admin,
@@ -216,13 +260,15 @@ static const struct {
     const char *name;
     admin_command *run;
 } commands[] = {
-    {"status", ask_status},     {"lr", ask_lr},
-    {"step", ask_step},         {"schedule", ask_schedule},
-    {"history", ask_history},   {"workers", ask_workers},
-    {"tensors", ask_tensors},   {"set-lr", set_lr},
-    {"pause", set_paused},      {"resume", set_paused},
-    {"checkpoint", checkpoint}, {"evict", evict},
-    {"drain", drain},           {"stop", drain},
+    {"status", ask_status},   {"lr", ask_lr},
+    {"step", ask_step},       {"schedule", ask_schedule},
+    {"history", ask_history}, {"workers", ask_workers},
+    {"tensors", ask_tensors}, {"set-lr", set_lr},
+    {"lr-find", lr_find},     {"lr-curve", ask_lr_curve},
+    {"lr-cancel", lr_cancel}, {"pause", set_paused},
+    {"resume", set_paused},   {"checkpoint", checkpoint},
+    {"evict", evict},         {"drain", drain},
+    {"stop", drain},
 };
 
 enum pd_status pd_admin_run(struct pd_engine *engine, const struct pd_admin *admin, char **reply,
@@ -236,6 +282,7 @@ enum pd_status pd_admin_run(struct pd_engine *engine, const struct pd_admin *adm
     return pd_error_set(
         error, PD_EINVALID,
         "admin: unknown command '%s'; allowed: status, lr, step, schedule, history, workers, "
-        "tensors, set-lr, pause, resume, checkpoint, evict, drain, stop",
+        "tensors, set-lr, lr-find, lr-curve, lr-cancel, pause, resume, checkpoint, evict, drain, "
+        "stop",
         admin->command);
 }

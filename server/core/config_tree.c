@@ -23,7 +23,8 @@ static void set_fault(const struct pd_config_source *source, size_t line, const 
     const char *colon = path[0] == '\0' ? "" : ": ";
 
     if (source->setting != NULL) {
-        pd_error_set(error, PD_ECONFIG, "--set %.150s: %.100s%s%s", source->setting, path, colon,
+        pd_error_set(error, PD_ECONFIG, "%s %.150s: %.100s%s%s",
+                     source->taker != NULL ? source->taker : "--set", source->setting, path, colon,
                      what);
     } else {
         pd_error_set(error, PD_ECONFIG, "%.150s:%zu: %.100s%s%s", source->file, line, path, colon,

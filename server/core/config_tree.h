@@ -19,6 +19,7 @@ enum pd_node_kind { PD_NODE_SCALAR, PD_NODE_LIST, PD_NODE_MAP };
 struct pd_config_source {
     const char *file;
     const char *setting; /* "key=value" of the command line; NULL: from the file */
+    const char *taker;   /* of a setting: who takes it; NULL: --set */
 };
 
 /* Open, because the readers of a tree walk it. Read-only outside config_tree.c. */
@@ -56,7 +57,8 @@ bool pd_node_is_null(const struct pd_node *node);
 const struct pd_node *pd_node_find(const struct pd_node *map, const char *key);
 
 /* Fill `error` with PD_ECONFIG and one line that begins with where the node was written and, if
- * `path` is not empty, the key: "FILE:LINE: path: ..." or "--set key=value: path: ...". */
+ * `path` is not empty, the key: "FILE:LINE: path: ..." or "--set key=value: path: ...", or the
+ * taker of the setting in place of --set. */
 enum pd_status pd_node_fault(const struct pd_node *node, const char *path, struct pd_error *error,
                              const char *format, ...) PD_PRINTF(4, 5);
 

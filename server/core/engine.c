@@ -136,9 +136,9 @@ static void recycle(struct pd_engine *engine, struct pd_order *order)
 
 static void hash_order(struct pd_engine *engine, const struct pd_order *order)
 {
-    const uint64_t numbers[] = {order->index, order->kind,          order->step,
-                                order->token, order->replica,       order->worker_id,
-                                order->skip,  order->optimizer_step};
+    const uint64_t numbers[] = {order->index, order->kind,           order->step,
+                                order->token, order->replica,        order->worker_id,
+                                order->skip,  order->optimizer_step, order->trial};
 
     pd_checksum_update(engine->order_hash, numbers, sizeof numbers);
     pd_checksum_update(engine->order_hash, order->contributors,
@@ -305,9 +305,15 @@ static bool folding(const struct pd_engine *engine)
     return false;
 }
 
-/* An order is done: remember it, and tell rank 0, which answers peers once all ranks have done it.
- * Steps with collectives need no word: they end together. */
-static void complete(struct pd_engine *engine, struct pd_order *order)
+static bool closes_step(const struct pd_order *order)
+{
+    return order->kind == PD_ORDER_STEP || order->kind == PD_ORDER_RESTORE;
+}
+
+/* An order is done: remember it, and tell rank 0, which answers peers once all ranks have done it;
+ * `fault` is why it could not be, or empty. Steps with collectives need no word: they end together.
+ */
+static void complete(struct pd_engine *engine, struct pd_order *order, const char *fault)
 {
     bool told_by_collectives = order->kind == PD_ORDER_STEP && !order->skip;
 
@@ -317,6 +323,7 @@ static void complete(struct pd_engine *engine, struct pd_order *order)
     if (!told_by_collectives) {
         struct pd_report report = {.kind = PD_REPORT_EXECUTED,
                                    .order_index = engine->orders_executed - 1};
+        snprintf(report.text, sizeof report.text, "%s", fault);
         pd_engine_report(engine, &report);
     }
 }
@@ -331,7 +338,7 @@ static bool carry_out_next(struct pd_engine *engine)
         return false;
     }
     struct pd_order *order = queue->items[queue->begin];
-    if (order->kind == PD_ORDER_STEP && folding(engine)) {
+    if (closes_step(order) && folding(engine)) {
         pd_engine_want_work(engine);
         return false;
     }
@@ -356,6 +363,14 @@ static bool carry_out_next(struct pd_engine *engine)
         engine->running = order;
         pd_step_begin(engine->step, order);
         return true;
+    case PD_ORDER_SNAPSHOT:
+    case PD_ORDER_RESTORE:
+        engine->running = order;
+        pd_restore_begin(engine);
+        return true;
+    case PD_ORDER_FORGET:
+        pd_restore_forget(engine);
+        break;
     case PD_ORDER_DRAIN:
         carry_out_drain(engine, order);
         break;
@@ -363,7 +378,7 @@ static bool carry_out_next(struct pd_engine *engine)
         carry_out_stop(engine, order);
         break;
     }
-    complete(engine, order);
+    complete(engine, order, "");
     return true;
 }
 
@@ -405,14 +420,14 @@ static void close_step(struct pd_engine *engine)
     }
     engine->stop_advised = order->stop;
     if (outcome.skipped) {
-        engine->skipped_steps++;
+        engine->skipped_steps += !order->trial;
     }
     remember_lrs(engine, order);
     if (engine->leader != NULL) {
         pd_leader_step_closed(engine, order, outcome);
     }
     engine->running = NULL;
-    complete(engine, order);
+    complete(engine, order, "");
     pd_serve_answer(engine);
 }
 
@@ -440,8 +455,19 @@ static void close_publish(struct pd_engine *engine)
 
     pd_param_store_publish_first(&engine->store);
     engine->running = NULL;
-    complete(engine, order);
+    complete(engine, order, "");
     pd_serve_answer(engine);
+}
+
+static void advance_restore(struct pd_engine *engine, bool turn)
+{
+    struct pd_order *order = engine->running;
+
+    if (pd_restore_advance(engine, turn)) {
+        engine->running = NULL;
+        complete(engine, order, order->kind == PD_ORDER_SNAPSHOT ? engine->kept.fault : "");
+        pd_serve_answer(engine);
+    }
 }
 
 /* Take the running order on, unless it waits for a collective or for its turn. */
@@ -452,6 +478,10 @@ static void advance_running(struct pd_engine *engine, bool turn)
     }
     if (engine->running->kind == PD_ORDER_PUBLISH) {
         close_publish(engine);
+        return;
+    }
+    if (engine->running->kind != PD_ORDER_STEP) {
+        advance_restore(engine, turn);
         return;
     }
     enum pd_step_state state = pd_step_state(engine->step);
@@ -603,6 +633,7 @@ void pd_engine_step(struct pd_engine *engine, const struct pd_event *event,
     }
     engine->now_ms = event->now_ms;
     engine->entropy = event->entropy;
+    engine->connection = event->connection;
     engine->actions = actions;
     forgive_silence(engine);
     dispatch(engine, event);
@@ -678,6 +709,7 @@ void pd_engine_destroy(struct pd_engine *engine)
     pd_heap_free(engine->queue.items);
     pd_heap_free(engine->queue.spare);
     pd_heap_free(engine->running);
+    pd_restore_forget(engine);
     pd_step_destroy(engine->step);
     pd_param_store_finish(&engine->store);
     pd_shard_plan_destroy(engine->plan);

@@ -1,5 +1,5 @@
 /* The engine's state and the verbs its parts share. Private to the engine's parts: engine, session,
- * serve, orders, membership, admin, status. Pure. Owner: the loop thread.
+ * serve, restore, orders, search, membership, admin, status. Pure. Owner: the loop thread.
  *
  *   event -> session (who may say what) -> contribution
  *         -> leader: orders, membership, admin (rank 0 decides) -> order -> every rank's engine
@@ -26,6 +26,15 @@ struct pd_order_queue {
     size_t spare_count;
 };
 
+/* What a snapshot order has this rank keep, until a restore or forget order. */
+struct pd_kept_state {
+    struct pd_snapshot snapshot;
+    uint32_t lr_count;
+    double lrs[PD_GROUP_COUNT_MAX + 1];
+    struct pd_loss_scale loss_scale;
+    char fault[PD_ERROR_BYTES_MAX]; /* why the last snapshot could not be made; empty: it was */
+};
+
 struct pd_engine {
     const struct pd_config *config;
     const struct pd_topology *topology;
@@ -36,6 +45,7 @@ struct pd_engine {
     /* Of the event being taken in. */
     uint64_t now_ms;
     uint64_t entropy;
+    pd_connection_id connection;
     struct pd_actions *actions;
 
     struct pd_session *sessions; /* PD_CONNECTION_COUNT_MAX */
@@ -52,7 +62,7 @@ struct pd_engine {
     bool values_stored;   /* its values for this lane are here, whole */
 
     struct pd_order_queue queue;
-    struct pd_order *running; /* a step or publish order under way */
+    struct pd_order *running; /* a step, publish, snapshot or restore order under way */
     struct pd_collective broadcast;
     uint64_t orders_executed;
     struct pd_checksum *order_hash;
@@ -62,6 +72,7 @@ struct pd_engine {
     uint64_t skipped_steps;
     bool stop_advised;               /* by the last step */
     struct pd_loss_scale loss_scale; /* for the step in collection */
+    struct pd_kept_state kept;
 
     bool work_asked;       /* a WORK event is on its way */
     bool collective_asked; /* a COLLECTIVE event is on its way */
@@ -93,6 +104,16 @@ void pd_engine_enqueue(struct pd_engine *engine, const struct pd_order *order);
 
 /* Tell rank 0 what this rank saw. */
 void pd_engine_report(struct pd_engine *engine, const struct pd_report *report);
+
+/* ---- restore ---- */
+
+/* Begin the running order, which is a snapshot or a restore. */
+void pd_restore_begin(struct pd_engine *engine);
+/* Take it on, by a turn of copying if `turn`; true when it is carried out. */
+PD_MUST_CHECK
+bool pd_restore_advance(struct pd_engine *engine, bool turn);
+/* No restore will come. */
+void pd_restore_forget(struct pd_engine *engine);
 
 /* ---- serve ---- */
 

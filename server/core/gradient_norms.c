@@ -67,6 +67,16 @@ bool pd_gradient_norms_rests(const struct pd_gradient_norms *norms, uint32_t ten
            pd_tensor_set_has(absent, tensor);
 }
 
+void pd_gradient_norms_list(struct pd_gradient_norms *norms, struct pd_snapshot *snapshot)
+{
+    pd_snapshot_add(snapshot, norms->tensors, norms->tensor_count * sizeof norms->tensors[0]);
+    pd_snapshot_add(snapshot, norms->groups, sizeof norms->groups);
+    pd_snapshot_add(snapshot, norms->scales, sizeof norms->scales);
+    pd_snapshot_add(snapshot, &norms->whole, sizeof norms->whole);
+    pd_snapshot_add(snapshot, &norms->clipped, sizeof norms->clipped);
+    pd_snapshot_add(snapshot, &norms->clipped_norm2, sizeof norms->clipped_norm2);
+}
+
 void pd_gradient_norms_measure(const struct pd_gradient_norms *norms, uint32_t tensor,
                                const float *gradient, uint32_t count,
                                double parts[PD_NORM_PART_COUNT])

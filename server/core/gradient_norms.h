@@ -11,6 +11,7 @@
 #include "common/shard_plan.h"
 #include "common/tensor_set.h"
 #include "server/core/config.h"
+#include "server/core/snapshot.h"
 
 /* Parts of a block: the power of the whole's norm, squares, the power of its group's norm. */
 #define PD_NORM_PART_COUNT 3u
@@ -36,6 +37,9 @@ enum pd_status pd_gradient_norms_init(struct pd_gradient_norms *norms,
                                       const struct pd_shard_plan *plan, uint32_t tensor_count,
                                       const uint32_t *tensor_groups, struct pd_error *error);
 void pd_gradient_norms_finish(struct pd_gradient_norms *norms);
+
+/* Add all of them to what a snapshot keeps. */
+void pd_gradient_norms_list(struct pd_gradient_norms *norms, struct pd_snapshot *snapshot);
 
 /* The parts of a block of `count` elements of a tensor. */
 void pd_gradient_norms_measure(const struct pd_gradient_norms *norms, uint32_t tensor,

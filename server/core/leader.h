@@ -1,13 +1,14 @@
 /* What rank 0 knows and decides for all: the ordered log, the members, the rates, the life of the
  * job. session (Join, Register, Leave, Admin, Report) -> [leader] -> orders for every rank. Pure.
- * Parts: orders.c (the log and when a step closes), metrics.c (what workers measure), membership.c
- * (who takes part), admin.c (commands), status.c (what they answer). Owner: the loop thread of rank
- * 0. */
+ * Parts: orders.c (the log and when a step closes), search.c (trials of learning rates), metrics.c
+ * (what workers measure), membership.c (who takes part), admin.c (commands), status.c (what they
+ * answer). Owner: the loop thread of rank 0. */
 #ifndef PD_SERVER_CORE_LEADER_H
 #define PD_SERVER_CORE_LEADER_H
 
 #include "server/core/event.h"
 #include "server/core/history.h"
+#include "server/core/range_test.h"
 #include "server/core/step.h"
 
 struct pd_engine;
@@ -63,6 +64,41 @@ enum pd_drain_state {
     PD_DRAIN_STOPPED, /* the stop order is out */
 };
 
+/*   NONE -lr-find-> SNAPSHOT -all ranks keep their state-> SWEEP -restore order-> ENDING
+ *   -all ranks have it back-> OVER -lr-find-> SNAPSHOT ...
+ * A search that ends before its first trial goes from SNAPSHOT or SWEEP to ENDING by a forget
+ * order. Steps are trials in SWEEP, and none closes in SNAPSHOT. */
+enum pd_search_state {
+    PD_SEARCH_NONE,
+    PD_SEARCH_SNAPSHOT,
+    PD_SEARCH_SWEEP,
+    PD_SEARCH_ENDING,
+    PD_SEARCH_OVER,
+};
+
+/* Why a search ends; words for status. */
+enum pd_search_end {
+    PD_SEARCH_GOES_ON,
+    PD_SEARCH_FINISHED,
+    PD_SEARCH_DIVERGED,
+    PD_SEARCH_CANCELLED,
+    PD_SEARCH_FAILED,
+};
+
+struct pd_search {
+    enum pd_search_state state;
+    struct pd_range_test test;
+    uint32_t group;         /* the only one swept; UINT32_MAX: all, in their ratio to group 0 */
+    pd_connection_id asker; /* the search ends with this connection */
+    enum pd_search_end end;
+    char reason[PD_ERROR_BYTES_MAX];
+    uint64_t step;       /* the first trial: the state is that of this version */
+    uint64_t back;       /* the version that has this state again; UINT64_MAX: not known yet */
+    bool tried;          /* a trial has been ordered */
+    uint64_t applied;    /* trials that changed the parameters */
+    uint64_t wait_index; /* SNAPSHOT, ENDING: the order all ranks have to carry out */
+};
+
 struct pd_leader {
     /* The log. */
     uint64_t order_next;                  /* index of the next order */
@@ -102,6 +138,8 @@ struct pd_leader {
     double loss;              /* of the last step; NaN when nobody said */
     char last_skip_reason[PD_ERROR_BYTES_MAX];
     uint64_t skip_explained_step; /* 1 + the step last_skip_reason explains; 0: none */
+
+    struct pd_search search;
 
     /* Metrics. */
     uint32_t metric_count;
@@ -145,9 +183,55 @@ void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *orde
 void pd_leader_lrs(const struct pd_engine *engine, uint64_t applied, uint64_t samples, double *lrs);
 /* The momentum of a group in optimizer step `applied`; NaN: as configured. */
 double pd_leader_momentum(const struct pd_engine *engine, uint64_t applied, uint32_t group);
+/* The rate of a group in rates of group 0, as configured; 1 when that one is 0. */
+double pd_leader_lr_ratio(const struct pd_engine *engine, uint32_t group);
+/* Errors: PD_EINVALID, for `command`. */
+PD_MUST_CHECK
+enum pd_status pd_leader_find_group(const struct pd_engine *engine, const char *command,
+                                    const char *name, uint32_t *group, struct pd_error *error);
+/* The step in collection is ordered: another one begins. */
+void pd_leader_close_collection(struct pd_leader *leader);
 /* End the job: after the running step when `wait`, else at once. */
 void pd_leader_drain(struct pd_engine *engine, const char *reason, bool wait);
 void pd_leader_tick(struct pd_engine *engine);
+
+/* ---- search ---- */
+
+/* What the contributions to a step come to. */
+struct pd_collected {
+    uint64_t samples;
+    uint64_t loss_samples; /* of those, the ones that somebody gave a loss for */
+    double loss;           /* NaN when nobody did */
+};
+
+/* Begin a search for whoever the event comes from, of the group of that name, or "".
+ * Errors: PD_EREFUSED (not now), PD_EINVALID (no such group), PD_ENOMEM. */
+PD_MUST_CHECK
+enum pd_status pd_search_begin(struct pd_engine *engine, const struct pd_range_options *options,
+                               const char *group_name, struct pd_error *error);
+/* Whether the training waits for a search to be over. */
+bool pd_search_active(const struct pd_leader *leader);
+/* Whether steps are trials. */
+bool pd_search_sweeps(const struct pd_leader *leader);
+/* Whether the parameters of that version are a search's and not the training's. */
+bool pd_search_made(const struct pd_leader *leader, uint64_t version);
+/* The rates of the next trial at an effective batch of `samples`; by group. */
+void pd_search_lrs(const struct pd_engine *engine, uint64_t samples, double *lrs);
+/* Make the order that closes a step, which has its contributors, one of a trial; or of the restore
+ * that ends the search. */
+void pd_search_fill_order(struct pd_engine *engine, struct pd_order *order,
+                          const struct pd_collected *collected);
+/* Rank 0 has closed a trial. */
+void pd_search_step_closed(struct pd_engine *engine, const struct pd_order *order,
+                           struct pd_step_outcome outcome);
+/* A rank could not keep its state. */
+void pd_search_snapshot_failed(struct pd_engine *engine, uint32_t rank, const char *text);
+/* End an active search, with the step in collection if trials were made. */
+void pd_search_cancel(struct pd_engine *engine, const char *reason);
+/* The job ends: have the state back without waiting for the step in collection. */
+void pd_search_end_now(struct pd_engine *engine);
+void pd_search_connection_closed(struct pd_engine *engine, pd_connection_id connection);
+void pd_search_advance(struct pd_engine *engine);
 
 /* ---- metrics ---- */
 
@@ -209,6 +293,8 @@ char *pd_status_step_json(struct pd_engine *engine);
 char *pd_status_schedule_json(struct pd_engine *engine, uint64_t begin, uint64_t count);
 /* `count` steps from `begin` on; the last ones if `begin` is 0. */
 char *pd_status_history_json(struct pd_engine *engine, uint64_t begin, uint64_t count);
+/* The last search, with its points from `begin` on. */
+char *pd_status_lr_curve_json(struct pd_engine *engine, uint64_t begin);
 char *pd_status_workers_json(struct pd_engine *engine);
 char *pd_status_tensors_json(struct pd_engine *engine);
 /* {"command": ..., "step": ..., "text": ...} */

@@ -85,7 +85,7 @@ enum pd_status pd_leader_metric(struct pd_engine *engine, const struct pd_metric
                             metric->name, leader->metric_count, PD_METRIC_COUNT_MAX);
     }
     bool known = kept < &leader->metrics[leader->metric_count];
-    *duplicate = known && metric->step <= kept->step;
+    *duplicate = (known && metric->step <= kept->step) || pd_search_made(leader, metric->step);
     if (*duplicate) {
         return PD_OK;
     }

@@ -21,6 +21,19 @@ static void find_parts(struct pd_optimizer_state *state, const struct pd_tensor_
     }
 }
 
+/* Runs of a part that is kept in 8 bits. */
+static uint64_t run_count(const struct pd_tensor_state *part)
+{
+    return (part->count + PD_QUANTIZE_RUN - 1) / PD_QUANTIZE_RUN;
+}
+
+static uint64_t vector_count(const struct pd_tensor_state *part)
+{
+    return part->optimizer->vector_count != NULL
+               ? part->optimizer->vector_count(part->hyper, part->tensor)
+               : 0;
+}
+
 /* One array of a part, in 32 bits or in 8. */
 static bool allocate_array(struct pd_optimizer_state *state, struct pd_tensor_state *part,
                            uint32_t index)
@@ -32,14 +45,13 @@ static bool allocate_array(struct pd_optimizer_state *state, struct pd_tensor_st
     PD_ASSERT(part->begin % PD_QUANTIZE_RUN == 0);
     part->maps[index] = &state->maps[part->optimizer->signed_states >> index & 1u];
     part->codes[index] = pd_heap_zalloc(part->count, sizeof(uint8_t));
-    part->magnitudes[index] =
-        pd_heap_zalloc((part->count + PD_QUANTIZE_RUN - 1) / PD_QUANTIZE_RUN, sizeof(float));
+    part->magnitudes[index] = pd_heap_zalloc(run_count(part), sizeof(float));
     return part->codes[index] != NULL && part->magnitudes[index] != NULL;
 }
 
 static bool allocate_part(struct pd_optimizer_state *state, struct pd_tensor_state *part)
 {
-    uint64_t vector_count = 0;
+    uint64_t vector_elements = vector_count(part);
 
     part->array_count = part->optimizer->state_count(part->hyper, part->tensor);
     PD_ASSERT(part->array_count <= PD_OPTIMIZER_STATE_COUNT_MAX);
@@ -48,13 +60,10 @@ static bool allocate_part(struct pd_optimizer_state *state, struct pd_tensor_sta
             return false;
         }
     }
-    if (part->optimizer->vector_count != NULL) {
-        vector_count = part->optimizer->vector_count(part->hyper, part->tensor);
+    if (vector_elements > 0) {
+        part->vectors = pd_heap_zalloc(vector_elements, sizeof(float));
     }
-    if (vector_count > 0) {
-        part->vectors = pd_heap_zalloc(vector_count, sizeof(float));
-    }
-    return vector_count == 0 || part->vectors != NULL;
+    return vector_elements == 0 || part->vectors != NULL;
 }
 
 enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,
@@ -109,6 +118,24 @@ void pd_optimizer_state_finish(struct pd_optimizer_state *state)
     }
     pd_heap_free(state->tensors);
     memset(state, 0, sizeof *state);
+}
+
+void pd_optimizer_state_list(const struct pd_optimizer_state *state, struct pd_snapshot *snapshot)
+{
+    for (uint32_t i = 0; i < state->tensor_end - state->tensor_begin; i++) {
+        const struct pd_tensor_state *part = &state->tensors[i];
+        for (uint32_t k = 0; k < part->array_count; k++) {
+            if (part->arrays[k] != NULL) {
+                pd_snapshot_add(snapshot, part->arrays[k], part->count * sizeof(float));
+            } else {
+                pd_snapshot_add(snapshot, part->codes[k], part->count);
+                pd_snapshot_add(snapshot, part->magnitudes[k], run_count(part) * sizeof(float));
+            }
+        }
+        if (part->vectors != NULL) {
+            pd_snapshot_add(snapshot, part->vectors, vector_count(part) * sizeof(float));
+        }
+    }
 }
 
 struct pd_tensor_state *pd_optimizer_state_of(const struct pd_optimizer_state *state,

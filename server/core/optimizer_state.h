@@ -7,6 +7,7 @@
 #include "common/shard_plan.h"
 #include "server/core/config.h"
 #include "server/core/quantize.h"
+#include "server/core/snapshot.h"
 
 /* The state of one tensor on this rank. */
 struct pd_tensor_state {
@@ -43,6 +44,9 @@ enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,
                                        const struct pd_range *shard, const uint32_t *tensor_groups,
                                        struct pd_error *error);
 void pd_optimizer_state_finish(struct pd_optimizer_state *state);
+
+/* Add all of it to what a snapshot keeps. */
+void pd_optimizer_state_list(const struct pd_optimizer_state *state, struct pd_snapshot *snapshot);
 
 /* The state of a tensor the shard has a part of. */
 struct pd_tensor_state *pd_optimizer_state_of(const struct pd_optimizer_state *state,

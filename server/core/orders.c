@@ -37,6 +37,7 @@ enum pd_status pd_leader_create(struct pd_leader **out, const struct pd_config *
     leader->outcome =
         (struct pd_step_outcome){.gradient_norm = NAN, .clipped_norm = NAN, .clip_scale = 1.0};
     leader->loss = NAN;
+    leader->search.asker = PD_CONNECTION_NONE;
     leader->changed = true;
     *out = leader;
     return PD_OK;
@@ -46,6 +47,7 @@ void pd_leader_destroy(struct pd_leader *leader)
 {
     if (leader != NULL) {
         pd_history_finish(&leader->history);
+        pd_range_finish(&leader->search.test);
     }
     pd_heap_free(leader);
 }
@@ -98,6 +100,7 @@ struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kin
     order->optimizer_step = 0;
     order->skip = false;
     order->stop = false;
+    order->trial = false;
     order->reason[0] = '\0';
     order->absent.byte_count = 0;
     return order;
@@ -140,6 +143,14 @@ void pd_leader_lrs(const struct pd_engine *engine, uint64_t applied, uint64_t sa
                            config->groups[group].lr_multiplier * batch_factor(config, samples);
         lrs[group] = isnan(override) ? scheduled : override;
     }
+}
+
+double pd_leader_lr_ratio(const struct pd_engine *engine, uint32_t group)
+{
+    const struct pd_group *groups = engine->config->groups;
+    double base = groups[0].hyper.lr;
+
+    return base > 0.0 ? groups[group].hyper.lr / base : 1.0;
 }
 
 double pd_leader_momentum(const struct pd_engine *engine, uint64_t applied, uint32_t group)
@@ -198,24 +209,22 @@ static void insert_by_name(struct pd_order *order, const struct pd_member **chos
     chosen[at] = member;
 }
 
-static void fill_contributors(struct pd_engine *engine, struct pd_order *order, uint64_t *samples,
-                              double *loss)
+static struct pd_collected fill_contributors(struct pd_engine *engine, struct pd_order *order)
 {
     struct pd_leader *leader = engine->leader;
     const struct pd_member *chosen[PD_WORKER_COUNT_MAX];
+    struct pd_collected collected = {.loss = NAN};
     double loss_sum = 0.0;
-    uint64_t loss_samples = 0;
 
-    *samples = 0;
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         const struct pd_member *member = &leader->members[slot];
         if (member->state == PD_MEMBER_NONE || !pd_member_contributes(engine, member)) {
             continue;
         }
         insert_by_name(order, chosen, member);
-        *samples += member->samples;
+        collected.samples += member->samples;
         loss_sum += member->loss_sum;
-        loss_samples += member->loss_samples;
+        collected.loss_samples += member->loss_samples;
     }
     bool first = true;
     for (uint32_t i = 0; i < order->contributor_count; i++) {
@@ -226,12 +235,17 @@ static void fill_contributors(struct pd_engine *engine, struct pd_order *order, 
             pd_tensor_set_intersect(&order->absent, &chosen[i]->absent);
         }
         order->contributors[i] = chosen[i]->id;
-        order->weights[i] = *samples > 0 ? (double)chosen[i]->unit_samples / (double)*samples : 0.0;
+        order->weights[i] = collected.samples > 0
+                                ? (double)chosen[i]->unit_samples / (double)collected.samples
+                                : 0.0;
     }
-    *loss = loss_samples > 0 ? loss_sum / (double)loss_samples : NAN;
+    if (collected.loss_samples > 0) {
+        collected.loss = loss_sum / (double)collected.loss_samples;
+    }
+    return collected;
 }
 
-static void close_collection(struct pd_leader *leader)
+void pd_leader_close_collection(struct pd_leader *leader)
 {
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         struct pd_member *member = &leader->members[slot];
@@ -254,22 +268,28 @@ static void issue_step(struct pd_engine *engine)
 {
     struct pd_leader *leader = engine->leader;
     struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_STEP);
-    uint64_t samples;
+    struct pd_collected collected = fill_contributors(engine, order);
 
-    fill_contributors(engine, order, &samples, &leader->loss);
     order->optimizer_step = leader->applied_steps;
     order->lr_count = engine->config->group_count;
-    pd_leader_lrs(engine, leader->applied_steps, samples, order->lrs);
+    pd_leader_lrs(engine, leader->applied_steps, collected.samples, order->lrs);
     fill_momenta(engine, order);
     order->stop = leader->stop_advised;
-    leader->effective_batch = samples;
-    if (samples == 0) {
+    if (collected.samples == 0) {
         order->skip = true;
         snprintf(order->reason, sizeof order->reason, "no worker had samples");
+    }
+    if (pd_search_sweeps(leader)) {
+        pd_search_fill_order(engine, order, &collected);
+    } else {
+        leader->loss = collected.loss;
+        leader->effective_batch = collected.samples;
+    }
+    if (order->skip || order->kind != PD_ORDER_STEP) {
         leader->barrier = leader->order_next + 1;
     }
     pd_leader_issue(engine);
-    close_collection(leader);
+    pd_leader_close_collection(leader);
 }
 
 static bool step_is_due(struct pd_engine *engine)
@@ -307,6 +327,10 @@ void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *orde
     struct pd_leader *leader = engine->leader;
 
     leader->changed = true;
+    if (order->trial) {
+        pd_search_step_closed(engine, order, outcome);
+        return;
+    }
     leader->outcome = outcome;
     keep_history(engine, order, outcome);
     memcpy(leader->lrs, order->lrs, order->lr_count * sizeof order->lrs[0]);
@@ -347,7 +371,8 @@ static void on_nonfinite(struct pd_engine *engine, const struct pd_report *repor
     struct pd_leader *leader = engine->leader;
     const struct pd_member *member = pd_member_find(leader, report->worker_id);
 
-    if (leader->skip_explained_step == report->step + 1) {
+    if (leader->skip_explained_step == report->step + 1 ||
+        pd_search_made(leader, report->step + 1)) {
         return;
     }
     leader->skip_explained_step = report->step + 1;
@@ -381,6 +406,9 @@ void pd_leader_report(struct pd_engine *engine, uint32_t rank, const struct pd_r
     switch (report->kind) {
     case PD_REPORT_EXECUTED:
         leader->executed[rank] = report->order_index + 1;
+        if (report->text[0] != '\0') {
+            pd_search_snapshot_failed(engine, rank, report->text);
+        }
         break;
     case PD_REPORT_CONTRIBUTED:
         if (member != NULL) {
@@ -497,6 +525,7 @@ void pd_leader_drain(struct pd_engine *engine, const char *reason, bool wait)
     leader->drain_ms = engine->now_ms + (uint64_t)limit_ms;
     snprintf(leader->drain_reason, sizeof leader->drain_reason, "%.127s", reason);
     pd_actions_log(engine->actions, "draining at step %" PRIu64 ": %s", leader->step_next, reason);
+    pd_search_cancel(engine, "the daemon drains");
 }
 
 /* A step is running when it is ordered, or when somebody has pushed for it. */
@@ -522,6 +551,7 @@ static void advance_drain(struct pd_engine *engine)
 
     if (leader->drain == PD_DRAIN_WAITING &&
         (!step_is_running(engine) || engine->now_ms >= leader->drain_ms || leader->paused)) {
+        pd_search_end_now(engine);
         struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_DRAIN);
         snprintf(order->reason, sizeof order->reason, "%s", leader->drain_reason);
         leader->drain = PD_DRAIN_ORDERED;
@@ -551,6 +581,7 @@ void pd_leader_advance(struct pd_engine *engine)
         pd_actions_simple(engine->actions, PD_ACTION_READY);
     }
     pd_member_advance(engine);
+    pd_search_advance(engine);
     if (step_is_due(engine)) {
         issue_step(engine);
     }

@@ -96,6 +96,21 @@ void pd_param_store_publish_same(struct pd_param_store *store)
     store->version++;
 }
 
+void pd_param_store_list(const struct pd_param_store *store, uint32_t index,
+                         struct pd_snapshot *snapshot)
+{
+    const struct pd_param_buffer *buffer = &store->buffers[index];
+    uint64_t lane_bytes = store->lane.element_count * sizeof(float);
+
+    pd_snapshot_add(snapshot, buffer->parameters, lane_bytes);
+    if (buffer->average != NULL) {
+        pd_snapshot_add(snapshot, buffer->average, lane_bytes);
+    }
+    if (store->slow != NULL) {
+        pd_snapshot_add(snapshot, store->slow, store->shard.element_count * sizeof(float));
+    }
+}
+
 const float *pd_param_store_average(const struct pd_param_store *store)
 {
     return store->buffers[store->served].average;

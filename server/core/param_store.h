@@ -8,6 +8,7 @@
 
 #include "common/shard_plan.h"
 #include "server/core/config.h"
+#include "server/core/snapshot.h"
 
 #define PD_DTYPE_COUNT 3
 
@@ -48,6 +49,11 @@ void pd_param_store_publish_first(struct pd_param_store *store);
 void pd_param_store_publish_spare(struct pd_param_store *store);
 /* The next version has the same parameters. */
 void pd_param_store_publish_same(struct pd_param_store *store);
+
+/* Add what belongs to a version to what a snapshot keeps, the parameters and averages being those
+ * of buffer `index`. */
+void pd_param_store_list(const struct pd_param_store *store, uint32_t index,
+                         struct pd_snapshot *snapshot);
 
 /* The averaged parameters of the version served, or NULL without ema or swa. */
 const float *pd_param_store_average(const struct pd_param_store *store);

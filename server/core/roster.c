@@ -78,6 +78,16 @@ void pd_roster_leave(struct pd_roster *roster, struct pd_worker *worker, uint64_
     }
 }
 
+void pd_roster_release(struct pd_roster *roster, const struct pd_order *order)
+{
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        struct pd_worker *worker = pd_roster_find(roster, order->contributors[i]);
+        if (worker != NULL && worker->has_contribution) {
+            pd_contribution_release(&worker->contribution);
+        }
+    }
+}
+
 void pd_roster_sweep(struct pd_roster *roster)
 {
     for (uint32_t slot = 0; slot < roster->slot_end; slot++) {

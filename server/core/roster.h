@@ -53,6 +53,8 @@ void pd_roster_remove(struct pd_roster *roster, struct pd_worker *worker, const 
 
 /* Let a worker go that has left: at once, or when the step is closed if it has pushed for it. */
 void pd_roster_leave(struct pd_roster *roster, struct pd_worker *worker, uint64_t step);
+/* The step of an order is closed: its contributors' gradients on this rank are used up. */
+void pd_roster_release(struct pd_roster *roster, const struct pd_order *order);
 /* A step is closed: strike off those that stayed for it. */
 void pd_roster_sweep(struct pd_roster *roster);
 

@@ -167,6 +167,9 @@ void pd_session_closed(struct pd_engine *engine, const struct pd_event *event)
                         engine->topology->addresses[0], why);
     }
     memset(session, 0, sizeof *session);
+    if (engine->leader != NULL) {
+        pd_search_connection_closed(engine, event->connection);
+    }
     if (was_worker) {
         report_lost(engine, worker_id, false, why);
     }

@@ -40,6 +40,10 @@ static void shown_lrs(const struct pd_engine *engine, uint64_t applied, double *
 /* What the next step will use; before the first, the batch is not known. */
 static void current_lrs(const struct pd_engine *engine, double *lrs)
 {
+    if (pd_search_sweeps(engine->leader)) {
+        pd_search_lrs(engine, engine->leader->effective_batch, lrs);
+        return;
+    }
     shown_lrs(engine, engine->leader->applied_steps, lrs);
 }
 
@@ -117,6 +121,9 @@ static const char *state_name(const struct pd_engine *engine)
     }
     if (leader->paused) {
         return "paused";
+    }
+    if (pd_search_active(leader)) {
+        return "finding lr";
     }
     if (!engine->store.has_version) {
         return "waiting for a model";
@@ -248,6 +255,40 @@ char *pd_status_history_json(struct pd_engine *engine, uint64_t begin, uint64_t 
     }
     return dump(json_pack("{s:I, s:I, s:o, s:o}", "step", (json_int_t)version_of(engine), "kept",
                           (json_int_t)history->count, "metrics", names, "rows", rows));
+}
+
+/* The points of a search from `begin` on. */
+static json_t *points(const struct pd_range_test *test, uint64_t begin)
+{
+    json_t *rows = json_array();
+
+    for (uint64_t i = begin; i < test->point_count; i++) {
+        const struct pd_range_point *point = &test->points[i];
+        json_array_append_new(rows, json_pack("{s:f, s:f, s:f}", "lr", point->lr, "loss",
+                                              point->loss, "smoothed", point->smoothed));
+    }
+    return rows;
+}
+
+char *pd_status_lr_curve_json(struct pd_engine *engine, uint64_t begin)
+{
+    static const char *const ends[] = {NULL, "finished", "diverged", "cancelled", "failed"};
+    const struct pd_search *search = &engine->leader->search;
+    const struct pd_range_test *test = &search->test;
+    bool over = search->state == PD_SEARCH_OVER;
+    const char *group = search->group < engine->config->group_count
+                            ? engine->config->groups[search->group].name
+                            : NULL;
+
+    return dump(json_pack("{s:b, s:s?, s:s?, s:I, s:o, s:s?, s:f, s:f, s:I, s:I, s:o, s:o, s:o}",
+                          "over", (int)over, "end", over ? ends[search->end] : NULL, "reason",
+                          over ? search->reason : NULL, "step", (json_int_t)search->step, "version",
+                          over ? json_integer((json_int_t)search->back) : json_null(), "group",
+                          group, "start_lr", test->options.start, "end_lr", test->options.end,
+                          "num_iter", (json_int_t)test->options.steps, "done",
+                          (json_int_t)test->point_count, "suggestion",
+                          real_or_null(pd_range_steepest(test)), "lr_min",
+                          real_or_null(pd_range_below_least(test)), "rows", points(test, begin)));
 }
 
 char *pd_status_workers_json(struct pd_engine *engine)

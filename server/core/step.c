@@ -174,6 +174,14 @@ void pd_step_destroy(struct pd_step_machine *machine)
     pd_heap_free(machine);
 }
 
+void pd_step_list_state(struct pd_step_machine *machine, struct pd_snapshot *snapshot)
+{
+    pd_snapshot_add(snapshot, machine->tensor_misses,
+                    machine->model->count * sizeof machine->tensor_misses[0]);
+    pd_optimizer_state_list(&machine->optimizer_state, snapshot);
+    pd_gradient_norms_list(&machine->norms, snapshot);
+}
+
 enum pd_step_state pd_step_state(const struct pd_step_machine *machine)
 {
     return machine->state;
@@ -731,12 +739,7 @@ bool pd_step_nonfinite(const struct pd_step_machine *machine)
 struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine)
 {
     PD_ASSERT(machine->state == PD_STEP_DONE);
-    for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
-        struct pd_worker *worker = contributor_here(machine, machine->order, i);
-        if (worker != NULL) {
-            pd_contribution_release(&worker->contribution);
-        }
-    }
+    pd_roster_release(machine->roster, machine->order);
     machine->order = NULL;
     machine->state = PD_STEP_IDLE;
     return machine->outcome;

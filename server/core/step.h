@@ -18,6 +18,7 @@
 #include "server/core/config.h"
 #include "server/core/param_store.h"
 #include "server/core/roster.h"
+#include "server/core/snapshot.h"
 
 enum pd_step_state {
     PD_STEP_IDLE,
@@ -53,6 +54,9 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
                               struct pd_param_store *store, struct pd_roster *roster, uint32_t rank,
                               struct pd_error *error);
 void pd_step_destroy(struct pd_step_machine *machine);
+
+/* Add what it keeps between steps: the optimizer's state, its counts and the norms. */
+void pd_step_list_state(struct pd_step_machine *machine, struct pd_snapshot *snapshot);
 
 enum pd_step_state pd_step_state(const struct pd_step_machine *machine);
 

@@ -245,7 +245,8 @@ static void check_absent(struct sim_ledger *ledger, const struct pd_order *order
     }
 }
 
-static void on_step(struct sim_ledger *ledger, const struct pd_order *order)
+/* The step of an order is over: all that was pushed for it in full has counted. */
+static void close_step(struct sim_ledger *ledger, const struct pd_order *order)
 {
     SIM_CHECK(ledger->agenda, order->step == ledger->steps_closed,
               "step %" PRIu64 " is ordered after %" PRIu64 " steps", order->step,
@@ -268,8 +269,24 @@ static void on_step(struct sim_ledger *ledger, const struct pd_order *order)
                   "step %" PRIu64 " leaves out the whole gradient of worker %u", order->step,
                   contribution->worker_id);
     }
+}
+
+static void on_step(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    close_step(ledger, order);
     check_weights(ledger, order);
     check_absent(ledger, order);
+}
+
+/* The last step of a search counts for its loss alone. One that ends with the job, or because
+ * nobody is left, waits for nobody's. */
+static void on_restore(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    for (size_t i = 0; i < ledger->contribution_count && order->contributor_count == 0; i++) {
+        struct sim_contribution *contribution = &ledger->contributions[i];
+        contribution->counted = contribution->counted || contribution->step == order->step;
+    }
+    close_step(ledger, order);
 }
 
 void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order)
@@ -284,8 +301,13 @@ void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order)
     case PD_ORDER_STEP:
         on_step(ledger, order);
         break;
+    case PD_ORDER_RESTORE:
+        on_restore(ledger, order);
+        break;
     case PD_ORDER_REGISTER:
     case PD_ORDER_PUBLISH:
+    case PD_ORDER_SNAPSHOT:
+    case PD_ORDER_FORGET:
     case PD_ORDER_DRAIN:
     case PD_ORDER_STOP:
         break;

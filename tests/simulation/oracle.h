@@ -16,6 +16,7 @@ struct sim_step {
     uint64_t applied; /* steps applied before it */
     double lrs[PD_GROUP_COUNT_MAX + 1];
     bool skipped;
+    bool trial; /* of a search, or its restore: the rates are not the schedule's */
 };
 
 /* A rate set by an administrator: in force from that step on. NaN: the schedule's. */
@@ -42,6 +43,9 @@ struct sim_oracle {
     size_t step_capacity;
     uint64_t applied;
     uint64_t skipped;
+    struct pd_snapshot kept; /* what a search changes */
+    uint64_t kept_version;
+    uint64_t kept_applied;
     struct sim_override overrides[64];
     uint32_t override_count;
 
@@ -69,6 +73,11 @@ void sim_oracle_begin(struct sim_oracle *oracle, const float *values);
 
 /* Compute the version that a step order makes; the ledger has taken the order in. */
 void sim_oracle_step(struct sim_oracle *oracle, const struct pd_order *order);
+
+/* A search begins at the newest version; the next one has its parameters, and goes on from there.
+ */
+void sim_oracle_keep(struct sim_oracle *oracle);
+void sim_oracle_restore(struct sim_oracle *oracle, const struct pd_order *order);
 
 /* Elements [begin, begin + count) of that version are these, to the bit, in that type. */
 void sim_oracle_check(const struct sim_oracle *oracle, uint64_t version, uint64_t begin,

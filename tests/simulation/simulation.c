@@ -42,6 +42,10 @@ static void on_order(void *context, struct sim_rank *rank, const struct pd_order
         simulation->publish_count++;
     } else if (order->kind == PD_ORDER_STEP) {
         sim_oracle_step(&simulation->oracle, order);
+    } else if (order->kind == PD_ORDER_SNAPSHOT) {
+        sim_oracle_keep(&simulation->oracle);
+    } else if (order->kind == PD_ORDER_RESTORE) {
+        sim_oracle_restore(&simulation->oracle, order);
     }
 }
 

@@ -289,14 +289,11 @@ uint32_t fixture_enlist(struct engine_fixture *fixture, pd_connection_id connect
     return worker_id;
 }
 
-void fixture_push(struct engine_fixture *fixture, pd_connection_id connection, uint64_t step,
-                  float element, uint64_t samples)
+static void push_elements(struct engine_fixture *fixture, pd_connection_id connection,
+                          const struct pd_push *header, float element)
 {
     float elements[FIXTURE_ELEMENTS];
-    struct pd_message push = {
-        .kind = PD_MESSAGE_PUSH,
-        .push = {
-            .step = step, .last = true, .samples = samples, .element_count = FIXTURE_ELEMENTS}};
+    struct pd_message push = {.kind = PD_MESSAGE_PUSH, .push = *header};
 
     for (uint32_t i = 0; i < FIXTURE_ELEMENTS; i++) {
         elements[i] = element;
@@ -306,6 +303,28 @@ void fixture_push(struct engine_fixture *fixture, pd_connection_id connection, u
     fixture_payload(fixture, connection, elements, sizeof elements, true);
     ck_assert_int_eq(fixture_last(fixture, connection)->kind, PD_MESSAGE_PUSHED);
     fixture_work(fixture);
+}
+
+void fixture_push(struct engine_fixture *fixture, pd_connection_id connection, uint64_t step,
+                  float element, uint64_t samples)
+{
+    struct pd_push push = {
+        .step = step, .last = true, .samples = samples, .element_count = FIXTURE_ELEMENTS};
+
+    push_elements(fixture, connection, &push, element);
+}
+
+void fixture_push_loss(struct engine_fixture *fixture, pd_connection_id connection, uint64_t step,
+                       float element, uint64_t samples, double loss)
+{
+    struct pd_push push = {.step = step,
+                           .last = true,
+                           .samples = samples,
+                           .has_loss = true,
+                           .loss = loss,
+                           .element_count = FIXTURE_ELEMENTS};
+
+    push_elements(fixture, connection, &push, element);
 }
 
 void fixture_link_ranks(struct engine_fixture *fixture)

@@ -82,6 +82,9 @@ uint32_t fixture_enlist(struct engine_fixture *fixture, pd_connection_id connect
 /* Push a whole contribution of equal elements, whole. */
 void fixture_push(struct engine_fixture *fixture, pd_connection_id connection, uint64_t step,
                   float element, uint64_t samples);
+/* The same, with its loss. */
+void fixture_push_loss(struct engine_fixture *fixture, pd_connection_id connection, uint64_t step,
+                       float element, uint64_t samples, double loss);
 /* Play the other ranks: link them on connections 40 + rank. */
 void fixture_link_ranks(struct engine_fixture *fixture);
 /* They report every order sent so far as carried out. */
