@@ -146,6 +146,7 @@ static void write_optimizer(struct writer *writer, const struct pd_optimizer *op
 
     write_key(writer, "optimizer", "");
     writer->indent = 2;
+    write_comment(writer, optimizer->help);
     write_option(writer, &pd_optimizer_name_options.options[0],
                  pd_optimizer_names(names, sizeof names), optimizer->name);
     write_options(writer, optimizer->options, optimizer->option_count);
@@ -220,6 +221,7 @@ static void write_schedules(struct writer *writer)
         writer->prefix = "# ";
         write_key(writer, "schedule", "");
         writer->indent = 2;
+        write_comment(writer, rule->help);
         write_option(writer, &pd_schedule_name_options.options[0], names, rule->name);
         write_options(writer, rule->options, rule->option_count);
         if (i == 0) {
@@ -301,7 +303,7 @@ char *pd_config_help(void)
                pd_optimizer_names(names, sizeof names));
     for (size_t i = 0; pd_optimizer_at(i) != NULL; i++) {
         const struct pd_optimizer *optimizer = pd_optimizer_at(i);
-        write_text(&writer, "\nOf the optimizer %s:\n", optimizer->name);
+        write_text(&writer, "\nOf the optimizer %s (%s):\n", optimizer->name, optimizer->help);
         write_table_help(&writer, "optimizer.", optimizer->options, optimizer->option_count);
     }
     write_text(&writer, "\nOf a group, beside any key of the optimizer:\n");
@@ -315,7 +317,7 @@ char *pd_config_help(void)
                      pd_schedule_common_option_count);
     for (size_t i = 0; pd_schedule_at(i) != NULL; i++) {
         const struct pd_schedule_rule *rule = pd_schedule_at(i);
-        write_text(&writer, "\nOf the schedule %s:\n", rule->name);
+        write_text(&writer, "\nOf the schedule %s (%s):\n", rule->name, rule->help);
         write_table_help(&writer, "schedule.0.", rule->options, rule->option_count);
     }
     return writer.text;

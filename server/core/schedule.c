@@ -519,29 +519,40 @@ const struct pd_option pd_schedule_common_options[] = {
 const size_t pd_schedule_common_option_count =
     sizeof pd_schedule_common_options / sizeof pd_schedule_common_options[0];
 
-#define RULE(rule_name, rule_kind, ...)                                                            \
+#define RULE(rule_name, rule_kind, about, ...)                                                     \
     {                                                                                              \
-        .name = #rule_name, .kind = rule_kind, .options = rule_name##_options,                     \
+        .name = #rule_name, .help = about, .kind = rule_kind, .options = rule_name##_options,      \
         .option_count = sizeof rule_name##_options / sizeof rule_name##_options[0],                \
         .lr = rule_name##_lr, __VA_ARGS__                                                          \
     }
 
 static const struct pd_schedule_rule rules[] = {
-    RULE(constant, PD_SCHEDULE_CONSTANT, .duration = duration_steps),
-    RULE(step, PD_SCHEDULE_STEP, .duration = duration_steps),
-    RULE(multistep, PD_SCHEDULE_MULTISTEP, .duration = duration_steps),
-    RULE(exponential, PD_SCHEDULE_EXPONENTIAL, .duration = duration_steps),
-    RULE(linear, PD_SCHEDULE_LINEAR, .duration = duration_steps),
-    RULE(polynomial, PD_SCHEDULE_POLYNOMIAL, .duration = duration_steps),
-    RULE(cosine, PD_SCHEDULE_COSINE, .duration = cosine_duration),
-    RULE(cosine_warm_restarts, PD_SCHEDULE_COSINE_WARM_RESTARTS, .duration = duration_steps),
-    RULE(onecycle, PD_SCHEDULE_ONECYCLE, .height = onecycle_height, .duration = onecycle_duration),
-    RULE(cyclic, PD_SCHEDULE_CYCLIC, .height = cyclic_height, .duration = duration_steps),
-    RULE(inverse_sqrt, PD_SCHEDULE_INVERSE_SQRT, .duration = duration_steps),
-    RULE(wsd, PD_SCHEDULE_WSD, .duration = wsd_duration),
-    RULE(piecewise, PD_SCHEDULE_PIECEWISE, .duration = duration_steps),
-    RULE(cooldown, PD_SCHEDULE_COOLDOWN, .continues = true, .duration = duration_steps),
-    RULE(plateau, PD_SCHEDULE_PLATEAU, .duration = duration_steps),
+    RULE(constant, PD_SCHEDULE_CONSTANT, "torch ConstantLR", .duration = duration_steps),
+    RULE(step, PD_SCHEDULE_STEP, "torch StepLR", .duration = duration_steps),
+    RULE(multistep, PD_SCHEDULE_MULTISTEP, "torch MultiStepLR", .duration = duration_steps),
+    RULE(exponential, PD_SCHEDULE_EXPONENTIAL, "torch ExponentialLR", .duration = duration_steps),
+    RULE(linear, PD_SCHEDULE_LINEAR, "torch LinearLR: warmup, or a way down",
+         .duration = duration_steps),
+    RULE(polynomial, PD_SCHEDULE_POLYNOMIAL, "torch PolynomialLR; lr_end as in transformers",
+         .duration = duration_steps),
+    RULE(cosine, PD_SCHEDULE_COSINE, "torch CosineAnnealingLR; num_cycles as in transformers",
+         .duration = cosine_duration),
+    RULE(cosine_warm_restarts, PD_SCHEDULE_COSINE_WARM_RESTARTS,
+         "torch CosineAnnealingWarmRestarts; timm CosineLRScheduler by its keys",
+         .duration = duration_steps),
+    RULE(onecycle, PD_SCHEDULE_ONECYCLE, "torch OneCycleLR", .height = onecycle_height,
+         .duration = onecycle_duration),
+    RULE(cyclic, PD_SCHEDULE_CYCLIC, "torch CyclicLR", .height = cyclic_height,
+         .duration = duration_steps),
+    RULE(inverse_sqrt, PD_SCHEDULE_INVERSE_SQRT,
+         "transformers get_inverse_sqrt_schedule, after its warmup", .duration = duration_steps),
+    RULE(wsd, PD_SCHEDULE_WSD, "transformers get_wsd_schedule: warmup, stable, decay",
+         .duration = wsd_duration),
+    RULE(piecewise, PD_SCHEDULE_PIECEWISE, "from point to point", .duration = duration_steps),
+    RULE(cooldown, PD_SCHEDULE_COOLDOWN, "down from the rate of the schedule before it",
+         .continues = true, .duration = duration_steps),
+    RULE(plateau, PD_SCHEDULE_PLATEAU, "torch ReduceLROnPlateau, by a metric that workers report",
+         .duration = duration_steps),
 };
 #define RULE_COUNT (sizeof rules / sizeof rules[0])
 

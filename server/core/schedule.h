@@ -112,6 +112,7 @@ struct pd_momentum_range {
 
 struct pd_schedule_rule {
     const char *name;
+    const char *help; /* one line: whose rule it is */
     enum pd_schedule_kind kind;
     const struct pd_option *options; /* into struct pd_schedule */
     uint32_t option_count;

@@ -58,6 +58,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_adadelta = {
     .name = "adadelta",
+    .help = "torch.optim.Adadelta",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

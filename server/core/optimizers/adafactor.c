@@ -139,6 +139,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_adafactor = {
     .name = "adafactor",
+    .help = "transformers and fairseq Adafactor",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .check = check,

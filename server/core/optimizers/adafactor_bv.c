@@ -142,6 +142,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_adafactor_bv = {
     .name = "adafactor_bv",
+    .help = "timm AdafactorBigVision",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

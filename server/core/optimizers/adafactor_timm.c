@@ -133,6 +133,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_adafactor_timm = {
     .name = "adafactor_timm",
+    .help = "timm Adafactor",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .check = check,

@@ -118,6 +118,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_adafactor_torch = {
     .name = "adafactor_torch",
+    .help = "torch.optim.Adafactor",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

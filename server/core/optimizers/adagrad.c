@@ -59,6 +59,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_adagrad = {
     .name = "adagrad",
+    .help = "torch.optim.Adagrad",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

@@ -105,6 +105,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_adam = {
     .name = "adam",
+    .help = "torch.optim.Adam: weight decay in the gradient",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .check = check,

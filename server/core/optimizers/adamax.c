@@ -61,6 +61,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_adamax = {
     .name = "adamax",
+    .help = "torch.optim.Adamax",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

@@ -114,6 +114,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_adamw = {
     .name = "adamw",
+    .help = "torch.optim.AdamW: weight decay of the parameter",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .check = check,

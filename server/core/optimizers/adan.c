@@ -122,6 +122,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_adan = {
     .name = "adan",
+    .help = "timm Adan",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

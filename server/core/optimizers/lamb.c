@@ -133,6 +133,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_lamb = {
     .name = "lamb",
+    .help = "timm Lamb; apex FusedLAMB by its keys",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

@@ -127,6 +127,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_lars = {
     .name = "lars",
+    .help = "timm Lars; LARC with trust_clip",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

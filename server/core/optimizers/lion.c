@@ -96,6 +96,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_lion = {
     .name = "lion",
+    .help = "timm Lion; Cautious Lion with caution",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

@@ -107,6 +107,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_nadam = {
     .name = "nadam",
+    .help = "torch.optim.NAdam of torch 2",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

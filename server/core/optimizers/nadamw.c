@@ -93,6 +93,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_nadamw = {
     .name = "nadamw",
+    .help = "timm NAdamW: without a schedule of the momentum",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

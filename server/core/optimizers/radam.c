@@ -97,6 +97,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_radam = {
     .name = "radam",
+    .help = "torch.optim.RAdam",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

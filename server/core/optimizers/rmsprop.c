@@ -110,6 +110,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_rmsprop = {
     .name = "rmsprop",
+    .help = "torch.optim.RMSprop",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

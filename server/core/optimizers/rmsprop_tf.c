@@ -148,6 +148,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_rmsprop_tf = {
     .name = "rmsprop_tf",
+    .help = "timm RMSpropTF: eps inside the root, as TensorFlow has it",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

@@ -90,6 +90,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_sgd = {
     .name = "sgd",
+    .help = "torch.optim.SGD: momentum, Nesterov",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

@@ -101,6 +101,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_sgdw = {
     .name = "sgdw",
+    .help = "timm SGDW: SGD with decoupled weight decay",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,

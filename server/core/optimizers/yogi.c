@@ -69,6 +69,7 @@ static const struct pd_option options[] = {
 
 const struct pd_optimizer pd_optimizer_yogi = {
     .name = "yogi",
+    .help = "torch_optimizer Yogi",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
