@@ -73,10 +73,10 @@ class Quickstart(unittest.TestCase):
         self.addCleanup(run.close)
         return run
 
-    def check_success(self, run, steps, code):
+    def check_success(self, run, steps, code, least=96):
         text = run.text()
         self.assertEqual(code, 0, text)
-        self.assertGreaterEqual(float(re.search(r"^test accuracy: ([\d.]+) %", text, re.M).group(1)), 96)
+        self.assertGreaterEqual(float(re.search(r"^test accuracy: ([\d.]+) %", text, re.M).group(1)), least)
         self.assertRegex(text, rf"(?m)^final step: {steps}, final LR: \d")
         picture = pathlib.Path(re.search(r"^curves of .*: (.*)$", text, re.M).group(1))
         self.assertEqual(picture.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
@@ -104,6 +104,12 @@ class Quickstart(unittest.TestCase):
         for run in runs:
             self.check_success(run, 500, run.wait())
 
+    def test_two_with_torch_do_not_disturb_one_another(self):
+        runs = [self.start("--torch"), self.start("--torch")]
+        for run in runs:
+            self.check_success(run, 300, run.wait(), least=98)
+            self.assertIn("client/python/examples/digits.py", run.text())
+
     def test_other_numbers_of_ranks_and_workers_train_as_well(self):
         run = self.start("--steps", "500", "--ranks", "3", "--workers", "1")
         self.check_success(run, 500, run.wait())
@@ -129,16 +135,22 @@ class Quickstart(unittest.TestCase):
         self.assertIn("quickstart: the model did not become good enough", run.text())
         self.assertEqual(run.left_behind(), [])
 
+    def check_end(self, number, text, *arguments):
+        with self.subTest(number=number.name, text=text, arguments=arguments):
+            run = self.start(*arguments)
+            run.wait_for_text(text)
+            run.process.send_signal(number)
+            code = run.wait()
+            self.assertEqual(code, -9 if number == signal.SIGKILL else 128 + number)
+            self.assertEqual(run.left_behind(), [])
+
     def test_leaves_no_process_behind_when_it_is_ended(self):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
-            for text in ("starting paramd", "worker w1 step"):
-                with self.subTest(number=number.name, text=text):
-                    run = self.start("--steps", "6000")
-                    run.wait_for_text(text)
-                    run.process.send_signal(number)
-                    code = run.wait()
-                    self.assertEqual(code, -9 if number == signal.SIGKILL else 128 + number)
-                    self.assertEqual(run.left_behind(), [])
+            for text in ("building in", "starting paramd", "training with", "worker w1 step"):
+                self.check_end(number, text, "--steps", "6000")
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for text in ("training with", "worker w1 step"):
+                self.check_end(number, text, "--torch", "--steps", "6000")
 
     def test_refuses_what_it_does_not_know(self):
         for arguments in (["--steps", "0"], ["--ranks", "65"], ["--workers"], ["--fast"]):
