@@ -303,7 +303,8 @@ char *pd_config_help(void)
                pd_optimizer_names(names, sizeof names));
     for (size_t i = 0; pd_optimizer_at(i) != NULL; i++) {
         const struct pd_optimizer *optimizer = pd_optimizer_at(i);
-        write_text(&writer, "\nOf the optimizer %s (%s):\n", optimizer->name, optimizer->help);
+        write_text(&writer, "\nOf the optimizer %s:\n", optimizer->name);
+        write_wrapped(&writer, "  ", optimizer->help);
         write_table_help(&writer, "optimizer.", optimizer->options, optimizer->option_count);
     }
     write_text(&writer, "\nOf a group, beside any key of the optimizer:\n");
@@ -317,7 +318,8 @@ char *pd_config_help(void)
                      pd_schedule_common_option_count);
     for (size_t i = 0; pd_schedule_at(i) != NULL; i++) {
         const struct pd_schedule_rule *rule = pd_schedule_at(i);
-        write_text(&writer, "\nOf the schedule %s (%s):\n", rule->name, rule->help);
+        write_text(&writer, "\nOf the schedule %s:\n", rule->name);
+        write_wrapped(&writer, "  ", rule->help);
         write_table_help(&writer, "schedule.0.", rule->options, rule->option_count);
     }
     return writer.text;

@@ -122,7 +122,7 @@ struct pd_optimizer_pass {
 
 struct pd_optimizer {
     const char *name;
-    const char *help; /* one line: whose rule it is */
+    const char *help;                /* one line: whose rule it is */
     const struct pd_option *options; /* into struct pd_hyper */
     uint32_t option_count;
     /* Whether a step's number counts the steps of the group, as timm's LAMB does, instead of those
