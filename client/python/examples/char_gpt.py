@@ -137,7 +137,6 @@ def work(options):
     torch.manual_seed(0)
     text, letters = load_text(options.text)
     model = Gpt(len(letters), options.width, options.layers, options.heads, options.context)
-    progress = local.Progress(options)
     rows = []
     with paramd.torch.Optimizer(
         model,
@@ -148,6 +147,7 @@ def work(options):
         pull_dtype="bfloat16",
         bucket_bytes=256 << 10,
     ) as optimizer:
+        progress = local.Progress(options, optimizer.version)
         while optimizer.version < options.steps:
             # Which letters a worker reads depends on the step and itself alone, however often it starts.
             random = torch.Generator().manual_seed(optimizer.version * options.count + options.index)

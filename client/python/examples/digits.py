@@ -65,8 +65,8 @@ def work(options):
     torch.manual_seed(1 + options.index)
     train, test = load(options.data)
     images, labels = (part[options.index :: options.count] for part in train)
-    progress = local.Progress(options)
     with paramd.torch.Optimizer(model, options.server, samples_per_step=BATCH, name=options.name) as optimizer:
+        progress = local.Progress(options, optimizer.version)
         while optimizer.version < options.steps:
             batch = torch.randint(len(images), (BATCH,))
             optimizer.zero_grad()

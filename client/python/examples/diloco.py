@@ -9,12 +9,15 @@ worker sent and received, as the kernel counted them, of both. Exit 0 only if th
 bytes 50 times fewer.
 """
 
+import argparse
 import json
+import math
 import os
 import socket
 import struct
-import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import char_gpt
 import local
@@ -49,9 +52,9 @@ def pieces(text, begin):
 class Data:
     """Each worker draws its own pieces of the text; the final loss is that of every third letter."""
 
-    def __init__(self, directory, index, count):
+    def __init__(self, directory, index):
         self.text, self.letters = char_gpt.load_text(directory)
-        self.random = torch.Generator().manual_seed(1 + index + count)
+        self.random = torch.Generator().manual_seed(1 + index)
 
     def batch(self):
         return pieces(self.text, torch.randint(len(self.text) - CONTEXT, (BATCH,), generator=self.random))
@@ -66,19 +69,28 @@ def loss_of(model, batch):
     return functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def warmup_and_cosine(options):
-    warmup = max(options.steps // 20, 1)
-    return [
-        {"name": "linear", "start_factor": 0.1, "steps": warmup},
-        {"name": "cosine", "t_max": options.steps - warmup, "eta_min": options.lr / 100},
-    ]
+def warmup_steps(options):
+    return max(options.steps // 20, 1)
+
+
+def rate(step, options):
+    """What to multiply the learning rate by, as the daemon's schedule below does."""
+    warmup = warmup_steps(options)
+    if step < warmup:
+        return 0.1 + 0.9 * step / warmup
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * (step - warmup) / (options.steps - warmup))) / 2
 
 
 def configuration(options):
     workers = {"workers": {"expected": options.workers}}
     if options.mode == "sync":
+        warmup = warmup_steps(options)
+        schedule = [
+            {"name": "linear", "start_factor": 0.1, "steps": warmup},
+            {"name": "cosine", "t_max": options.steps - warmup, "eta_min": options.lr / 100},
+        ]
         adamw = {"name": "adamw", "lr": options.lr, "weight_decay": 0.01}
-        return {**workers, "optimizer": adamw, "schedule": warmup_and_cosine(options)}
+        return {**workers, "optimizer": adamw, "schedule": schedule}
     outer = {"name": "sgd", "lr": options.outer_lr, "momentum": options.outer_momentum, "nesterov": True}
     return {**workers, "outer": True, "optimizer": outer}
 
@@ -112,18 +124,12 @@ def train_together(options, model, data, progress):
 def train_apart(options, model, data, progress):
     """Steps are torch's own; every so many of them, the daemon steps along the way they have come."""
     inner = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.01)
-    warmup, cosine = warmup_and_cosine(options)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        inner,
-        lambda step: 0.1 + 0.9 * step / warmup["steps"]
-        if step < warmup["steps"]
-        else 0.01 + 0.99 * (1 + torch.tensor((step - warmup["steps"]) / cosine["t_max"] * torch.pi).cos().item()) / 2,
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(inner, lambda step: rate(step, options))
     parameters = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
     with paramd.Client(options.server, name=options.name) as client:
         client.register(parameters, out=parameters)  # these arrays are the model's own memory
         before = traffic()
-        for step in range(1, options.steps + 1):
+        for step in range(client.version * options.local_steps + 1, options.steps + 1):
             inner.zero_grad()
             loss = loss_of(model, data.batch())
             loss.backward()
@@ -137,31 +143,31 @@ def train_apart(options, model, data, progress):
 
 def work(options):
     torch.set_num_threads(1)
-    data = Data(options.text, options.index, options.count)
+    data = Data(options.text, options.index)
     model = make_model(len(data.letters))
     train = train_together if options.mode == "sync" else train_apart
-    sent = train(options, model, data, local.Progress(options))
+    moved = train(options, model, data, local.Progress(options))
     if options.index == 0:
-        print(json.dumps({"mode": options.mode, "loss": data.final_loss(model), "bytes": sent}), flush=True)
+        options.result.write_text(json.dumps({"loss": data.final_loss(model), "bytes": moved}))
     return 0
 
 
+def run(mode, options, directory):
+    """Train one way, with a daemon of its own; returns loss and bytes, or None if that failed."""
+    print(f"---- {mode} ----", flush=True)
+    options.mode = mode
+    result = directory / f"{mode}.json"
+    code = local.launch(options, configuration(options), ["--mode", mode, "--result", str(result)])
+    return json.loads(result.read_text()) if code == 0 else None
+
+
 def compare(options):
-    """Both ways one after the other, each by this program itself."""
-    results = {}
-    for mode in ("sync", "diloco"):
-        print(f"---- {mode} ----", flush=True)
-        with subprocess.Popen(
-            [sys.executable, *sys.argv, "--mode", mode], stdout=subprocess.PIPE, text=True
-        ) as program:
-            for line in program.stdout:
-                if line.startswith("{"):
-                    results[mode] = json.loads(line)
-                else:
-                    print(line, end="", flush=True)
-        if program.returncode != 0:
-            return program.returncode
-    sync, apart = results["sync"], results["diloco"]
+    """Both ways, one after the other."""
+    with tempfile.TemporaryDirectory() as directory:
+        sync = run("sync", options, Path(directory))
+        apart = sync and run("diloco", options, Path(directory))
+    if not apart:
+        return 1
     more = 100 * (apart["loss"] / sync["loss"] - 1)
     fewer = sync["bytes"] / apart["bytes"]
     print(f"synchronous: final loss {sync['loss']:.4f}, {sync['bytes'] / 1e6:.2f} MB per worker")
@@ -172,18 +178,17 @@ def compare(options):
 
 def main():
     parser = local.make_parser(__doc__.splitlines()[0], workers=2, steps=2000)
-    parser.add_argument("--mode", choices=["both", "sync", "diloco"], default="both", help="(%(default)s)")
+    parser.add_argument("--mode", help=argparse.SUPPRESS)  # of a worker, as is
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local-steps", type=int, default=50, help="steps between pushes (%(default)s)")
     parser.add_argument("--lr", type=float, default=2e-2, help="highest, of each step (%(default)s)")
     parser.add_argument("--outer-lr", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--outer-momentum", type=float, default=0.6, help="(%(default)s)")
     parser.add_argument("--text", default=char_gpt.LICENCES, help="directory of texts (%(default)s)")
     options = local.parse(parser)
-    if options.worker:
-        return work(options)
-    if options.mode == "both":
-        return compare(options)
-    return local.launch(options, configuration(options))
+    if options.server and not options.worker:
+        parser.error("--server: each way of training needs a daemon of its own, started here")
+    return work(options) if options.worker else compare(options)
 
 
 if __name__ == "__main__":

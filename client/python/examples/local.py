@@ -6,7 +6,6 @@ each worker; ``--worker 0/4 --server HOST:PORT`` starts one worker by hand, on a
 
 import argparse
 import contextlib
-import ctypes
 import re
 import shutil
 import signal
@@ -17,6 +16,7 @@ import time
 
 import paramd
 
+STARTS_MAX = 5  # of one worker, however often it is killed
 LINE = re.compile(r"^worker (?P<name>\S+) step (?P<step>\d+)/(?P<steps>\d+)(?P<rest>.*)$")
 
 
@@ -50,7 +50,8 @@ def parse(parser):
 class Progress:
     """A line now and then: which worker is at what step, and what it sees there."""
 
-    def __init__(self, options):
+    def __init__(self, options, step=0):
+        print(f"worker {options.name} begins at step {step}", flush=True)
         self.options = options
         self.begin = time.monotonic()
         self.samples = 0
@@ -95,7 +96,7 @@ class Board:
             else:
                 done = int(match["step"]) / max(int(match["steps"]), 1)
                 bar = "#" * round(20 * done)
-                self.lines[index] = f"{match['name']} [{bar:<20}] {match['step']}{match['rest']}"
+                self.lines[index] = f"{match['name']} [{bar:<20}] {match['step']}/{match['steps']}{match['rest']}"
             self.draw()
 
     def erase(self):
@@ -110,75 +111,82 @@ class Board:
         self.drawn = True
 
 
-def _die_with_parent():
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
 class Workers:
-    """This program once for each worker; one that is killed is started again."""
+    """This program once for each worker; one that is killed is started again. All end with the block."""
 
     def __init__(self, count, server, arguments):
         self.board = Board(count)
         self.count = count
-        self.command = [sys.executable, *sys.argv, "--server", server, *arguments]
-        self.attempts = [0] * count
+        # In sessions of their own, so that Ctrl-C is heard here alone; they end with this program all the same.
+        self.command = ["setpriv", "--pdeathsig", "TERM", sys.executable, *sys.argv, "--server", server, *arguments]
         self.processes = [None] * count
-        self.threads = [threading.Thread(target=self._run, args=(index,)) for index in range(count)]
         self.codes = [None] * count
         self.ending = False
-        for thread in self.threads:
-            thread.start()
+        self.lock = threading.Lock()  # of what is above
+        self.threads = [threading.Thread(target=self._run, args=(index,), daemon=True) for index in range(count)]
 
-    def _start(self, index):
-        self.attempts[index] += 1
-        name = f"w{index}" if self.attempts[index] == 1 else f"w{index}-{self.attempts[index]}"
+    def _start(self, index, name):
         every = ["--every", "1"] if self.board.live else []
-        process = subprocess.Popen(
-            [*self.command, "--worker", f"{index}/{self.count}", "--name", name, *every],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=_die_with_parent,
-        )
-        self.board.take(index, f"worker {name} is process {process.pid}")
-        self.processes[index] = process
-        for line in process.stdout:
-            self.board.take(index, line.rstrip("\n"))
-        return process.wait()
+        with self.lock:
+            if self.ending:
+                return None
+            self.processes[index] = subprocess.Popen(
+                [*self.command, "--worker", f"{index}/{self.count}", "--name", name, *every],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            return self.processes[index]
 
     def _run(self, index):
-        while True:
-            code = self._start(index)
+        for start in range(STARTS_MAX):
+            name = f"w{index}-{start + 1}" if start else f"w{index}"
+            process = self._start(index, name)
+            if process is None:
+                return
+            self.board.take(index, f"worker {name} is process {process.pid}")
+            for line in process.stdout:
+                self.board.take(index, line.rstrip("\n"))
+            code = self.codes[index] = process.wait()
             if code >= 0 or self.ending:
                 break
-            self.board.take(index, f"worker {index} was ended by signal {-code}; it is started again")
-        self.codes[index] = code
+            self.board.take(index, f"worker {name} was ended by signal {-code}")
         if code != 0:  # the others would go on without it
-            self.end()
+            self._end()
 
-    def end(self):
-        self.ending = True
-        for process in self.processes:
-            if process is not None and process.poll() is None:
-                process.terminate()
+    def _end(self):
+        with self.lock:
+            self.ending = True
+            for process in self.processes:
+                if process is not None and process.poll() is None:
+                    process.terminate()
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
 
     def wait(self):
         """Until all have ended; their exit codes."""
-        try:
-            for thread in self.threads:
-                while thread.is_alive():
-                    thread.join(0.2)
-        finally:
-            self.end()
+        for thread in self.threads:
+            while thread.is_alive():
+                thread.join(0.2)  # a signal is heard in between
         return self.codes
+
+    def __exit__(self, *_):
+        self._end()
+        self.wait()
 
 
 def launch(options, config, arguments=()):
     """Run a daemon and the workers to their end; returns the exit code for the program."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # through the blocks below, so that nothing is left
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with contextlib.ExitStack() as stack:
         server = options.server
         if server is None:
             server = stack.enter_context(paramd.Daemon(config, options.ranks)).address
             print(f"a daemon of {options.ranks} shards listens at {server}", flush=True)
-        codes = Workers(options.workers, server, list(arguments)).wait()
+        codes = stack.enter_context(Workers(options.workers, server, list(arguments))).wait()
     return 0 if not any(codes) else 1

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -111,13 +112,14 @@ class Daemon:
         return self._process.pid
 
     def stop(self, timeout: float = 15.0) -> int:
-        """Let it drain and wait for its end; returns its exit code."""
+        """Let it drain for so long (s), then end it at once; returns its exit code, 0 if it has drained."""
+        for patience in (timeout, 5.0):  # the second SIGTERM is the one that ends it at once
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(patience)
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
         return self._process.wait()
 
     def __enter__(self) -> Daemon:
@@ -126,5 +128,8 @@ class Daemon:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if kind is None:
+            self.stop()
+        else:  # workers that failed may have left a step that will not end
+            self.stop(1.0)
         self._directory.cleanup()
