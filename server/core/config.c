@@ -155,6 +155,12 @@ static const struct pd_node *find_given(const struct pd_node *map, const char *k
     return node == NULL || pd_node_is_null(node) ? NULL : node;
 }
 
+/* The text of a scalar; empty for anything else. */
+static const char *scalar_of(const struct pd_node *node)
+{
+    return node->kind == PD_NODE_SCALAR ? node->text : "";
+}
+
 /* Where a key of a section was written; the nearest thing above it if it was not. */
 static const struct pd_node *find_nearest(const struct pd_node *root, const char *section,
                                           const char *key)
@@ -227,18 +233,14 @@ static enum pd_status read_optimizer(struct pd_config *config, const struct pd_n
     if (status == PD_OK) {
         status = check_map(map, "optimizer", error);
     }
-    const struct pd_node *name_node = status == PD_OK ? pd_node_find(map, "name") : NULL;
-    if (name_node != NULL) {
-        status = pd_option_read(pd_optimizer_name_options.options, "optimizer.name", name_node,
-                                name, error);
-    }
     if (status != PD_OK) {
         return status;
     }
-    config->optimizer = pd_optimizer_find(name);
+    const struct pd_node *name_node = pd_node_find(map, "name");
+    config->optimizer = pd_optimizer_find(name_node == NULL ? name : scalar_of(name_node));
     if (config->optimizer == NULL) {
-        return pd_node_fault(name_node, "optimizer.name", error, "%.60s: unknown; allowed: %s",
-                             name, pd_optimizer_names(names, sizeof names));
+        return pd_option_fault(name_node, "optimizer.name", "unknown",
+                               pd_optimizer_names(names, sizeof names), error);
     }
 
     struct pd_group *group = &config->groups[0];
@@ -464,14 +466,10 @@ static enum pd_status read_schedule(struct pd_config *config, const struct pd_no
         return pd_node_fault(map, name_path, error, "missing; allowed: %s",
                              pd_schedule_names(names, sizeof names));
     }
-    status = pd_option_read(pd_schedule_name_options.options, name_path, name_node, name, error);
-    if (status != PD_OK) {
-        return status;
-    }
-    const struct pd_schedule_rule *rule = pd_schedule_find(name);
+    const struct pd_schedule_rule *rule = pd_schedule_find(scalar_of(name_node));
     if (rule == NULL) {
-        return pd_node_fault(name_node, name_path, error, "%.60s: unknown; allowed: %s", name,
-                             pd_schedule_names(names, sizeof names));
+        return pd_option_fault(name_node, name_path, "unknown",
+                               pd_schedule_names(names, sizeof names), error);
     }
 
     struct section section = {

@@ -101,14 +101,9 @@ const char *pd_option_allowed(const struct pd_option *option, char *text, size_t
     return text;
 }
 
-/* Say what is wrong with the value of `node` and what the option allows. */
-static enum pd_status value_fault(const struct pd_option *option, const char *path,
-                                  const struct pd_node *node, const char *what,
-                                  struct pd_error *error)
+enum pd_status pd_option_fault(const struct pd_node *node, const char *path, const char *what,
+                               const char *allowed, struct pd_error *error)
 {
-    char allowed[200];
-
-    pd_option_allowed(option, allowed, sizeof allowed);
     switch (node->kind) {
     case PD_NODE_LIST:
         return pd_node_fault(node, path, error, "a list of %zu: %s; allowed: %s", node->count, what,
@@ -126,6 +121,17 @@ static enum pd_status value_fault(const struct pd_option *option, const char *pa
                              allowed);
     }
     return pd_node_fault(node, path, error, "%.60s: %s; allowed: %s", node->text, what, allowed);
+}
+
+/* Say what is wrong with the value of `node` and what the option allows. */
+static enum pd_status value_fault(const struct pd_option *option, const char *path,
+                                  const struct pd_node *node, const char *what,
+                                  struct pd_error *error)
+{
+    char allowed[200];
+
+    pd_option_allowed(option, allowed, sizeof allowed);
+    return pd_option_fault(node, path, what, allowed, error);
 }
 
 static bool is_word(const struct pd_node *node, const char *const *words)

@@ -58,6 +58,11 @@ PD_MUST_CHECK
 enum pd_status pd_option_read(const struct pd_option *option, const char *path,
                               const struct pd_node *node, void *base, struct pd_error *error);
 
+/* Say where the value of `node` was written, its key, the value, what is wrong and what is allowed.
+ * Returns PD_ECONFIG. */
+enum pd_status pd_option_fault(const struct pd_node *node, const char *path, const char *what,
+                               const char *allowed, struct pd_error *error);
+
 /* Set every field of a table to its default. Errors: PD_ENOMEM. */
 PD_MUST_CHECK
 enum pd_status pd_option_defaults(const struct pd_option *options, size_t count, void *base,
