@@ -277,11 +277,37 @@ static enum pd_status take_pulled(struct pd_request *request, const struct pd_pu
                             "got version %" PRIu64 ", asked for %" PRIu64 " or later",
                             pulled->version, min_version);
     }
-    if (combined) {
+    if (pulled->ahead && !(combined && request->push.ahead)) {
+        return pd_error_set(error, PD_EPROTOCOL,
+                            "got parameters ahead of their step, which was not asked for");
+    }
+    if (combined && !pulled->ahead) {
         accept_push(request);
     }
     request->pulled = *pulled;
     request->state = PD_REQUEST_RECEIVING;
+    return PD_OK;
+}
+
+/* The rank says whether what it sent ahead counts. */
+static enum pd_status take_settled(struct pd_request *request, const struct pd_settled *settled,
+                                   struct pd_error *error)
+{
+    if (settled->pulled.version != request->pulled.version) {
+        return pd_error_set(error, PD_EPROTOCOL,
+                            "settled was version %" PRIu64 ", sent was version %" PRIu64,
+                            settled->pulled.version, request->pulled.version);
+    }
+    if (!settled->applied) {
+        request->state = PD_REQUEST_WAITING;
+        return PD_OK;
+    }
+    accept_push(request);
+    if (!request->intact) {
+        return ask_again(request, "when it arrived here", error);
+    }
+    request->pulled = settled->pulled;
+    request->state = PD_REQUEST_DONE;
     return PD_OK;
 }
 
@@ -368,6 +394,10 @@ enum pd_status pd_request_answered(struct pd_request *request, const struct pd_m
     if (message->kind == PD_MESSAGE_ERROR) {
         return take_error(request, &message->error, error);
     }
+    if (request->state == PD_REQUEST_SETTLING && message->kind == PD_MESSAGE_SETTLED &&
+        payload_bytes == 0) {
+        return take_settled(request, &message->settled, error);
+    }
     if (request->state != PD_REQUEST_WAITING || !answers(request, message->kind)) {
         return pd_error_set(error, PD_EPROTOCOL, "an answer that was not asked for: %s",
                             pd_message_kind_name(message->kind));
@@ -421,6 +451,11 @@ enum pd_status pd_request_received(struct pd_request *request, bool checksum_ok,
                                    struct pd_error *error)
 {
     PD_ASSERT(request->state == PD_REQUEST_RECEIVING);
+    if (request->pulled.ahead && request->kind == PD_REQUEST_PUSH) {
+        request->intact = checksum_ok;
+        request->state = PD_REQUEST_SETTLING;
+        return PD_OK;
+    }
     if (!checksum_ok) {
         return ask_again(request, "when it arrived here", error);
     }

@@ -4,10 +4,10 @@
  *
  *           send            answer with payload
  *   ASKING ------> WAITING ---------------------> RECEIVING
- *      ^              |  \ answer                     | payload
- *      |              |   `------------> DONE <-------'
- *      |              | damaged on the way            | damaged on the way
- *      `--------------+-------------------------------'
+ *      ^              |  \ answer                     | payload       \ payload of a Pulled ahead
+ *      |              |   `------------> DONE <-------+--- applied --- SETTLING
+ *      |              | damaged on the way            | damaged          |
+ *      `--------------+-------------------------------+------------------' void: WAITING
  *
  * After a lost connection every state but DONE goes back to ASKING, and the Welcome of the next one
  * says whether a push in doubt has been accepted: then only its parameters, if wanted, are asked
@@ -37,6 +37,7 @@ enum pd_request_state {
     PD_REQUEST_ASKING,
     PD_REQUEST_WAITING,
     PD_REQUEST_RECEIVING,
+    PD_REQUEST_SETTLING, /* the payload is in, and the rank has yet to say whether it counts */
     PD_REQUEST_DONE,
 };
 
@@ -63,6 +64,7 @@ struct pd_request {
     enum pd_request_state state;
     bool accepted;     /* PUSH: known to have been; only the pull is left */
     bool asked_before; /* a copy may have reached the rank on a connection that was lost */
+    bool intact;       /* SETTLING: the payload matches its checksum */
     uint32_t damaged;  /* payloads so far that did not match their checksum */
     struct pd_request_arrays arrays;
     struct pd_lane lane; /* VALUES, PUSH, PULL */

@@ -269,6 +269,18 @@ static struct pd_position accepted_by(struct paramd_client *client, uint32_t lan
     return accepted;
 }
 
+/* Whether parameters may be written while gradients are still being sent: they are not if an array
+ * is both, as when parameters are pushed, nor while the program computes with them. */
+static bool may_go_ahead(const struct paramd_client *client, const struct pd_request_arrays *arrays)
+{
+    for (uint32_t i = 0; i < client->model.count; i++) {
+        if (arrays->sources[i] == arrays->targets[i]) {
+            return false;
+        }
+    }
+    return arrays->gate == NULL;
+}
+
 void pd_client_prepare_push(struct paramd_client *client, const struct pd_request_arrays *arrays,
                             struct pd_push *push)
 {
@@ -278,6 +290,7 @@ void pd_client_prepare_push(struct paramd_client *client, const struct pd_reques
     push->dtype = client->push_dtype;
     push->pull = push->last && arrays->targets != NULL;
     push->pull_dtype = client->pull_dtype;
+    push->ahead = push->pull && may_go_ahead(client, arrays);
     note_absent(client, arrays, push);
     for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
         if (!lane_is_empty(client, i)) {

@@ -347,6 +347,11 @@ uint64_t pd_frame_reader_payload_bytes(const struct pd_frame_reader *reader)
     return reader->prefix.payload_bytes;
 }
 
+uint64_t pd_frame_reader_payload_received(const struct pd_frame_reader *reader)
+{
+    return reader->payload_received;
+}
+
 bool pd_frame_reader_has_checksum(const struct pd_frame_reader *reader)
 {
     return (reader->prefix.flags & PD_FRAME_FLAG_CHECKSUM) != 0;

@@ -71,6 +71,8 @@ void pd_frame_reader_place(struct pd_frame_reader *reader, void *destination);
 /* The message of the last MESSAGE; the reader's, valid until the next MESSAGE or destroy. */
 const struct pd_message *pd_frame_reader_message(const struct pd_frame_reader *reader);
 uint64_t pd_frame_reader_payload_bytes(const struct pd_frame_reader *reader);
+/* Bytes of that payload that are in their place: all of it after PD_FRAME_PAYLOAD. */
+uint64_t pd_frame_reader_payload_received(const struct pd_frame_reader *reader);
 bool pd_frame_reader_has_checksum(const struct pd_frame_reader *reader);
 bool pd_frame_reader_checksum_ok(const struct pd_frame_reader *reader);
 bool pd_frame_reader_waits(const struct pd_frame_reader *reader);

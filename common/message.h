@@ -30,6 +30,7 @@ enum pd_message_kind {
     PD_MESSAGE_DRAINING = 19,
     PD_MESSAGE_METRIC = 20,
     PD_MESSAGE_METRIC_STORED = 21,
+    PD_MESSAGE_SETTLED = 22,
     PD_MESSAGE_RANK_HELLO = 32,
     PD_MESSAGE_ORDER = 33,
     PD_MESSAGE_REPORT = 34,
@@ -47,6 +48,7 @@ enum pd_order_kind {
     PD_ORDER_SNAPSHOT = 8,
     PD_ORDER_RESTORE = 9,
     PD_ORDER_FORGET = 10,
+    PD_ORDER_AHEAD = 11,
 };
 
 enum pd_report_kind {
@@ -137,6 +139,7 @@ struct pd_push {
     uint32_t pull_dtype;
     struct pd_tensor_set absent;
     double scale; /* loss scale, 0 is 1 */
+    bool ahead;
 };
 
 struct pd_pushed {
@@ -162,6 +165,12 @@ struct pd_pulled {
     double loss_scale;
     bool averaged;
     bool stop;
+    bool ahead;
+};
+
+struct pd_settled {
+    bool applied;
+    struct pd_pulled pulled;
 };
 
 struct pd_error_message {
@@ -222,6 +231,7 @@ struct pd_order {
     struct pd_tensor_set absent;
     bool stop;
     bool trial;
+    bool foreseen;
 };
 
 struct pd_report {
@@ -254,6 +264,7 @@ struct pd_message {
         struct pd_pushed pushed;
         struct pd_pull pull;
         struct pd_pulled pulled;
+        struct pd_settled settled;
         struct pd_error_message error;
         struct pd_metric metric;
         struct pd_metric_stored metric_stored;

@@ -266,6 +266,7 @@ static void take_push(struct checker *checker, const Paramd__Push *from, struct 
     to->pull = from->pull != 0;
     to->pull_dtype = from->pull_dtype;
     to->scale = from->scale;
+    to->ahead = from->ahead != 0;
     to->loss = to->has_loss ? from->loss : 0;
     take_set(checker, &from->absent, &to->absent);
 }
@@ -288,6 +289,18 @@ static void take_pulled(struct checker *checker, const Paramd__Pulled *from, str
     to->loss_scale = from->loss_scale;
     to->stop = from->stop != 0;
     to->averaged = from->averaged != 0;
+    to->ahead = from->ahead != 0;
+}
+
+static void take_settled(struct checker *checker, const Paramd__Settled *from,
+                         struct pd_settled *to)
+{
+    if (from->pulled == NULL) {
+        checker->status = pd_error_set(checker->error, PD_EPROTOCOL, "settled: no pulled in it");
+        return;
+    }
+    to->applied = from->applied != 0;
+    take_pulled(checker, from->pulled, &to->pulled);
 }
 
 static void take_error(struct checker *checker, const Paramd__Error *from,
@@ -322,7 +335,7 @@ static void take_admin(struct checker *checker, const Paramd__Admin *from, struc
 
 static void take_order(struct checker *checker, const Paramd__Order *from, struct pd_order *to)
 {
-    check_number(checker, "kind", from->kind, PD_ORDER_JOIN, PD_ORDER_FORGET);
+    check_number(checker, "kind", from->kind, PD_ORDER_JOIN, PD_ORDER_AHEAD);
     check_text(checker, "name", from->name, to->name, sizeof to->name);
     check_text(checker, "reason", from->reason, to->reason, sizeof to->reason);
     check_number(checker, "replica", from->replica, 0, PD_RANK_COUNT_MAX - 1);
@@ -360,6 +373,7 @@ static void take_order(struct checker *checker, const Paramd__Order *from, struc
     to->skip = from->skip != 0;
     to->stop = from->stop != 0;
     to->trial = from->trial != 0;
+    to->foreseen = from->foreseen != 0;
     take_set(checker, &from->absent, &to->absent);
     if (from->n_tensors > 0) {
         check_tensors(checker, from->tensors, from->n_tensors, &to->tensors);
@@ -410,6 +424,8 @@ static const ProtobufCMessageDescriptor *descriptor_of(enum pd_message_kind kind
         return &paramd__pull__descriptor;
     case PD_MESSAGE_PULLED:
         return &paramd__pulled__descriptor;
+    case PD_MESSAGE_SETTLED:
+        return &paramd__settled__descriptor;
     case PD_MESSAGE_LEAVE:
         return &paramd__leave__descriptor;
     case PD_MESSAGE_LEFT:
@@ -483,6 +499,9 @@ static void take(struct checker *checker, const void *from, struct pd_message *t
         break;
     case PD_MESSAGE_PULLED:
         take_pulled(checker, from, &to->pulled);
+        break;
+    case PD_MESSAGE_SETTLED:
+        take_settled(checker, from, &to->settled);
         break;
     case PD_MESSAGE_LEAVE:
         to->leave.step = ((const Paramd__Leave *)from)->step;

@@ -177,6 +177,7 @@ static void pack_push(struct packer *packer, const struct pd_push *from)
     to.pull_dtype = from->pull_dtype;
     to.absent = lend_set(&from->absent);
     to.scale = from->scale;
+    to.ahead = from->ahead;
     pack(packer, &to.base);
 }
 
@@ -200,21 +201,38 @@ static void pack_pull(struct packer *packer, const struct pd_pull *from)
     pack(packer, &to.base);
 }
 
-static void pack_pulled(struct packer *packer, const struct pd_pulled *from)
+static void lend_pulled(const struct pd_pulled *from, Paramd__Pulled *to)
 {
     PD_ASSERT(from->lr_count <= PD_GROUP_COUNT_MAX + 1);
+    paramd__pulled__init(to);
+    to->version = from->version;
+    to->dtype = from->dtype;
+    to->element_begin = from->element_begin;
+    to->element_count = from->element_count;
+    to->n_lrs = from->lr_count;
+    to->lrs = lend(from->lrs);
+    to->skipped_steps = from->skipped_steps;
+    to->loss_scale = from->loss_scale;
+    to->stop = from->stop;
+    to->averaged = from->averaged;
+    to->ahead = from->ahead;
+}
+
+static void pack_pulled(struct packer *packer, const struct pd_pulled *from)
+{
     Paramd__Pulled to;
-    paramd__pulled__init(&to);
-    to.version = from->version;
-    to.dtype = from->dtype;
-    to.element_begin = from->element_begin;
-    to.element_count = from->element_count;
-    to.n_lrs = from->lr_count;
-    to.lrs = lend(from->lrs);
-    to.skipped_steps = from->skipped_steps;
-    to.loss_scale = from->loss_scale;
-    to.stop = from->stop;
-    to.averaged = from->averaged;
+    lend_pulled(from, &to);
+    pack(packer, &to.base);
+}
+
+static void pack_settled(struct packer *packer, const struct pd_settled *from)
+{
+    Paramd__Settled to;
+    Paramd__Pulled pulled;
+    paramd__settled__init(&to);
+    lend_pulled(&from->pulled, &pulled);
+    to.applied = from->applied;
+    to.pulled = &pulled;
     pack(packer, &to.base);
 }
 
@@ -319,6 +337,7 @@ static void pack_order(struct packer *packer, const struct pd_order *from)
     to.momenta = lend(from->momenta);
     to.stop = from->stop;
     to.trial = from->trial;
+    to.foreseen = from->foreseen;
     to.optimizer_step = from->optimizer_step;
     to.skip = from->skip;
     to.reason = lend(from->reason);
@@ -393,6 +412,9 @@ static void pack_message(struct packer *packer, const struct pd_message *message
         break;
     case PD_MESSAGE_PULLED:
         pack_pulled(packer, &message->pulled);
+        break;
+    case PD_MESSAGE_SETTLED:
+        pack_settled(packer, &message->settled);
         break;
     case PD_MESSAGE_LEAVE:
         pack_leave(packer, &message->leave);

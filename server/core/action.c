@@ -90,7 +90,25 @@ void pd_actions_send(struct pd_actions *actions, pd_connection_id connection,
     action->frame_bytes = PD_PREFIX_BYTES + header_bytes;
     action->payload = payload;
     action->payload_bytes = payload_bytes;
+    action->payload_ready = payload_bytes;
     action->checksum = checksum;
+}
+
+void pd_actions_hold_back(struct pd_actions *actions, uint64_t payload_ready)
+{
+    PD_ASSERT(actions->count > 0);
+    struct pd_action *action = &actions->items[actions->count - 1];
+    PD_ASSERT(action->kind == PD_ACTION_SEND);
+    PD_ASSERT(payload_ready <= action->payload_bytes);
+    action->payload_ready = payload_ready;
+}
+
+void pd_actions_release(struct pd_actions *actions, pd_connection_id connection,
+                        uint64_t payload_ready)
+{
+    struct pd_action *action = append(actions, PD_ACTION_RELEASE);
+    action->connection = connection;
+    action->payload_ready = payload_ready;
 }
 
 void pd_actions_place(struct pd_actions *actions, pd_connection_id connection, void *destination)

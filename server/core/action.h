@@ -7,10 +7,13 @@
 #include "server/core/event.h"
 
 enum pd_action_kind {
-    PD_ACTION_SEND,  /* a frame, then payload from `payload`; SENT follows if it has a payload */
-    PD_ACTION_PLACE, /* the payload announced on `connection` goes to `destination`, NULL: dropped
-                      */
-    PD_ACTION_CLOSE, /* stop reading, send what is queued if `flush`, close; CLOSED follows */
+    PD_ACTION_SEND,    /* a frame, then payload from `payload`; SENT follows if it has a payload */
+    PD_ACTION_RELEASE, /* more of a payload that a SEND held back may leave: its first
+                        * `payload_ready`
+                        */
+    PD_ACTION_PLACE,   /* the payload announced on `connection` goes to `destination`, NULL: dropped
+                        */
+    PD_ACTION_CLOSE,   /* stop reading, send what is queued if `flush`, close; CLOSED follows */
     PD_ACTION_COLLECTIVE, /* enter `collective` on the MPI thread; COLLECTIVE follows */
     PD_ACTION_WORK,       /* a WORK event, once sockets have had their turn */
     PD_ACTION_LOG,        /* one line for the log: `text` */
@@ -27,6 +30,8 @@ struct pd_action {
     size_t frame_bytes;
     const void *payload; /* SEND: untouched by the engine until SENT or CLOSED */
     uint64_t payload_bytes;
+    uint64_t payload_ready; /* SEND, RELEASE: bytes of the payload that may leave; at most one SEND
+                               of a connection holds any back */
     bool checksum; /* SEND: the shell appends XXH3-64 of header and payload (prefix has the flag) */
     void *destination;                      /* PLACE */
     bool flush;                             /* CLOSE */
@@ -57,6 +62,10 @@ const uint8_t *pd_actions_bytes(const struct pd_actions *actions, size_t offset)
 void pd_actions_send(struct pd_actions *actions, pd_connection_id connection,
                      const struct pd_message *message, const void *payload, uint64_t payload_bytes,
                      bool checksum);
+/* The last SEND holds back what is beyond `payload_ready` bytes of its payload. */
+void pd_actions_hold_back(struct pd_actions *actions, uint64_t payload_ready);
+void pd_actions_release(struct pd_actions *actions, pd_connection_id connection,
+                        uint64_t payload_ready);
 void pd_actions_place(struct pd_actions *actions, pd_connection_id connection, void *destination);
 void pd_actions_close(struct pd_actions *actions, pd_connection_id connection, bool flush);
 void pd_actions_collective(struct pd_actions *actions, const struct pd_collective *collective);

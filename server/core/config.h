@@ -57,8 +57,9 @@ struct pd_config {
     struct pd_average_options average;
     char model[PD_PATH_BYTES_MAX + 1]; /* safetensors file with the initial values; "" none */
     uint64_t block_size;               /* elements */
-    double handshake_s;                /* time a new connection has to say hello */
-    double send_timeout_s;             /* a peer that reads nothing for so long is cut off */
+    uint64_t compute_ahead; /* elements of a rank from which on its steps begin ahead; 0: never */
+    double handshake_s;     /* time a new connection has to say hello */
+    double send_timeout_s;  /* a peer that reads nothing for so long is cut off */
     double rank_timeout_s;  /* a rank silent for so long, or a collective stuck, ends the job */
     double drain_timeout_s; /* time a running step has to end when the daemon drains */
     const struct pd_optimizer *optimizer;

@@ -303,6 +303,16 @@ static const struct pd_option config_rows[] = {
      .high = PD_BLOCK_ELEMENT_COUNT_MAX,
      .unit = "elements",
      .help = "the unit of work, of summation and of sharding"},
+    {.key = "compute_ahead",
+     .type = PD_OPTION_UINT,
+     FIELD(compute_ahead),
+     .default_text = "262144",
+     .low = 0,
+     .high = (double)PD_LANE_ELEMENT_COUNT_MAX,
+     .unit = "elements",
+     .help =
+         "direct aggregation: a rank with so many begins a step while its gradients arrive, and "
+         "sends parameters while it goes on; its state is then kept twice; 0: none does"},
     {.key = "handshake_s",
      SECONDS(handshake_s),
      .default_text = "10",

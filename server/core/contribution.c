@@ -95,7 +95,32 @@ void pd_contribution_begin(struct pd_contribution *contribution, const struct pd
 {
     PD_ASSERT(contribution->state == PD_CONTRIBUTION_IDLE);
     contribution->push = *push;
+    contribution->received = 0;
     contribution->state = PD_CONTRIBUTION_RECEIVING;
+}
+
+void pd_contribution_receive(struct pd_contribution *contribution, uint64_t byte_count)
+{
+    PD_ASSERT(contribution->state == PD_CONTRIBUTION_RECEIVING);
+    PD_ASSERT(byte_count >= contribution->received);
+    contribution->received = byte_count;
+}
+
+bool pd_contribution_is_single(const struct pd_contribution *contribution, uint64_t step)
+{
+    const struct pd_push *push = &contribution->push;
+
+    return (contribution->state == PD_CONTRIBUTION_RECEIVING ||
+            contribution->state == PD_CONTRIBUTION_HELD) &&
+           push->step == step && push->micro_batch == 0 && push->last;
+}
+
+uint64_t pd_contribution_elements_in(const struct pd_contribution *contribution)
+{
+    if (contribution->state == PD_CONTRIBUTION_RECEIVING) {
+        return contribution->received / pd_dtype_bytes((enum pd_dtype)contribution->push.dtype);
+    }
+    return contribution->state == PD_CONTRIBUTION_HELD ? contribution->element_count : 0;
 }
 
 void pd_contribution_drop_payload(struct pd_contribution *contribution)

@@ -36,6 +36,7 @@ struct pd_contribution {
     struct pd_push push;   /* header of the payload received, folded or held */
     uint64_t unit_samples; /* samples of the first micro-batch that has any: weight 1 in `sum` */
     bool in_sum;           /* the contribution is in `sum`; else the payload is all of it */
+    uint64_t received;     /* RECEIVING: bytes of the payload that are in */
     uint64_t folded;       /* elements folded so far */
 };
 
@@ -62,6 +63,14 @@ enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contrib
 
 /* Take an accepted push; the payload is to be written to `payload`. */
 void pd_contribution_begin(struct pd_contribution *contribution, const struct pd_push *push);
+/* So many bytes of the payload are in. */
+void pd_contribution_receive(struct pd_contribution *contribution, uint64_t byte_count);
+/* Whether it is, or will be when its payload is whole, a contribution to that step in one
+ * micro-batch.
+ */
+bool pd_contribution_is_single(const struct pd_contribution *contribution, uint64_t step);
+/* Leading elements that are in, of a single one. */
+uint64_t pd_contribution_elements_in(const struct pd_contribution *contribution);
 /* The payload will not become whole: as if it had never begun. */
 void pd_contribution_drop_payload(struct pd_contribution *contribution);
 /* The payload is whole: the push is accepted. */

@@ -121,8 +121,7 @@ void pd_engine_enqueue(struct pd_engine *engine, const struct pd_order *order)
     queue->count++;
 }
 
-/* The order is carried out: keep its memory for another. */
-static void recycle(struct pd_engine *engine, struct pd_order *order)
+void pd_engine_recycle(struct pd_engine *engine, struct pd_order *order)
 {
     struct pd_order_queue *queue = &engine->queue;
 
@@ -191,6 +190,7 @@ static void carry_out_depart(struct pd_engine *engine, const struct pd_order *or
     if (worker == NULL) {
         return;
     }
+    pd_ahead_lose(engine, worker);
     if (worker->connection != PD_CONNECTION_NONE) {
         part_session(engine, worker, order);
     }
@@ -279,6 +279,7 @@ static void carry_out_drain(struct pd_engine *engine, const struct pd_order *ord
 {
     struct pd_message message = {.kind = PD_MESSAGE_DRAINING, .draining = {.step = order->step}};
 
+    pd_ahead_forget(engine);
     for (pd_connection_id id = 0; id < engine->session_end; id++) {
         struct pd_session *session = &engine->sessions[id];
         if (session->state == PD_SESSION_WORKER || session->state == PD_SESSION_GUEST) {
@@ -319,7 +320,11 @@ static void complete(struct pd_engine *engine, struct pd_order *order, const cha
 
     hash_order(engine, order);
     engine->orders_executed = order->index + 1;
-    recycle(engine, order);
+    if (order->kind == PD_ORDER_AHEAD) {
+        pd_ahead_begin(engine, order);
+    } else {
+        pd_engine_recycle(engine, order);
+    }
     if (!told_by_collectives) {
         struct pd_report report = {.kind = PD_REPORT_EXECUTED,
                                    .order_index = engine->orders_executed - 1};
@@ -361,11 +366,12 @@ static bool carry_out_next(struct pd_engine *engine)
         return true;
     case PD_ORDER_STEP:
         engine->running = order;
-        pd_step_begin(engine->step, order);
+        pd_ahead_confirm(engine, order);
         return true;
     case PD_ORDER_SNAPSHOT:
     case PD_ORDER_RESTORE:
         engine->running = order;
+        pd_ahead_forget(engine);
         pd_restore_begin(engine);
         return true;
     case PD_ORDER_FORGET:
@@ -377,6 +383,8 @@ static bool carry_out_next(struct pd_engine *engine)
     case PD_ORDER_STOP:
         carry_out_stop(engine, order);
         break;
+    case PD_ORDER_AHEAD:
+        break; /* it begins as it completes */
     }
     complete(engine, order, "");
     return true;
@@ -427,13 +435,16 @@ static void close_step(struct pd_engine *engine)
         pd_leader_step_closed(engine, order, outcome);
     }
     engine->running = NULL;
+    pd_ahead_settle(engine, !outcome.skipped);
     complete(engine, order, "");
     pd_serve_answer(engine);
 }
 
 static void advance_step(struct pd_engine *engine)
 {
-    switch (pd_step_advance(engine->step)) {
+    enum pd_step_want want = pd_step_advance(engine->step);
+    pd_ahead_send(engine);
+    switch (want) {
     case PD_STEP_WANTS_WORK:
         pd_engine_want_work(engine);
         break;
@@ -644,6 +655,7 @@ void pd_engine_step(struct pd_engine *engine, const struct pd_event *event,
         advance_running(engine, false);
     } while (carry_out_next(engine) ||
              (engine->leader != NULL && engine->leader->changed && !engine->exiting));
+    pd_ahead_advance(engine);
     engine->actions = NULL;
 }
 
@@ -710,6 +722,7 @@ void pd_engine_destroy(struct pd_engine *engine)
     pd_heap_free(engine->queue.spare);
     pd_heap_free(engine->running);
     pd_restore_forget(engine);
+    pd_heap_free(engine->foreseen);
     pd_step_destroy(engine->step);
     pd_param_store_finish(&engine->store);
     pd_shard_plan_destroy(engine->plan);

@@ -62,7 +62,8 @@ struct pd_engine {
     bool values_stored;   /* its values for this lane are here, whole */
 
     struct pd_order_queue queue;
-    struct pd_order *running; /* a step, publish, snapshot or restore order under way */
+    struct pd_order *running;  /* a step, publish, snapshot or restore order under way */
+    struct pd_order *foreseen; /* an order ahead that the step machine works on */
     struct pd_collective broadcast;
     uint64_t orders_executed;
     struct pd_checksum *order_hash;
@@ -105,6 +106,29 @@ void pd_engine_enqueue(struct pd_engine *engine, const struct pd_order *order);
 /* Tell rank 0 what this rank saw. */
 void pd_engine_report(struct pd_engine *engine, const struct pd_report *report);
 
+/* The order is carried out, or not needed any more: its memory is for another. */
+void pd_engine_recycle(struct pd_engine *engine, struct pd_order *order);
+
+/* ---- ahead: a step begun while its contributions arrive ---- */
+
+/* An order ahead: begin what it foresees, if this rank can. */
+void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order);
+/* Bytes may have come in: a turn of work, and what it made to the workers that take it. */
+void pd_ahead_advance(struct pd_engine *engine);
+/* More of the next version may be there: begin or go on sending it to the workers whose push asked
+ * for that. */
+void pd_ahead_send(struct pd_engine *engine);
+/* Begin the step of an order: from what was foreseen, if it says the same, else from nothing. */
+void pd_ahead_confirm(struct pd_engine *engine, const struct pd_order *order);
+/* What has come of this worker's push is void, or the worker is gone. */
+void pd_ahead_lose(struct pd_engine *engine, const struct pd_worker *worker);
+/* Forget what was foreseen; the workers are told. */
+void pd_ahead_forget(struct pd_engine *engine);
+/* The step is closed: tell the workers that were sent its version whether it counts. */
+void pd_ahead_settle(struct pd_engine *engine, bool applied);
+/* The connection closes: nothing of its answer is held back any more. */
+void pd_ahead_leave(struct pd_engine *engine, pd_connection_id connection);
+
 /* ---- restore ---- */
 
 /* Begin the running order, which is a snapshot or a restore. */
@@ -130,6 +154,17 @@ void pd_serve_answer(struct pd_engine *engine);
 
 /* Convert a turn's worth for waiting pulls. */
 void pd_serve_work(struct pd_engine *engine);
+
+/* The answer to a pull of the version served, without its payload. */
+struct pd_pulled pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pull);
+
+/* Send a payload of the buffer on a connection that sends none, and count it as a user. A buffer
+ * other than the served one is of the next version, ahead. */
+void pd_serve_send(struct pd_engine *engine, pd_connection_id connection, uint32_t buffer_index,
+                   enum pd_dtype dtype, const void *payload);
+
+/* What is left of the payload on this connection may be anything. */
+void pd_serve_let_go(struct pd_engine *engine, pd_connection_id connection);
 
 /* The payload on this connection is no longer read from. */
 void pd_serve_release(struct pd_engine *engine, pd_connection_id connection);

@@ -31,12 +31,12 @@ struct pd_event {
     bool outgoing;                    /* OPENED: this rank connected to rank 0 */
     const char *peer;                 /* OPENED: "host:port", for messages */
     const struct pd_message *message; /* MESSAGE */
-    uint64_t payload_bytes;           /* MESSAGE */
-    bool has_checksum;                /* MESSAGE: the peer checks sums, so answers carry them */
-    bool checksum_ok;                 /* PAYLOAD: true without a checksum, too */
-    bool received;                    /* PROGRESS: true received, false sent */
-    const struct pd_error *error;     /* FAILED, CLOSED */
-    const char *text;                 /* DRAIN */
+    uint64_t payload_bytes; /* MESSAGE: announced; PROGRESS: of that payload, in their place */
+    bool has_checksum;      /* MESSAGE: the peer checks sums, so answers carry them */
+    bool checksum_ok;       /* PAYLOAD: true without a checksum, too */
+    bool received;          /* PROGRESS: true received, false sent */
+    const struct pd_error *error; /* FAILED, CLOSED */
+    const char *text;             /* DRAIN */
 };
 
 #endif

@@ -127,6 +127,8 @@ struct pd_leader {
 
     /* Steps. */
     uint64_t step_next;     /* the step in collection */
+    bool foreseen;          /* the order ahead of that step is out: */
+    struct pd_order ahead;  /* what it says */
     uint64_t barrier;       /* orders that all ranks carry out before another step: one without
                                collectives holds nobody back by itself */
     uint64_t applied_steps; /* without the skipped ones */

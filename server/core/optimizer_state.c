@@ -1,10 +1,15 @@
 #include "server/core/optimizer_state.h"
 
 #include "common/assert.h"
+#include "common/copy.h"
 #include "common/heap.h"
 
 #include <inttypes.h>
 #include <string.h>
+
+/* Elements whose state is brought on at a time when it is kept twice: what a step touches then
+ * stays in the first-level cache. */
+#define CHUNK_COUNT 1024u
 
 /* Note which elements of which tensors are in the shard. */
 static void find_parts(struct pd_optimizer_state *state, const struct pd_tensor_list *model,
@@ -40,7 +45,10 @@ static bool allocate_array(struct pd_optimizer_state *state, struct pd_tensor_st
 {
     if (part->hyper->state_bits == PD_STATE_BITS_32) {
         part->arrays[index] = pd_heap_zalloc(part->count, sizeof(float));
-        return part->arrays[index] != NULL;
+        if (state->twice) {
+            part->next[index] = pd_heap_zalloc(part->count, sizeof(float));
+        }
+        return part->arrays[index] != NULL && (!state->twice || part->next[index] != NULL);
     }
     PD_ASSERT(part->begin % PD_QUANTIZE_RUN == 0);
     part->maps[index] = &state->maps[part->optimizer->signed_states >> index & 1u];
@@ -71,9 +79,11 @@ enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,
                                        const struct pd_tensor_list *model,
                                        const struct pd_shard_plan *plan,
                                        const struct pd_range *shard, const uint32_t *tensor_groups,
-                                       struct pd_error *error)
+                                       bool twice, struct pd_error *error)
 {
+    PD_ASSERT(!twice || pd_optimizer_state_allows_twice(config));
     memset(state, 0, sizeof *state);
+    state->twice = twice;
     pd_quantize_map_init(&state->maps[0], false);
     pd_quantize_map_init(&state->maps[1], true);
     if (shard->block_count > 0) {
@@ -111,6 +121,7 @@ void pd_optimizer_state_finish(struct pd_optimizer_state *state)
     for (uint32_t i = 0; i < state->tensor_end - state->tensor_begin; i++) {
         for (uint32_t k = 0; k < PD_OPTIMIZER_STATE_COUNT_MAX; k++) {
             pd_heap_free(state->tensors[i].arrays[k]);
+            pd_heap_free(state->tensors[i].next[k]);
             pd_heap_free(state->tensors[i].codes[k]);
             pd_heap_free(state->tensors[i].magnitudes[k]);
         }
@@ -145,6 +156,33 @@ struct pd_tensor_state *pd_optimizer_state_of(const struct pd_optimizer_state *s
     return &state->tensors[tensor_index - state->tensor_begin];
 }
 
+bool pd_optimizer_state_allows_twice(const struct pd_config *config)
+{
+    for (uint32_t group = 0; group < config->group_count; group++) {
+        const struct pd_hyper *hyper = &config->groups[group].hyper;
+        if (hyper->state_bits != PD_STATE_BITS_32 ||
+            pd_optimizer_pass_count(config->optimizer, hyper) > 1) {
+            return false;
+        }
+    }
+    return config->optimizer->vector_count == NULL;
+}
+
+void pd_optimizer_state_commit(struct pd_optimizer_state *state, const struct pd_tensor_set *absent)
+{
+    PD_ASSERT(state->twice);
+    for (uint32_t i = 0; i < state->tensor_end - state->tensor_begin; i++) {
+        struct pd_tensor_state *part = &state->tensors[i];
+        for (uint32_t k = 0; k < part->array_count; k++) {
+            if (!pd_tensor_set_has(absent, state->tensor_begin + i)) {
+                float *before = part->arrays[k];
+                part->arrays[k] = part->next[k];
+                part->next[k] = before;
+            }
+        }
+    }
+}
+
 static bool is_needed(const struct pd_tensor_state *state, uint32_t pass)
 {
     return pass < pd_optimizer_pass_count(state->optimizer, state->hyper);
@@ -159,13 +197,14 @@ void pd_optimizer_state_begin(struct pd_tensor_state *state, uint32_t pass,
 }
 
 /* A run of a block's elements, at most to the end of the block. */
-static struct pd_optimizer_block run_of(const struct pd_optimizer_block *block, uint32_t begin)
+static struct pd_optimizer_block run_of(const struct pd_optimizer_block *block, uint32_t begin,
+                                        uint32_t count)
 {
     struct pd_optimizer_block run = *block;
     uint32_t left = block->count - begin;
 
     run.begin += begin;
-    run.count = left < PD_QUANTIZE_RUN ? left : PD_QUANTIZE_RUN;
+    run.count = left < count ? left : count;
     run.gradient += begin;
     run.parameters += begin;
     run.parameters_next += begin;
@@ -185,7 +224,7 @@ static void run_quantized(struct pd_tensor_state *state, const struct pd_optimiz
         block->partial[k] = 0;
     }
     for (uint32_t begin = 0; begin < block->count; begin += PD_QUANTIZE_RUN) {
-        struct pd_optimizer_block run = run_of(block, begin);
+        struct pd_optimizer_block run = run_of(block, begin, PD_QUANTIZE_RUN);
         uint64_t at = run.begin - state->begin;
         run.partial = sum_count > 0 ? partial : NULL;
         for (uint32_t i = 0; i < state->array_count; i++) {
@@ -204,6 +243,27 @@ static void run_quantized(struct pd_tensor_state *state, const struct pd_optimiz
     }
 }
 
+/* Run the only pass over a block whose arrays are kept twice: a copy of a chunk's state is brought
+ * on in cache, and then leaves for where the next state is. */
+static void run_twice(struct pd_tensor_state *state, const struct pd_optimizer_step *step,
+                      const struct pd_optimizer_block *block)
+{
+    float values[PD_OPTIMIZER_STATE_COUNT_MAX][CHUNK_COUNT];
+
+    for (uint32_t begin = 0; begin < block->count; begin += CHUNK_COUNT) {
+        struct pd_optimizer_block run = run_of(block, begin, CHUNK_COUNT);
+        uint64_t at = run.begin - state->begin;
+        for (uint32_t i = 0; i < state->array_count; i++) {
+            run.state[i] = values[i];
+            memcpy(values[i], state->arrays[i] + at, run.count * sizeof(float));
+        }
+        state->optimizer->passes[0].run(step, &run);
+        for (uint32_t i = 0; i < state->array_count; i++) {
+            pd_copy_past_cache(state->next[i] + at, values[i], run.count);
+        }
+    }
+}
+
 void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
                             const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
@@ -215,6 +275,10 @@ void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
     if (state->hyper->state_bits == PD_STATE_BITS_8 && pass == 0) {
         run_quantized(state, step, block,
                       pd_optimizer_sum_count(state->optimizer, state->hyper, pass, state->tensor));
+        return;
+    }
+    if (state->next[0] != NULL) {
+        run_twice(state, step, block);
         return;
     }
     for (uint32_t i = 0; state->hyper->state_bits == PD_STATE_BITS_32 && i < state->array_count;

@@ -5,6 +5,7 @@
 #define PD_SERVER_CORE_OPTIMIZER_STATE_H
 
 #include "common/shard_plan.h"
+#include "common/tensor_set.h"
 #include "server/core/config.h"
 #include "server/core/quantize.h"
 #include "server/core/snapshot.h"
@@ -18,6 +19,7 @@ struct pd_tensor_state {
     uint64_t count; /* elements of the tensor that are in the shard */
     uint32_t array_count;
     float *arrays[PD_OPTIMIZER_STATE_COUNT_MAX]; /* `count` each; NULL with 8 bits */
+    float *next[PD_OPTIMIZER_STATE_COUNT_MAX];   /* kept twice: where a step puts its arrays */
     /* With 8 bits, in runs from the tensor's first element: `count` codes each, and a magnitude for
      * each run. */
     uint8_t *codes[PD_OPTIMIZER_STATE_COUNT_MAX];
@@ -30,11 +32,13 @@ struct pd_optimizer_state {
     uint32_t tensor_begin; /* the shard's first tensor */
     uint32_t tensor_end;   /* one beyond its last */
     struct pd_tensor_state *tensors;
+    bool twice;                     /* a step leaves the arrays alone until it is committed */
     struct pd_quantize_map maps[2]; /* of positive numbers, of both signs */
 };
 
 /* Allocate for the blocks of `shard`, zeroed; it stays where it is until finish. `tensor_groups`
- * gives the group of every tensor; those of frozen groups have no state.
+ * gives the group of every tensor; those of frozen groups have no state. `twice` keeps the arrays
+ * twice, for rules that allow it.
  * Errors: PD_ENOMEM; nothing to finish then. */
 PD_MUST_CHECK
 enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,
@@ -42,7 +46,7 @@ enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,
                                        const struct pd_tensor_list *model,
                                        const struct pd_shard_plan *plan,
                                        const struct pd_range *shard, const uint32_t *tensor_groups,
-                                       struct pd_error *error);
+                                       bool twice, struct pd_error *error);
 void pd_optimizer_state_finish(struct pd_optimizer_state *state);
 
 /* Add all of it to what a snapshot keeps. */
@@ -51,6 +55,15 @@ void pd_optimizer_state_list(const struct pd_optimizer_state *state, struct pd_s
 /* The state of a tensor the shard has a part of. */
 struct pd_tensor_state *pd_optimizer_state_of(const struct pd_optimizer_state *state,
                                               uint32_t tensor_index);
+
+/* Whether a rule's step can be taken back until it is committed when its arrays are kept twice: it
+ * is one pass over arrays in 32 bits, in every group. */
+bool pd_optimizer_state_allows_twice(const struct pd_config *config);
+
+/* Kept twice: the step that has run over all blocks counts, but for the tensors in `absent`, which
+ * it left out. */
+void pd_optimizer_state_commit(struct pd_optimizer_state *state,
+                               const struct pd_tensor_set *absent);
 
 /* Begin a pass over a tensor with the sums of the pass before (NULL: none), then run it over each
  * of its blocks, whose `tensor` and state are filled in here. A pass that the tensor's

@@ -101,6 +101,7 @@ struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kin
     order->skip = false;
     order->stop = false;
     order->trial = false;
+    order->foreseen = false;
     order->reason[0] = '\0';
     order->absent.byte_count = 0;
     return order;
@@ -196,53 +197,80 @@ static bool everybody_is_in(const struct pd_engine *engine, uint32_t *contributo
     return true;
 }
 
-/* The order of summation is by name, so that it does not hang on who joined first. */
-static void insert_by_name(struct pd_order *order, const struct pd_member **chosen,
-                           const struct pd_member *member)
-{
-    uint32_t at = order->contributor_count++;
+/* What a member gives to a step. */
+struct share {
+    const struct pd_member *member;
+    uint64_t samples;
+    uint64_t unit_samples;
+    const struct pd_tensor_set *absent;
+};
 
-    while (at > 0 && strcmp(chosen[at - 1]->name, member->name) > 0) {
-        chosen[at] = chosen[at - 1];
+/* The order of summation is by name, so that it does not hang on who joined first. */
+static void insert_by_name(struct share *shares, uint32_t *count, const struct share *share)
+{
+    uint32_t at = (*count)++;
+
+    while (at > 0 && strcmp(shares[at - 1].member->name, share->member->name) > 0) {
+        shares[at] = shares[at - 1];
         at--;
     }
-    chosen[at] = member;
+    shares[at] = *share;
 }
 
-static struct pd_collected fill_contributors(struct pd_engine *engine, struct pd_order *order)
+/* Fill in all that a step takes from its contributors and the rates; returns the effective batch.
+ */
+static uint64_t fill_step(struct pd_engine *engine, struct pd_order *order,
+                          const struct share *shares, uint32_t count)
+{
+    uint64_t samples = 0;
+    bool first = true;
+
+    for (uint32_t i = 0; i < count; i++) {
+        samples += shares[i].samples;
+        if (shares[i].samples > 0 && first) {
+            pd_tensor_set_copy(&order->absent, shares[i].absent);
+            first = false;
+        } else if (shares[i].samples > 0) {
+            pd_tensor_set_intersect(&order->absent, shares[i].absent);
+        }
+    }
+    order->contributor_count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        order->contributors[i] = shares[i].member->id;
+        order->weights[i] = samples > 0 ? (double)shares[i].unit_samples / (double)samples : 0.0;
+    }
+    order->optimizer_step = engine->leader->applied_steps;
+    order->lr_count = engine->config->group_count;
+    pd_leader_lrs(engine, engine->leader->applied_steps, samples, order->lrs);
+    fill_momenta(engine, order);
+    return samples;
+}
+
+static uint32_t collect_shares(struct pd_engine *engine, struct share *shares,
+                               struct pd_collected *collected)
 {
     struct pd_leader *leader = engine->leader;
-    const struct pd_member *chosen[PD_WORKER_COUNT_MAX];
-    struct pd_collected collected = {.loss = NAN};
     double loss_sum = 0.0;
+    uint32_t count = 0;
 
+    *collected = (struct pd_collected){.loss = NAN};
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         const struct pd_member *member = &leader->members[slot];
         if (member->state == PD_MEMBER_NONE || !pd_member_contributes(engine, member)) {
             continue;
         }
-        insert_by_name(order, chosen, member);
-        collected.samples += member->samples;
+        const struct share share = {.member = member,
+                                    .samples = member->samples,
+                                    .unit_samples = member->unit_samples,
+                                    .absent = &member->absent};
+        insert_by_name(shares, &count, &share);
         loss_sum += member->loss_sum;
-        collected.loss_samples += member->loss_samples;
+        collected->loss_samples += member->loss_samples;
     }
-    bool first = true;
-    for (uint32_t i = 0; i < order->contributor_count; i++) {
-        if (chosen[i]->samples > 0 && first) {
-            pd_tensor_set_copy(&order->absent, &chosen[i]->absent);
-            first = false;
-        } else if (chosen[i]->samples > 0) {
-            pd_tensor_set_intersect(&order->absent, &chosen[i]->absent);
-        }
-        order->contributors[i] = chosen[i]->id;
-        order->weights[i] = collected.samples > 0
-                                ? (double)chosen[i]->unit_samples / (double)collected.samples
-                                : 0.0;
+    if (collected->loss_samples > 0) {
+        collected->loss = loss_sum / (double)collected->loss_samples;
     }
-    if (collected.loss_samples > 0) {
-        collected.loss = loss_sum / (double)collected.loss_samples;
-    }
-    return collected;
+    return count;
 }
 
 void pd_leader_close_collection(struct pd_leader *leader)
@@ -264,16 +292,36 @@ void pd_leader_close_collection(struct pd_leader *leader)
     leader->step_next++;
 }
 
+/* Whether a step is what the order ahead of it said. */
+static bool is_as_foreseen(const struct pd_leader *leader, const struct pd_order *order)
+{
+    const struct pd_order *ahead = &leader->ahead;
+    size_t count = order->contributor_count;
+
+    return leader->foreseen && order->kind == PD_ORDER_STEP && ahead->step == order->step &&
+           !order->skip && ahead->contributor_count == order->contributor_count &&
+           memcmp(ahead->contributors, order->contributors,
+                  count * sizeof order->contributors[0]) == 0 &&
+           memcmp(ahead->weights, order->weights, count * sizeof order->weights[0]) == 0 &&
+           ahead->lr_count == order->lr_count &&
+           memcmp(ahead->lrs, order->lrs, order->lr_count * sizeof order->lrs[0]) == 0 &&
+           ahead->momentum_count == order->momentum_count &&
+           memcmp(ahead->momenta, order->momenta,
+                  order->momentum_count * sizeof order->momenta[0]) == 0 &&
+           ahead->optimizer_step == order->optimizer_step &&
+           ahead->absent.byte_count == order->absent.byte_count &&
+           memcmp(ahead->absent.bytes, order->absent.bytes, order->absent.byte_count) == 0;
+}
+
 static void issue_step(struct pd_engine *engine)
 {
     struct pd_leader *leader = engine->leader;
     struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_STEP);
-    struct pd_collected collected = fill_contributors(engine, order);
+    struct share shares[PD_WORKER_COUNT_MAX];
+    struct pd_collected collected;
 
-    order->optimizer_step = leader->applied_steps;
-    order->lr_count = engine->config->group_count;
-    pd_leader_lrs(engine, leader->applied_steps, collected.samples, order->lrs);
-    fill_momenta(engine, order);
+    uint32_t count = collect_shares(engine, shares, &collected);
+    collected.samples = fill_step(engine, order, shares, count);
     order->stop = leader->stop_advised;
     if (collected.samples == 0) {
         order->skip = true;
@@ -288,21 +336,80 @@ static void issue_step(struct pd_engine *engine)
     if (order->skip || order->kind != PD_ORDER_STEP) {
         leader->barrier = leader->order_next + 1;
     }
+    order->foreseen = is_as_foreseen(leader, order);
     pd_leader_issue(engine);
     pd_leader_close_collection(leader);
 }
 
-static bool step_is_due(struct pd_engine *engine)
+/* Whether steps close as soon as everybody is in. */
+static bool steps_are_open(struct pd_engine *engine)
 {
     const struct pd_leader *leader = engine->leader;
+
+    return engine->store.has_version && engine->store.version == leader->step_next &&
+           leader->started && !leader->paused && leader->drain < PD_DRAIN_ORDERED &&
+           pd_leader_executed_by_all(engine) >= leader->barrier;
+}
+
+static bool step_is_due(struct pd_engine *engine)
+{
     uint32_t contributor_count;
 
-    if (!engine->store.has_version || engine->store.version != leader->step_next ||
-        !leader->started || leader->paused || leader->drain >= PD_DRAIN_ORDERED ||
-        pd_leader_executed_by_all(engine) < leader->barrier) {
-        return false;
+    return steps_are_open(engine) && everybody_is_in(engine, &contributor_count) &&
+           contributor_count > 0;
+}
+
+/* ---- Ahead of a step ---- */
+
+/* What the step in collection will be made of, if everybody has begun to push for it in one
+ * micro-batch; 0 shares when that is not so. */
+static uint32_t foresee_shares(struct pd_engine *engine, struct share *shares)
+{
+    const struct pd_leader *leader = engine->leader;
+    uint32_t count = 0;
+
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        const struct pd_member *member = &leader->members[slot];
+        if (member->state != PD_MEMBER_ACTIVE && member->state != PD_MEMBER_LEAVING) {
+            continue;
+        }
+        const struct pd_worker *worker = pd_roster_find(engine->roster, member->id);
+        if (member->state == PD_MEMBER_LEAVING || worker == NULL || !worker->has_contribution ||
+            !pd_contribution_is_single(&worker->contribution, leader->step_next)) {
+            return 0;
+        }
+        const struct pd_push *push = &worker->contribution.push;
+        const struct share share = {.member = member,
+                                    .samples = push->samples,
+                                    .unit_samples = push->samples,
+                                    .absent = &push->absent};
+        insert_by_name(shares, &count, &share);
     }
-    return everybody_is_in(engine, &contributor_count) && contributor_count > 0;
+    return count;
+}
+
+/* Tell the ranks what the next step will be, so that they begin it while its gradients arrive. Rank
+ * 0 sees every push as it begins, because there is one replica. */
+static void foresee_step(struct pd_engine *engine)
+{
+    struct pd_leader *leader = engine->leader;
+    struct share shares[PD_WORKER_COUNT_MAX];
+
+    if (!steps_are_open(engine) || leader->drain != PD_DRAIN_NONE || pd_search_sweeps(leader) ||
+        !pd_step_may_go_ahead(engine->config, engine->plan, engine->store.lane.element_count) ||
+        (leader->foreseen && leader->ahead.step == leader->step_next)) {
+        return;
+    }
+    uint32_t count = foresee_shares(engine, shares);
+    if (count == 0) {
+        return;
+    }
+    struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_AHEAD);
+    if (fill_step(engine, order, shares, count) > 0) {
+        leader->foreseen = true;
+        leader->ahead = *order;
+        pd_leader_issue(engine);
+    }
 }
 
 static void keep_history(struct pd_engine *engine, const struct pd_order *order,
@@ -584,6 +691,8 @@ void pd_leader_advance(struct pd_engine *engine)
     pd_search_advance(engine);
     if (step_is_due(engine)) {
         issue_step(engine);
+    } else {
+        foresee_step(engine);
     }
     advance_drain(engine);
 }

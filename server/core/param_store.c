@@ -79,13 +79,17 @@ void pd_param_store_publish_first(struct pd_param_store *store)
     store->version = 0;
 }
 
-void pd_param_store_publish_spare(struct pd_param_store *store)
+void pd_param_store_begin_spare(struct pd_param_store *store)
 {
     struct pd_param_buffer *spare = &store->buffers[1 - store->served];
 
-    PD_ASSERT(store->has_version);
     PD_ASSERT(spare->users == 0);
     memset(spare->converted, 0, sizeof spare->converted);
+}
+
+void pd_param_store_publish_spare(struct pd_param_store *store)
+{
+    PD_ASSERT(store->has_version);
     store->served = 1 - store->served;
     store->version++;
 }
@@ -116,25 +120,27 @@ const float *pd_param_store_average(const struct pd_param_store *store)
     return store->buffers[store->served].average;
 }
 
-const void *pd_param_store_payload(const struct pd_param_store *store, enum pd_dtype dtype)
+const void *pd_param_store_payload(const struct pd_param_store *store, uint32_t buffer_index,
+                                   enum pd_dtype dtype, uint64_t *element_count)
 {
-    const struct pd_param_buffer *buffer = &store->buffers[store->served];
+    const struct pd_param_buffer *buffer = &store->buffers[buffer_index];
 
     if (dtype == PD_DTYPE_FLOAT32) {
+        *element_count = store->lane.element_count;
         return buffer->parameters;
     }
-    if (buffer->halves[dtype] == NULL || buffer->converted[dtype] < store->lane.element_count) {
-        return NULL;
-    }
+    *element_count = buffer->converted[dtype];
     return buffer->halves[dtype];
 }
 
-enum pd_status pd_param_store_convert(struct pd_param_store *store, enum pd_dtype dtype,
-                                      uint64_t element_count, struct pd_error *error)
+enum pd_status pd_param_store_convert(struct pd_param_store *store, uint32_t buffer_index,
+                                      enum pd_dtype dtype, uint64_t element_end,
+                                      struct pd_error *error)
 {
-    struct pd_param_buffer *buffer = &store->buffers[store->served];
+    struct pd_param_buffer *buffer = &store->buffers[buffer_index];
 
     PD_ASSERT(dtype != PD_DTYPE_FLOAT32);
+    PD_ASSERT(element_end <= store->lane.element_count);
     if (buffer->halves[dtype] == NULL) {
         buffer->halves[dtype] = pd_heap_zalloc(store->lane.element_count, sizeof(uint16_t));
         if (buffer->halves[dtype] == NULL) {
@@ -144,10 +150,10 @@ enum pd_status pd_param_store_convert(struct pd_param_store *store, enum pd_dtyp
         }
     }
     uint64_t begin = buffer->converted[dtype];
-    uint64_t left = store->lane.element_count - begin;
-    uint64_t count = left < element_count ? left : element_count;
-    pd_convert_from_float32(buffer->halves[dtype] + begin, dtype, buffer->parameters + begin,
-                            count);
-    buffer->converted[dtype] += count;
+    if (begin < element_end) {
+        pd_convert_from_float32(buffer->halves[dtype] + begin, dtype, buffer->parameters + begin,
+                                element_end - begin);
+        buffer->converted[dtype] = element_end;
+    }
     return PD_OK;
 }

@@ -45,6 +45,7 @@ static void close_restored(struct pd_engine *engine)
 {
     const struct pd_order *order = engine->running;
 
+    pd_param_store_begin_spare(&engine->store);
     pd_param_store_publish_spare(&engine->store);
     pd_roster_release(engine->roster, order);
     pd_roster_sweep(engine->roster);

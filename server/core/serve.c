@@ -19,7 +19,7 @@ enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connecti
     struct pd_session *session = &engine->sessions[connection];
     const struct pd_param_store *store = &engine->store;
 
-    if (session->pull_waiting || session->sending) {
+    if (session->pull_waiting || (session->sending && session->ahead != PD_SESSION_AHEAD_VOID)) {
         return pd_error_set(error, PD_EPROTOCOL,
                             "pull before the answer to the one before has been read");
     }
@@ -42,48 +42,67 @@ enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connecti
                             store->has_version ? store->version + 1 : 0);
     }
     session->pull_waiting = true;
+    session->pull_ahead = false;
     session->pull.min_version = min_version;
     session->pull.dtype = dtype;
     session->pull.averaged = averaged;
     return PD_OK;
 }
 
+struct pd_pulled pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pull)
+{
+    const struct pd_param_store *store = &engine->store;
+    struct pd_pulled pulled = {
+        .version = store->version,
+        .dtype = pull->dtype,
+        .element_begin = store->lane.element_begin,
+        .element_count = store->lane.element_count,
+        .lr_count = engine->lr_count,
+        .skipped_steps = engine->skipped_steps,
+        .loss_scale = engine->loss_scale.scale,
+        .stop = engine->stop_advised,
+        .averaged = pull->averaged,
+    };
+
+    memcpy(pulled.lrs, engine->lrs, sizeof engine->lrs);
+    return pulled;
+}
+
 static void send_parameters(struct pd_engine *engine, pd_connection_id connection,
-                            const void *payload)
+                            const struct pd_pull *pull, uint32_t buffer_index, const void *payload)
 {
     struct pd_session *session = &engine->sessions[connection];
     struct pd_param_store *store = &engine->store;
-    struct pd_message message = {
-        .kind = PD_MESSAGE_PULLED,
-        .pulled = {.version = store->version,
-                   .dtype = session->pull.dtype,
-                   .element_begin = store->lane.element_begin,
-                   .element_count = store->lane.element_count,
-                   .lr_count = engine->lr_count,
-                   .skipped_steps = engine->skipped_steps,
-                   .loss_scale = engine->loss_scale.scale,
-                   .stop = engine->stop_advised,
-                   .averaged = session->pull.averaged},
-    };
-    memcpy(message.pulled.lrs, engine->lrs, sizeof engine->lrs);
-    uint64_t payload_bytes =
-        store->lane.element_count * pd_dtype_bytes((enum pd_dtype)session->pull.dtype);
+    struct pd_message message = {.kind = PD_MESSAGE_PULLED,
+                                 .pulled = pd_serve_describe(engine, pull)};
+    if (buffer_index != store->served) {
+        message.pulled.ahead = true;
+        message.pulled.version++;
+    }
+    uint64_t payload_bytes = store->lane.element_count * pd_dtype_bytes((enum pd_dtype)pull->dtype);
 
-    session->pull_waiting = false;
+    PD_ASSERT(!session->sending);
     session->sent_ms = engine->now_ms;
     if (payload_bytes > 0) {
         session->sending = true;
-        session->sending_users = store->served + 1;
-        store->buffers[store->served].users++;
+        session->sending_users = buffer_index + 1;
+        store->buffers[buffer_index].users++;
     }
     pd_actions_send(engine->actions, connection, &message, payload_bytes > 0 ? payload : NULL,
                     payload_bytes, session->checksum);
 }
 
+void pd_serve_send(struct pd_engine *engine, pd_connection_id connection, uint32_t buffer_index,
+                   enum pd_dtype dtype, const void *payload)
+{
+    const struct pd_pull pull = {.dtype = dtype};
+    send_parameters(engine, connection, &pull, buffer_index, payload);
+}
+
 /* A session whose pull can be answered as far as versions go. */
 static bool due(const struct pd_engine *engine, const struct pd_session *session)
 {
-    return session->pull_waiting && session->state != PD_SESSION_CLOSING &&
+    return session->pull_waiting && !session->sending && session->state != PD_SESSION_CLOSING &&
            engine->store.has_version && session->pull.min_version <= engine->store.version;
 }
 
@@ -93,7 +112,10 @@ static const void *payload_of(const struct pd_engine *engine, const struct pd_se
     if (session->pull.averaged) {
         return pd_param_store_average(&engine->store);
     }
-    return pd_param_store_payload(&engine->store, (enum pd_dtype)session->pull.dtype);
+    uint64_t element_count = 0;
+    const void *payload = pd_param_store_payload(
+        &engine->store, engine->store.served, (enum pd_dtype)session->pull.dtype, &element_count);
+    return element_count == engine->store.lane.element_count ? payload : NULL;
 }
 
 void pd_serve_answer(struct pd_engine *engine)
@@ -108,8 +130,23 @@ void pd_serve_answer(struct pd_engine *engine)
             pd_engine_want_work(engine);
             continue;
         }
-        send_parameters(engine, id, payload);
+        engine->sessions[id].pull_waiting = false;
+        send_parameters(engine, id, &session->pull, engine->store.served, payload);
     }
+}
+
+static enum pd_status convert_turn(struct pd_engine *engine, enum pd_dtype dtype,
+                                   struct pd_error *error)
+{
+    struct pd_param_store *store = &engine->store;
+    uint64_t element_end = 0;
+
+    (void)pd_param_store_payload(store, store->served, dtype, &element_end);
+    element_end += TURN_ELEMENTS;
+    if (element_end > store->lane.element_count) {
+        element_end = store->lane.element_count;
+    }
+    return pd_param_store_convert(store, store->served, dtype, element_end, error);
 }
 
 void pd_serve_work(struct pd_engine *engine)
@@ -121,7 +158,7 @@ void pd_serve_work(struct pd_engine *engine)
             continue;
         }
         struct pd_error error = {0};
-        if (pd_param_store_convert(&engine->store, dtype, TURN_ELEMENTS, &error) != PD_OK) {
+        if (convert_turn(engine, dtype, &error) != PD_OK) {
             pd_session_refuse(engine, id, &error, true);
             continue;
         }
@@ -130,17 +167,22 @@ void pd_serve_work(struct pd_engine *engine)
     pd_serve_answer(engine);
 }
 
-void pd_serve_release(struct pd_engine *engine, pd_connection_id connection)
+void pd_serve_let_go(struct pd_engine *engine, pd_connection_id connection)
 {
     struct pd_session *session = &engine->sessions[connection];
 
-    if (session->sending && session->sending_users > 0) {
+    if (session->sending_users > 0) {
         struct pd_param_buffer *buffer = &engine->store.buffers[session->sending_users - 1];
         PD_ASSERT(buffer->users > 0);
         buffer->users--;
     }
-    session->sending = false;
     session->sending_users = 0;
+}
+
+void pd_serve_release(struct pd_engine *engine, pd_connection_id connection)
+{
+    pd_serve_let_go(engine, connection);
+    engine->sessions[connection].sending = false;
 }
 
 void pd_serve_reclaim_spare(struct pd_engine *engine)

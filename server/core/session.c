@@ -66,10 +66,11 @@ static bool unbind(struct pd_engine *engine, pd_connection_id connection)
     if (worker == NULL || worker->connection != connection) {
         return false;
     }
+    worker->connection = PD_CONNECTION_NONE;
     if (session->payload == PD_SESSION_PAYLOAD_PUSH) {
         pd_contribution_drop_payload(&worker->contribution);
+        pd_ahead_lose(engine, worker);
     }
-    worker->connection = PD_CONNECTION_NONE;
     return true;
 }
 
@@ -82,6 +83,7 @@ static void close_because(struct pd_engine *engine, pd_connection_id connection,
         return;
     }
     bool was_worker = unbind(engine, connection);
+    pd_ahead_leave(engine, connection);
     session->payload = PD_SESSION_PAYLOAD_NONE;
     session->push_parked = false;
     session->pull_waiting = false;
@@ -355,6 +357,7 @@ static void answer_push(struct pd_engine *engine, pd_connection_id connection,
         pd_session_refuse(engine, connection, &error, true);
         return;
     }
+    session_at(engine, connection)->pull_ahead = push->ahead;
     pd_serve_answer(engine);
 }
 
@@ -414,6 +417,9 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
         pd_contribution_begin(contribution, push);
         session->payload = PD_SESSION_PAYLOAD_PUSH;
         pd_actions_place(engine->actions, connection, contribution->payload);
+        if (engine->leader != NULL) {
+            engine->leader->changed = true;
+        }
         return;
     case PD_PUSH_WAIT:
         session->push_parked = true;
@@ -496,6 +502,7 @@ static void push_arrived(struct pd_engine *engine, pd_connection_id connection, 
 
     if (!checksum_ok) {
         pd_contribution_drop_payload(contribution);
+        pd_ahead_lose(engine, worker);
         pd_error_set(&error, PD_ECHECKSUM,
                      "push of step %" PRIu64 ", micro-batch %u: the bytes do not match their "
                      "checksum; nothing of it counts: send it again",
@@ -518,7 +525,9 @@ static void push_arrived(struct pd_engine *engine, pd_connection_id connection, 
         .loss = push.loss,
     };
     pd_tensor_set_copy(&report.absent, &push.absent);
-    answer_push(engine, connection, &push, false);
+    if (session->ahead != PD_SESSION_AHEAD_OPEN) {
+        answer_push(engine, connection, &push, false);
+    }
     pd_engine_report(engine, &report);
 }
 
@@ -769,6 +778,10 @@ void pd_session_progress(struct pd_engine *engine, const struct pd_event *event)
 
     if (event->received) {
         session->received_ms = engine->now_ms;
+        if (session->payload == PD_SESSION_PAYLOAD_PUSH) {
+            pd_contribution_receive(&worker_of(engine, session)->contribution,
+                                    event->payload_bytes);
+        }
     } else {
         session->sent_ms = engine->now_ms;
     }
@@ -782,6 +795,10 @@ void pd_session_sent(struct pd_engine *engine, const struct pd_event *event)
     pd_serve_release(engine, event->connection);
     pd_heap_free(session->reply);
     session->reply = NULL;
+    if (session->ahead == PD_SESSION_AHEAD_VOID) {
+        session->ahead = PD_SESSION_AHEAD_NONE;
+        pd_serve_answer(engine);
+    }
 }
 
 static bool over(uint64_t now_ms, uint64_t since_ms, double limit_s)
@@ -799,11 +816,13 @@ static enum pd_status check_time(const struct pd_engine *engine, const struct pd
         over(engine->now_ms, session->opened_ms, config->handshake_s)) {
         return pd_error_set(error, PD_ETIMEOUT, "no hello within %g s", config->handshake_s);
     }
-    if (session->sending && over(engine->now_ms, session->sent_ms, config->send_timeout_s)) {
+    if (session->sending && session->ahead != PD_SESSION_AHEAD_OPEN &&
+        over(engine->now_ms, session->sent_ms, config->send_timeout_s)) {
         return pd_error_set(error, PD_ETIMEOUT, "nothing was read of an answer for %g s",
                             config->send_timeout_s);
     }
-    if (!session->sending && !session->push_parked &&
+    bool reads_only = session->sending && session->ahead != PD_SESSION_AHEAD_OPEN;
+    if (!reads_only && !session->push_parked &&
         over(engine->now_ms, session->received_ms, config->workers.lease_s)) {
         return pd_error_set(
             error, PD_ETIMEOUT,

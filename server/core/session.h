@@ -29,6 +29,13 @@ enum pd_session_payload {
     PD_SESSION_PAYLOAD_VALUES,
 };
 
+/* What was sent to a worker of the next version before its step has closed. */
+enum pd_session_ahead {
+    PD_SESSION_AHEAD_NONE,
+    PD_SESSION_AHEAD_OPEN, /* it comes as it is computed, and is not settled */
+    PD_SESSION_AHEAD_VOID, /* settled as void; the rest of its bytes is still on its way out */
+};
+
 struct pd_session {
     enum pd_session_state state;
     char peer[PD_ADDRESS_BYTES_MAX + 1];
@@ -46,7 +53,11 @@ struct pd_session {
     struct pd_push push;
     bool pull_waiting; /* `pull` waits for its version */
     struct pd_pull pull;
-    bool sending;           /* a payload is on its way out */
+    bool pull_ahead; /* it came with a push, and may be answered ahead */
+    bool sending;    /* a payload is on its way out */
+    enum pd_session_ahead ahead;
+    uint32_t ahead_dtype;   /* of that payload, not NONE */
+    uint64_t ahead_ready;   /* OPEN: bytes of it that may leave */
     uint32_t sending_users; /* which buffer it reads: index + 1; 0: `reply` */
     char *reply;            /* owned: an admin reply on its way out */
 };

@@ -29,14 +29,21 @@ struct pd_step_machine {
     uint64_t *tensor_misses; /* model.count: steps applied that the tensor had no gradient in */
 
     const struct pd_order *order;
+    /* SUM brings parameters and state on: the rule needs no sum over tensors and no norm, so a
+     * block can go all the way while it is in cache. Its state is kept twice. */
+    bool fused;
+    bool ahead;     /* SUM, without an order yet */
+    bool collected; /* ahead: every contributor has begun to push here, so the sources are known */
     uint64_t next_block; /* of the lane in SUM, of the shard in COMBINE and UPDATE */
     uint32_t pass;       /* of the rule, in UPDATE and TENSOR_SUMS */
     uint32_t source_count;
     struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
+    const struct pd_contribution **contributions; /* what the sources are of */
 
     struct pd_gradient_norms norms;
     struct pd_optimizer_state optimizer_state;
     struct pd_tensor_sums sums;
+    float *block_sum; /* fused: one block */
     float *lane_sum;  /* lane elements; with one replica it is the gradient of the shard too */
     float *slices;    /* replicas > 1: replica_count x shard elements */
     float *gradient;  /* shard elements; aliases lane_sum with one replica */
@@ -75,7 +82,14 @@ static bool allocate(struct pd_step_machine *machine)
 
     machine->tensor_misses = pd_heap_zalloc(machine->model->count, sizeof(uint64_t));
     machine->sources = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->sources);
+    machine->contributions = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->contributions);
     machine->lane_sum = pd_heap_zalloc(store->lane.element_count, sizeof(float));
+    if (machine->fused) {
+        machine->block_sum = pd_heap_zalloc(machine->config->block_size, sizeof(float));
+        if (machine->block_sum == NULL) {
+            return false;
+        }
+    }
     machine->partials = pd_heap_zalloc(
         larger(PD_NORM_PART_COUNT * store->shard.block_count, machine->sums.shard_count_max),
         sizeof(double));
@@ -95,8 +109,26 @@ static bool allocate(struct pd_step_machine *machine)
         }
     }
     return machine->tensor_misses != NULL && machine->sources != NULL &&
-           machine->lane_sum != NULL && machine->partials != NULL && machine->gathered != NULL &&
-           machine->gradient != NULL;
+           machine->contributions != NULL && machine->lane_sum != NULL &&
+           machine->partials != NULL && machine->gathered != NULL && machine->gradient != NULL;
+}
+
+bool pd_step_may_go_ahead(const struct pd_config *config, const struct pd_shard_plan *plan,
+                          uint64_t element_count)
+{
+    return config->compute_ahead > 0 && element_count >= config->compute_ahead &&
+           plan->replica_count == 1;
+}
+
+static bool may_fuse(const struct pd_config *config)
+{
+    for (uint32_t group = 0; group < config->group_count; group++) {
+        if (!isnan(config->groups[group].clip.norm)) {
+            return false;
+        }
+    }
+    return isnan(config->clip.norm) && config->lookahead.k == 0 &&
+           pd_optimizer_state_allows_twice(config);
 }
 
 enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_config *config,
@@ -116,6 +148,8 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
     machine->roster = roster;
     machine->rank = rank;
     machine->lane = pd_shard_plan_lane_of(plan, rank);
+    machine->fused =
+        pd_step_may_go_ahead(config, plan, store->lane.element_count) && may_fuse(config);
     if (!find_groups(machine)) {
         goto fail_machine;
     }
@@ -126,8 +160,9 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
                                         machine->tensor_groups, error);
     }
     if (status == PD_OK) {
-        status = pd_optimizer_state_init(&machine->optimizer_state, config, model, plan,
-                                         &store->shard, machine->tensor_groups, error);
+        status =
+            pd_optimizer_state_init(&machine->optimizer_state, config, model, plan, &store->shard,
+                                    machine->tensor_groups, machine->fused, error);
     }
     if (status == PD_OK) {
         status = pd_tensor_sums_init(&machine->sums, config, model, plan, &store->shard,
@@ -163,7 +198,9 @@ void pd_step_destroy(struct pd_step_machine *machine)
     }
     pd_heap_free(machine->slices);
     pd_heap_free(machine->partials);
+    pd_heap_free(machine->block_sum);
     pd_heap_free(machine->lane_sum);
+    pd_heap_free(machine->contributions);
     pd_heap_free(machine->sources);
     pd_heap_free(machine->tensor_misses);
     pd_tensor_sums_finish(&machine->sums);
@@ -206,6 +243,12 @@ static uint64_t in_shard(const struct pd_step_machine *machine, const struct pd_
     return block->element_begin - machine->store->shard.element_begin;
 }
 
+/* Where the gradient of a block of the shard is, or goes. */
+static float *block_gradient(const struct pd_step_machine *machine, const struct pd_block *block)
+{
+    return machine->fused ? machine->block_sum : machine->gradient + in_shard(machine, block);
+}
+
 /* Whether the tensor has no part in this step. */
 static bool rests(const struct pd_step_machine *machine, uint32_t tensor)
 {
@@ -234,6 +277,7 @@ static void collect_sources(struct pd_step_machine *machine)
         if (worker == NULL || !(machine->order->weights[i] > 0.0)) {
             continue;
         }
+        machine->contributions[machine->source_count] = &worker->contribution;
         machine->sources[machine->source_count++] =
             pd_contribution_source(&worker->contribution, 0, machine->order->weights[i]);
     }
@@ -248,8 +292,8 @@ static void sum_block(struct pd_step_machine *machine, const struct pd_block *bl
         sources[i].elements =
             (const char *)sources[i].elements + begin * pd_dtype_bytes(sources[i].dtype);
     }
-    pd_reduce_block(machine->lane_sum + begin, sources, machine->source_count,
-                    block->element_count);
+    pd_reduce_block(machine->fused ? machine->block_sum : machine->lane_sum + begin, sources,
+                    machine->source_count, block->element_count);
     for (uint32_t i = 0; i < machine->source_count; i++) {
         sources[i].elements =
             (const char *)sources[i].elements - begin * pd_dtype_bytes(sources[i].dtype);
@@ -264,7 +308,7 @@ static void measure_block(struct pd_step_machine *machine, uint64_t index)
     uint32_t group = machine->tensor_groups[block->tensor_index];
     double clip_value = machine->config->groups[group].clip.value;
     double *parts = &machine->partials[PD_NORM_PART_COUNT * index];
-    float *gradient = machine->gradient + in_shard(machine, block);
+    float *gradient = block_gradient(machine, block);
 
     if (rests(machine, block->tensor_index)) {
         memset(parts, 0, PD_NORM_PART_COUNT * sizeof *parts);
@@ -282,23 +326,6 @@ static void measure_block(struct pd_step_machine *machine, uint64_t index)
     }
     pd_gradient_norms_measure(&machine->norms, block->tensor_index, gradient, block->element_count,
                               parts);
-}
-
-static bool turn_sum(struct pd_step_machine *machine)
-{
-    const struct pd_range *lane = &machine->store->lane;
-
-    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < lane->block_count;) {
-        const struct pd_block *block =
-            &machine->plan->blocks[lane->block_begin + machine->next_block];
-        sum_block(machine, block);
-        if (machine->plan->replica_count == 1) {
-            measure_block(machine, machine->next_block);
-        }
-        done += block->element_count;
-        machine->next_block++;
-    }
-    return machine->next_block == lane->block_count;
 }
 
 /* Add what the replicas of the lane have sent for the shard, in their order. */
@@ -427,10 +454,25 @@ static const struct pd_hyper *group_hyper(struct pd_step_machine *machine, uint3
     return hyper;
 }
 
+/* The numbers of this step for every group; without `norms`, for a rule that needs none. */
+static void prepare_update(struct pd_step_machine *machine, const struct pd_gradient_norms *norms)
+{
+    for (uint32_t group = 0; group < machine->config->group_count; group++) {
+        machine->group_steps[group] = (struct pd_optimizer_step){
+            .hyper = group_hyper(machine, group),
+            .lr = machine->order->lrs[group],
+            .initial_lr = machine->config->groups[group].hyper.lr,
+            .number = machine->order->optimizer_step + 1,
+            .group_number = machine->order->optimizer_step + 1,
+            .gradient_scale = norms != NULL ? norms->scales[group] : 1.0,
+            .gradient_norm = norms != NULL ? norms->clipped_norm2 : NAN,
+        };
+    }
+}
+
 /* With all ranks' partials gathered: the scales, or the decision to leave the parameters alone. */
 static void decide(struct pd_step_machine *machine)
 {
-    const struct pd_config *config = machine->config;
     struct pd_gradient_norms *norms = &machine->norms;
     struct pd_step_outcome *outcome = &machine->outcome;
 
@@ -441,18 +483,6 @@ static void decide(struct pd_step_machine *machine)
     if (isnan(norms->whole)) {
         outcome->skipped = true;
         outcome->nonfinite = true;
-        return;
-    }
-    for (uint32_t group = 0; group < config->group_count; group++) {
-        machine->group_steps[group] = (struct pd_optimizer_step){
-            .hyper = group_hyper(machine, group),
-            .lr = machine->order->lrs[group],
-            .initial_lr = config->groups[group].hyper.lr,
-            .number = machine->order->optimizer_step + 1,
-            .group_number = machine->order->optimizer_step + 1,
-            .gradient_scale = norms->scales[group],
-            .gradient_norm = norms->clipped_norm2,
-        };
     }
 }
 
@@ -464,7 +494,7 @@ static struct pd_optimizer_block optimizer_block(struct pd_step_machine *machine
     return (struct pd_optimizer_block){
         .begin = block->element_begin - tensor->element_begin,
         .count = block->element_count,
-        .gradient = machine->gradient + in_shard(machine, block),
+        .gradient = block_gradient(machine, block),
         .parameters = pd_param_store_served(store) + in_lane(machine, block),
         .parameters_next = pd_param_store_spare(store) + in_lane(machine, block),
     };
@@ -544,6 +574,65 @@ static bool turn_average(struct pd_step_machine *machine)
     return machine->next_block == lane->block_count;
 }
 
+/* Ahead of the order the sources are known once everybody has begun to push here, too. */
+static bool collect_ahead(struct pd_step_machine *machine)
+{
+    for (uint32_t i = 0; !machine->collected && i < machine->order->contributor_count; i++) {
+        const struct pd_worker *worker = contributor_here(machine, machine->order, i);
+        if (worker == NULL ||
+            !pd_contribution_is_single(&worker->contribution, machine->order->step)) {
+            return false;
+        }
+    }
+    if (!machine->collected) {
+        collect_sources(machine);
+        machine->collected = true;
+    }
+    return true;
+}
+
+/* Blocks of the lane that SUM may take: all, or ahead of the order those that are in from
+ * everybody. */
+static uint64_t blocks_in(const struct pd_step_machine *machine)
+{
+    const struct pd_range *lane = &machine->store->lane;
+    uint64_t elements = lane->element_count;
+
+    for (uint32_t i = 0; machine->ahead && i < machine->source_count; i++) {
+        uint64_t in = pd_contribution_elements_in(machine->contributions[i]);
+        elements = in < elements ? in : elements;
+    }
+    uint64_t end = machine->next_block;
+    while (end < lane->block_count) {
+        const struct pd_block *block = &machine->plan->blocks[lane->block_begin + end];
+        if (in_lane(machine, block) + block->element_count > elements) {
+            break;
+        }
+        end++;
+    }
+    return end;
+}
+
+/* Take blocks as far as `end`, for a turn. */
+static void turn_sum(struct pd_step_machine *machine, uint64_t end)
+{
+    const struct pd_range *lane = &machine->store->lane;
+
+    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < end;) {
+        const struct pd_block *block =
+            &machine->plan->blocks[lane->block_begin + machine->next_block];
+        sum_block(machine, block);
+        if (machine->plan->replica_count == 1) {
+            measure_block(machine, machine->next_block);
+        }
+        if (machine->fused) {
+            update_block(machine, machine->next_block);
+        }
+        done += block->element_count;
+        machine->next_block++;
+    }
+}
+
 static bool turn_update(struct pd_step_machine *machine)
 {
     const struct pd_range *shard = &machine->store->shard;
@@ -592,15 +681,95 @@ static void enter(struct pd_step_machine *machine, enum pd_step_state state)
     machine->next_block = 0;
 }
 
+static void enter_sum(struct pd_step_machine *machine)
+{
+    pd_param_store_begin_spare(machine->store);
+    if (machine->fused) {
+        machine->pass = 0;
+        prepare_update(machine, NULL);
+    }
+    enter(machine, PD_STEP_SUM);
+}
+
+bool pd_step_foresee(struct pd_step_machine *machine, const struct pd_order *order)
+{
+    const struct pd_param_store *store = machine->store;
+
+    PD_ASSERT(machine->state == PD_STEP_IDLE);
+    PD_ASSERT(order->kind == PD_ORDER_AHEAD);
+    PD_ASSERT(order->step == store->version);
+    PD_ASSERT(pd_step_may_go_ahead(machine->config, machine->plan, store->lane.element_count));
+    if (store->buffers[1 - store->served].users > 0) {
+        return false;
+    }
+    machine->order = order;
+    machine->ahead = true;
+    machine->collected = false;
+    enter_sum(machine);
+    return true;
+}
+
+bool pd_step_work_ahead(struct pd_step_machine *machine)
+{
+    PD_ASSERT(machine->ahead);
+    if (!collect_ahead(machine)) {
+        return false;
+    }
+    uint64_t end = blocks_in(machine);
+    turn_sum(machine, end);
+    return machine->next_block < end;
+}
+
+void pd_step_forget(struct pd_step_machine *machine)
+{
+    PD_ASSERT(machine->ahead);
+    machine->ahead = false;
+    machine->order = NULL;
+    machine->state = PD_STEP_IDLE;
+}
+
+bool pd_step_is_ahead(const struct pd_step_machine *machine)
+{
+    return machine->ahead;
+}
+
+const struct pd_order *pd_step_order(const struct pd_step_machine *machine)
+{
+    return machine->order;
+}
+
+uint64_t pd_step_next_elements(const struct pd_step_machine *machine)
+{
+    const struct pd_range *lane = &machine->store->lane;
+    bool last_pass = machine->state == PD_STEP_UPDATE && machine->plan->replica_count == 1 &&
+                     machine->pass + 1 == machine->sums.pass_count;
+
+    if (machine->state == PD_STEP_AVERAGE || (machine->fused && machine->state == PD_STEP_NORMS)) {
+        return lane->element_count;
+    }
+    if (!last_pass && !(machine->fused && machine->state == PD_STEP_SUM)) {
+        return 0;
+    }
+    return machine->next_block == lane->block_count
+               ? lane->element_count
+               : in_lane(machine, &machine->plan->blocks[lane->block_begin + machine->next_block]);
+}
+
 void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order)
 {
-    PD_ASSERT(machine->state == PD_STEP_IDLE);
+    PD_ASSERT(machine->ahead ? order->foreseen : machine->state == PD_STEP_IDLE);
     PD_ASSERT(order->kind == PD_ORDER_STEP);
     PD_ASSERT(order->step == machine->store->version);
     PD_ASSERT(order->lr_count == machine->config->group_count);
     machine->order = order;
     machine->outcome = (struct pd_step_outcome){
         .skipped = order->skip, .gradient_norm = NAN, .clipped_norm = NAN, .clip_scale = 1.0};
+    if (machine->ahead) {
+        bool collected = collect_ahead(machine);
+        PD_ASSERT(collected);
+        machine->ahead = false;
+        return;
+    }
     collect_sources(machine);
     enter(machine, order->skip ? PD_STEP_DONE : PD_STEP_BUFFER);
     if (order->skip) {
@@ -655,6 +824,11 @@ static enum pd_step_want leave_norms(struct pd_step_machine *machine)
         enter(machine, PD_STEP_DONE);
         return PD_STEP_WANTS_NOTHING;
     }
+    if (machine->fused) {
+        pd_optimizer_state_commit(&machine->optimizer_state, &machine->order->absent);
+        return enter_gather(machine);
+    }
+    prepare_update(machine, &machine->norms);
     return enter_pass(machine, 0);
 }
 
@@ -681,10 +855,12 @@ enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
         if (machine->store->buffers[1 - machine->store->served].users > 0) {
             return PD_STEP_WANTS_BUFFER;
         }
-        enter(machine, PD_STEP_SUM);
+        enter_sum(machine);
         return PD_STEP_WANTS_WORK;
     case PD_STEP_SUM:
-        return turn_sum(machine) ? leave_sum(machine) : PD_STEP_WANTS_WORK;
+        turn_sum(machine, machine->store->lane.block_count);
+        return machine->next_block == machine->store->lane.block_count ? leave_sum(machine)
+                                                                       : PD_STEP_WANTS_WORK;
     case PD_STEP_EXCHANGE:
         enter(machine, PD_STEP_COMBINE);
         return PD_STEP_WANTS_WORK;

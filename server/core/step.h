@@ -7,6 +7,12 @@
  *                                           TENSOR_SUMS --'  | more passes
  *                                                ^-----------'
  *
+ * A step may begin ahead of its order, while contributions still arrive: IDLE -> SUM on what an
+ * order AHEAD says the step will be; blocks are taken as they are in from everybody. If the step's
+ * order then says the same, SUM goes on from there, else it is forgotten. Where the rule allows it
+ * (see `fused` in step.c), SUM brings parameters and state on too, beside the old ones: they count
+ * once NORMS has found the step finite.
+ *
  * EXCHANGE, COMBINE and GATHER are skipped without replicas, NORMS and TENSOR_SUMS have no
  * collective on a lone rank. UPDATE runs once for every pass of the rule that some hyperparameters
  * need, with TENSOR_SUMS between two when the first gives sums. A non-finite sum anywhere goes from
@@ -62,6 +68,25 @@ enum pd_step_state pd_step_state(const struct pd_step_machine *machine);
 
 /* Begin the step of `order`, which is borrowed until DONE. IDLE only. */
 void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order);
+
+/* Whether this rank's steps may begin ahead, for a lane of that many elements. */
+bool pd_step_may_go_ahead(const struct pd_config *config, const struct pd_shard_plan *plan,
+                          uint64_t element_count);
+
+/* Begin ahead what `order`, of kind AHEAD, foresees; the order is borrowed until begin or forget.
+ * False, and nothing has begun, when the spare buffer is still being sent. */
+PD_MUST_CHECK
+bool pd_step_foresee(struct pd_step_machine *machine, const struct pd_order *order);
+/* Ahead of its order: one turn over blocks that are in; false when none is left that is. */
+bool pd_step_work_ahead(struct pd_step_machine *machine);
+/* The step will not be as foreseen: as if it had not begun. */
+void pd_step_forget(struct pd_step_machine *machine);
+bool pd_step_is_ahead(const struct pd_step_machine *machine);
+
+/* The order of the step under way, or foreseen; NULL when IDLE. */
+const struct pd_order *pd_step_order(const struct pd_step_machine *machine);
+/* Leading elements of the lane that the spare buffer holds of the next version. */
+uint64_t pd_step_next_elements(const struct pd_step_machine *machine);
 
 /* What pd_step_advance wants next. */
 enum pd_step_want {

@@ -307,7 +307,7 @@ static void write_more(struct pd_connection *connection)
     uv_buf_t buffers[3];
 
     while (!connection->writing && connection->state <= STATE_FLUSHING &&
-           !pd_send_queue_empty(&connection->queue)) {
+           !pd_send_queue_blocked(&connection->queue)) {
         pd_send_queue_peek(&connection->queue, &pieces);
         if (pd_send_queue_first_bytes(&connection->queue) <= TRY_BYTES_MAX) {
             unsigned buffer_count = make_buffers(&pieces, buffers);
@@ -336,6 +336,7 @@ void pd_connection_send(struct pd_connection *connection, const struct pd_action
         .frame_bytes = action->frame_bytes,
         .payload = action->payload,
         .payload_bytes = action->payload_bytes,
+        .payload_ready = action->payload_ready,
         .checksum = action->checksum,
     };
 
@@ -346,6 +347,15 @@ void pd_connection_send(struct pd_connection *connection, const struct pd_action
         end(connection, error.status, error.message);
         return;
     }
+    write_more(connection);
+}
+
+void pd_connection_release(struct pd_connection *connection, uint64_t payload_ready)
+{
+    if (connection->state > STATE_FAILED) {
+        return;
+    }
+    pd_send_queue_release(&connection->queue, payload_ready);
     write_more(connection);
 }
 
@@ -431,6 +441,7 @@ void pd_connection_advance(struct pd_connection *connection)
     if (connection->received_owed && is_fed(connection)) {
         event.kind = PD_EVENT_PROGRESS;
         event.received = true;
+        event.payload_bytes = pd_frame_reader_payload_received(connection->reader);
         pd_loop_emit(connection->loop, &event);
     }
     connection->received_owed = false;

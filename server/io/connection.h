@@ -28,6 +28,8 @@ const char *pd_connection_peer(const struct pd_connection *connection);
 /* The actions. Each only changes this connection and owes what follows from it. */
 void pd_connection_send(struct pd_connection *connection, const struct pd_action *action,
                         const uint8_t *frame);
+/* More of a payload that was held back may leave. */
+void pd_connection_release(struct pd_connection *connection, uint64_t payload_ready);
 void pd_connection_place(struct pd_connection *connection, void *destination);
 void pd_connection_close(struct pd_connection *connection, bool flush);
 

@@ -158,6 +158,9 @@ static void carry_out(struct pd_loop *loop, const struct pd_action *action)
         pd_connection_send(connection_of(loop, action), action,
                            pd_actions_bytes(&loop->actions, action->frame_offset));
         break;
+    case PD_ACTION_RELEASE:
+        pd_connection_release(connection_of(loop, action), action->payload_ready);
+        break;
     case PD_ACTION_PLACE:
         pd_connection_place(connection_of(loop, action), action->destination);
         break;

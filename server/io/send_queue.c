@@ -116,6 +116,20 @@ enum pd_status pd_send_queue_push(struct pd_send_queue *queue, const struct pd_s
     return PD_OK;
 }
 
+void pd_send_queue_release(struct pd_send_queue *queue, uint64_t payload_ready)
+{
+    for (uint32_t i = 0; i < queue->frame_count; i++) {
+        struct pd_send_frame *frame =
+            &queue->frames[(queue->frame_begin + i) % queue->frame_capacity];
+        if (frame->payload_ready < frame->payload_bytes) {
+            PD_ASSERT(payload_ready >= frame->payload_ready);
+            PD_ASSERT(payload_ready <= frame->payload_bytes);
+            frame->payload_ready = payload_ready;
+            return;
+        }
+    }
+}
+
 bool pd_send_queue_empty(const struct pd_send_queue *queue)
 {
     return queue->frame_count == 0;
@@ -124,6 +138,16 @@ bool pd_send_queue_empty(const struct pd_send_queue *queue)
 size_t pd_send_queue_bytes(const struct pd_send_queue *queue)
 {
     return queue->bytes_end - queue->bytes_begin;
+}
+
+bool pd_send_queue_blocked(const struct pd_send_queue *queue)
+{
+    if (queue->frame_count == 0) {
+        return true;
+    }
+    const struct pd_send_frame *frame = &queue->frames[queue->frame_begin];
+    return frame->payload_ready < frame->payload_bytes &&
+           queue->sent_bytes >= frame->frame_bytes + frame->payload_ready;
 }
 
 static uint64_t frame_bytes(const struct pd_send_frame *frame)
@@ -163,7 +187,7 @@ static void sum_up_to(struct pd_send_queue *queue, const struct pd_send_frame *f
 
 void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *pieces)
 {
-    PD_ASSERT(queue->frame_count > 0);
+    PD_ASSERT(!pd_send_queue_blocked(queue));
     const struct pd_send_frame *frame = &queue->frames[queue->frame_begin];
     memset(pieces, 0, sizeof *pieces);
 
@@ -173,8 +197,8 @@ void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *piec
     }
     uint64_t payload_sent =
         queue->sent_bytes > frame->frame_bytes ? queue->sent_bytes - frame->frame_bytes : 0;
-    uint64_t payload_end = frame->payload_bytes;
-    if (payload_sent < frame->payload_bytes) {
+    uint64_t payload_end = frame->payload_ready;
+    if (payload_sent < frame->payload_ready) {
         if (payload_end - payload_sent > PD_WRITE_BYTES_MAX) {
             payload_end = payload_sent + PD_WRITE_BYTES_MAX;
         }

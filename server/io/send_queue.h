@@ -12,7 +12,8 @@ struct pd_send_frame {
     size_t frame_bytes; /* prefix and header, copied into the queue */
     const uint8_t *payload;
     uint64_t payload_bytes;
-    bool checksum; /* PD_CHECKSUM_BYTES follow the payload */
+    uint64_t payload_ready; /* bytes of the payload that may leave */
+    bool checksum;          /* PD_CHECKSUM_BYTES follow the payload */
 };
 
 /* Embedded in a connection; the fields are the queue's own.
@@ -54,14 +55,21 @@ PD_MUST_CHECK
 enum pd_status pd_send_queue_push(struct pd_send_queue *queue, const struct pd_send_frame *frame,
                                   const uint8_t *bytes, struct pd_error *error);
 
+/* More of the payload that is held back may leave: its first `payload_ready` bytes. Nothing when
+ * all of it has left or no frame holds any back. */
+void pd_send_queue_release(struct pd_send_queue *queue, uint64_t payload_ready);
+
 bool pd_send_queue_empty(const struct pd_send_queue *queue);
 /* Bytes of headers queued: what a peer that does not read makes us hold. */
 size_t pd_send_queue_bytes(const struct pd_send_queue *queue);
+/* Whether nothing can be written now: the first frame's payload is held back, or there is no frame.
+ */
+bool pd_send_queue_blocked(const struct pd_send_queue *queue);
 /* Bytes left of the first frame. */
 uint64_t pd_send_queue_first_bytes(const struct pd_send_queue *queue);
 
 /* What to write next of the first frame: at most PD_WRITE_BYTES_MAX of its payload. The queue must
- * not be empty. The header pointer is valid until the next push, the others until advance. */
+ * not be blocked. The header pointer is valid until the next push, the others until advance. */
 void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *pieces);
 
 /* Say that `byte_count` of the bytes last peeked have been written. Returns true if that ended a

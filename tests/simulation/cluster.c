@@ -311,7 +311,11 @@ static void carry_out(struct sim_rank *rank, const struct pd_action *action)
         SIM_CHECK(agenda, link != NULL, "rank %u sends on a closed connection", rank->rank);
         sim_link_send(link, side, pd_actions_bytes(&rank->actions, action->frame_offset),
                       action->frame_bytes, action->payload, action->payload_bytes,
-                      action->checksum);
+                      action->payload_ready, action->checksum);
+        break;
+    case PD_ACTION_RELEASE:
+        SIM_CHECK(agenda, link != NULL, "rank %u sends on a closed connection", rank->rank);
+        sim_link_release(link, side, action->payload_ready);
         break;
     case PD_ACTION_PLACE:
         SIM_CHECK(agenda, link != NULL, "rank %u places on a closed connection", rank->rank);
@@ -404,10 +408,13 @@ static void on_payload(void *owner, struct sim_link *link, int side, bool checks
     feed(rank, &event);
 }
 
-static void on_progress(void *owner, struct sim_link *link, int side, bool received)
+static void on_progress(void *owner, struct sim_link *link, int side, bool received,
+                        uint64_t payload_bytes)
 {
-    struct pd_event event = {
-        .kind = PD_EVENT_PROGRESS, .connection = link->ends[side].id, .received = received};
+    struct pd_event event = {.kind = PD_EVENT_PROGRESS,
+                             .connection = link->ends[side].id,
+                             .received = received,
+                             .payload_bytes = payload_bytes};
     feed(owner, &event);
 }
 

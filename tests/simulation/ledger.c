@@ -310,6 +310,7 @@ void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order)
     case PD_ORDER_FORGET:
     case PD_ORDER_DRAIN:
     case PD_ORDER_STOP:
+    case PD_ORDER_AHEAD:
         break;
     }
 }

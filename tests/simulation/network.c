@@ -296,27 +296,38 @@ static void pop(struct sim_link *link, int from)
     advance(link, from);
 }
 
-static void deliver_end(void *context, uint64_t argument)
+static void deliver_some(void *context, uint64_t argument);
+
+/* Bytes of a payload that arrive at a time: half of it, or what the sender lets go. */
+static uint64_t next_end(const struct sim_way *way, const struct sim_frame *frame)
 {
-    struct sim_link *link = context;
-    struct sim_frame *frame = head_of(link, argument);
-    int from = (int)(argument & 1);
+    uint64_t half = frame->payload_bytes / 2;
+    uint64_t end = way->delivered < half ? half : frame->payload_bytes;
+    return end < frame->payload_ready ? end : frame->payload_ready;
+}
+
+static void take_in(struct sim_link *link, int from, const struct sim_frame *frame, uint64_t end)
+{
+    struct sim_way *way = &link->ways[from];
+
+    if (way->destination != NULL && !link->ends[other(from)].shut) {
+        memcpy(way->destination + way->delivered, frame->payload + way->delivered,
+               end - way->delivered);
+    }
+    way->delivered = end;
+}
+
+static void finish_payload(struct sim_link *link, int from, struct sim_frame *frame)
+{
     struct sim_way *way = &link->ways[from];
     struct sim_end *end = &link->ends[other(from)];
-
-    if (frame == NULL || !awake(link, deliver_end, argument) || lost_now(link)) {
-        return;
-    }
     bool ok = true;
-    uint64_t half = frame->payload_bytes / 2;
-    if (way->destination != NULL && !end->shut) {
-        memcpy(way->destination + half, frame->payload + half, frame->payload_bytes - half);
-        if (link->faulty && frame->checksum &&
-            sim_chance(link->network->agenda, link->network->damage_one_in)) {
-            way->destination[sim_below(link->network->agenda, frame->payload_bytes)] ^= 0x41;
-            link->network->damage_count++;
-            ok = false;
-        }
+
+    if (way->destination != NULL && !end->shut && link->faulty && frame->checksum &&
+        sim_chance(link->network->agenda, link->network->damage_one_in)) {
+        way->destination[sim_below(link->network->agenda, frame->payload_bytes)] ^= 0x41;
+        link->network->damage_count++;
+        ok = false;
     }
     tell_sent(link, from, frame);
     if (!link->cut) {
@@ -328,27 +339,58 @@ static void deliver_end(void *context, uint64_t argument)
     }
 }
 
-static void deliver_half(void *context, uint64_t argument)
+static void tell_progress(struct sim_link *link, int from)
+{
+    struct sim_end *end = &link->ends[other(from)];
+    struct sim_end *sender = &link->ends[from];
+
+    if (!end->shut && !end->gone) {
+        end->calls->progress(end->owner, link, other(from), true, link->ways[from].delivered);
+    }
+    if (!sender->shut && !sender->gone) {
+        sender->calls->progress(sender->owner, link, from, false, 0);
+    }
+}
+
+static void deliver_some(void *context, uint64_t argument)
 {
     struct sim_link *link = context;
     struct sim_frame *frame = head_of(link, argument);
     int from = (int)(argument & 1);
     struct sim_way *way = &link->ways[from];
-    struct sim_end *end = &link->ends[other(from)];
-    struct sim_end *sender = &link->ends[from];
 
-    if (frame == NULL || !awake(link, deliver_half, argument) || lost_now(link)) {
+    if (frame == NULL || !awake(link, deliver_some, argument) || lost_now(link)) {
         return;
     }
-    if (way->destination != NULL && !end->shut) {
-        memcpy(way->destination, frame->payload, frame->payload_bytes / 2);
+    take_in(link, from, frame, next_end(way, frame));
+    if (way->delivered == frame->payload_bytes) {
+        finish_payload(link, from, frame);
+        return;
     }
-    sim_after(link->network->agenda, delay_us(link, other(from)), deliver_end, link, argument);
-    if (!end->shut && !end->gone) {
-        end->calls->progress(end->owner, link, other(from), true);
+    way->stalled = way->delivered == frame->payload_ready;
+    if (!way->stalled) {
+        sim_after(link->network->agenda, delay_us(link, other(from)), deliver_some, link, argument);
     }
-    if (!sender->shut && !sender->gone) {
-        sender->calls->progress(sender->owner, link, from, false);
+    tell_progress(link, from);
+}
+
+void sim_link_release(struct sim_link *link, int side, uint64_t payload_ready)
+{
+    struct sim_way *way = &link->ways[side];
+
+    for (size_t i = way->begin; !link->cut && i < way->end; i++) {
+        struct sim_frame *frame = &way->frames[i];
+        if (frame->payload_ready == frame->payload_bytes) {
+            continue;
+        }
+        PD_ASSERT(payload_ready >= frame->payload_ready && payload_ready <= frame->payload_bytes);
+        frame->payload_ready = payload_ready;
+        if (i == way->begin && way->stalled) {
+            way->stalled = false;
+            sim_after(link->network->agenda, delay_us(link, other(side)), deliver_some, link,
+                      argument_of(side, frame->serial));
+        }
+        return;
     }
 }
 
@@ -362,7 +404,9 @@ void sim_link_place(struct sim_link *link, int side, void *destination)
     PD_ASSERT(way->stage == SIM_STAGE_PLACE);
     way->stage = SIM_STAGE_PAYLOAD;
     way->destination = destination;
-    sim_after(link->network->agenda, delay_us(link, side), deliver_half, link,
+    way->delivered = 0;
+    way->stalled = false;
+    sim_after(link->network->agenda, delay_us(link, side), deliver_some, link,
               argument_of(other(side), way->frames[way->begin].serial));
 }
 
@@ -437,13 +481,15 @@ static void advance(struct sim_link *link, int from)
 }
 
 void sim_link_send(struct sim_link *link, int side, const uint8_t *bytes, size_t byte_count,
-                   const void *payload, uint64_t payload_bytes, bool checksum)
+                   const void *payload, uint64_t payload_bytes, uint64_t payload_ready,
+                   bool checksum)
 {
     struct sim_network *network = link->network;
     struct sim_way *way = &link->ways[side];
     struct sim_frame frame = {.byte_count = byte_count,
                               .payload = payload,
                               .payload_bytes = payload_bytes,
+                              .payload_ready = payload_ready,
                               .serial = ++network->frame_serial,
                               .checksum = checksum};
 
@@ -452,7 +498,8 @@ void sim_link_send(struct sim_link *link, int side, const uint8_t *bytes, size_t
     }
     frame.bytes = sim_alloc(byte_count, 1);
     memcpy(frame.bytes, bytes, byte_count);
-    if (payload_bytes > 0 && !link->lazy && sim_chance(network->agenda, 2)) {
+    if (payload_bytes > 0 && payload_ready == payload_bytes && !link->lazy &&
+        sim_chance(network->agenda, 2)) {
         frame.copy = sim_alloc(payload_bytes, 1);
         memcpy(frame.copy, payload, payload_bytes);
         frame.payload = frame.copy;
@@ -483,7 +530,7 @@ void sim_link_say(struct sim_link *link, int side, const struct pd_message *mess
         sim_fail(link->network->agenda, "%s: %s", pd_message_kind_name(message->kind),
                  error.message);
     }
-    sim_link_send(link, side, bytes, byte_count, payload, payload_bytes, checksum);
+    sim_link_send(link, side, bytes, byte_count, payload, payload_bytes, payload_bytes, checksum);
     pd_heap_free(bytes);
     struct sim_way *way = &link->ways[side];
     struct sim_frame *frame = &way->frames[way->end - 1];

@@ -19,7 +19,9 @@ struct sim_end_calls {
     void (*message)(void *owner, struct sim_link *link, int side, const struct pd_message *message,
                     uint64_t payload_bytes, bool has_checksum);
     void (*payload)(void *owner, struct sim_link *link, int side, bool checksum_ok);
-    void (*progress)(void *owner, struct sim_link *link, int side, bool received);
+    /* `payload_bytes` have come of the payload, when `received`. */
+    void (*progress)(void *owner, struct sim_link *link, int side, bool received,
+                     uint64_t payload_bytes);
     /* The payload of its last frame has left. */
     void (*sent)(void *owner, struct sim_link *link, int side);
     void (*closed)(void *owner, struct sim_link *link, int side, const char *why);
@@ -40,6 +42,7 @@ struct sim_frame {
     const uint8_t *payload; /* the sender's until it is told, or `copy` */
     uint8_t *copy;
     uint64_t payload_bytes;
+    uint64_t payload_ready; /* what the sender lets go */
     uint64_t serial;
     bool checksum;
     bool told; /* the sender knows that it has left */
@@ -60,7 +63,9 @@ struct sim_way {
     size_t capacity;
     enum sim_stage stage;
     uint8_t *destination;
-    bool ending; /* its sender has closed: nothing follows what is queued */
+    uint64_t delivered; /* bytes of the payload */
+    bool stalled;       /* all that may go has gone */
+    bool ending;        /* its sender has closed: nothing follows what is queued */
 };
 
 struct sim_link {
@@ -98,9 +103,11 @@ struct sim_link *sim_connect(struct sim_network *network, const struct sim_end *
                              const struct sim_end *acceptor, bool faulty);
 
 /* Send prefix and header, which are copied, and a payload, which is borrowed until `sent` or
- * `closed`. */
+ * `closed`; beyond its first `payload_ready` bytes it is held back until released. */
 void sim_link_send(struct sim_link *link, int side, const uint8_t *bytes, size_t byte_count,
-                   const void *payload, uint64_t payload_bytes, bool checksum);
+                   const void *payload, uint64_t payload_bytes, uint64_t payload_ready,
+                   bool checksum);
+void sim_link_release(struct sim_link *link, int side, uint64_t payload_ready);
 /* Send a message of a peer's: encoded here. The payload is copied. */
 void sim_link_say(struct sim_link *link, int side, const struct pd_message *message,
                   const void *payload, uint64_t payload_bytes, bool checksum);

@@ -33,7 +33,7 @@ void sim_oracle_init(struct sim_oracle *oracle, struct sim_agenda *agenda,
     }
     const struct pd_range *all = &oracle->blocks->shards[0];
     if (pd_optimizer_state_init(&oracle->state, config, model, oracle->blocks, all, oracle->groups,
-                                &error) != PD_OK ||
+                                false, &error) != PD_OK ||
         pd_tensor_sums_init(&oracle->sums, config, model, oracle->blocks, all, oracle->groups,
                             &error) != PD_OK) {
         sim_fail(agenda, "%s", error.message);

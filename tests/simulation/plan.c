@@ -236,6 +236,16 @@ static void choose_commands(struct sim_plan *plan, struct sim_agenda *chance)
     }
 }
 
+/* Whether steps begin while their gradients arrive, and who takes parameters then. */
+static void choose_ahead(struct sim_plan *plan, struct sim_agenda *chance)
+{
+    add(plan, "compute_ahead: %u\n",
+        sim_chance(chance, 4) ? 0 : (unsigned)sim_between(chance, 1, 60));
+    for (uint32_t i = 0; i < plan->worker_count; i++) {
+        plan->workers[i].ahead = !sim_chance(chance, 4);
+    }
+}
+
 static void choose_network(struct sim_plan *plan, struct sim_agenda *chance, bool stormy)
 {
     plan->delay_us_max = sim_between(chance, 20, 3000);
@@ -275,6 +285,7 @@ void sim_plan_init(struct sim_plan *plan, uint64_t seed)
     }
     choose_commands(plan, &chance);
     plan->drained_early = sim_chance(&chance, 6);
+    choose_ahead(plan, &chance);
     if (plan->rank_count > 1 && sim_chance(&chance, 12)) {
         plan->kill_us = 1500000 + sim_below(&chance, 6000000);
         plan->kill_rank = (uint32_t)sim_below(&chance, plan->rank_count);
@@ -313,6 +324,7 @@ void sim_plan_init_calm(struct sim_plan *plan, uint64_t seed, uint32_t rank_coun
         worker->last_step = steps;
         worker->checksum = true;
         worker->combined = true;
+        worker->ahead = true;
         worker->slow = 1;
     }
 }

@@ -154,8 +154,10 @@ static void peer_payload(void *owner, struct sim_link *link, int side, bool chec
     (void)checksum_ok;
 }
 
-static void peer_progress(void *owner, struct sim_link *link, int side, bool received)
+static void peer_progress(void *owner, struct sim_link *link, int side, bool received,
+                          uint64_t payload_bytes)
 {
+    (void)payload_bytes;
     (void)owner;
     (void)link;
     (void)side;

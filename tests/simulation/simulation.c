@@ -178,8 +178,10 @@ static void caller_payload(void *owner, struct sim_link *link, int side, bool ch
     sim_link_close(link, 0, true);
 }
 
-static void caller_progress(void *owner, struct sim_link *link, int side, bool received)
+static void caller_progress(void *owner, struct sim_link *link, int side, bool received,
+                            uint64_t payload_bytes)
 {
+    (void)payload_bytes;
     (void)owner;
     (void)link;
     (void)side;
@@ -239,7 +241,8 @@ static bool callers_done(const struct sim_simulation *simulation)
     return true;
 }
 
-/* One call at a time: of two, nobody could say which came first. */
+/* One call at a time: of two, nobody could say which came first. The last one, which lets go on
+ * what was paused, comes last however long another had to wait. */
 static void call_planned(void *context, uint64_t index)
 {
     struct sim_simulation *simulation = context;
@@ -247,7 +250,8 @@ static void call_planned(void *context, uint64_t index)
     if (simulation->drained || simulation->killed) {
         return;
     }
-    if (!callers_done(simulation)) {
+    bool is_last = index + 1 == simulation->plan->command_count;
+    if (!callers_done(simulation) || (is_last && simulation->caller_count < index)) {
         sim_after(&simulation->agenda, 1000, call_planned, simulation, index);
         return;
     }

@@ -12,6 +12,15 @@
     "optimizer: {name: lamb, lr: 0.02, weight_decay: 0.05}\n"                                      \
     "schedule: {name: cosine, t_max: 60, eta_min: 1e-3}\n"
 
+#define ADAMW                                                                                      \
+    "block_size: 8\nworkers: {expected: 3}\naggregation: direct\nlr_scaling: {rule: linear, "      \
+    "base_batch: 64}\n"                                                                            \
+    "optimizer: {name: adamw, lr: 0.02, weight_decay: 0.05, amsgrad: true}\n"                      \
+    "schedule: {name: cosine, t_max: 60, eta_min: 1e-3}\n"
+
+/* Payloads of the last run that came ahead of their step and counted. */
+static uint32_t applied;
+
 /* What the ranks serve in the end, as they serve it, after a run of three workers. Order and delay
  * of everything hang on `seed`; the data does not. The caller frees it. */
 static float *run(uint64_t seed, uint32_t rank_count, const char *config, size_t *byte_count)
@@ -45,6 +54,10 @@ static float *run(uint64_t seed, uint32_t rank_count, const char *config, size_t
         ck_assert_uint_eq(version, STEPS);
         memcpy(all + begin, lane, lane_count * sizeof *lane);
     }
+    applied = 0;
+    for (uint32_t i = 0; i < 3; i++) {
+        applied += simulation->workers[i].applied;
+    }
     *byte_count = count * sizeof *all;
     scenario_finish(scenario);
     return all;
@@ -59,6 +72,25 @@ START_TEST(direct_lamb_is_the_same_to_the_bit_for_any_number_of_ranks_and_order_
         for (uint64_t seed = 2; seed < 6; seed++) {
             float *got =
                 run(10 * seed + rank_count, rank_count, "aggregation: direct\n" LAMB, &byte_count);
+            ck_assert_mem_eq(got, expected, byte_count);
+            free(got);
+        }
+    }
+    free(expected);
+}
+END_TEST
+
+START_TEST(steps_begun_ahead_are_the_same_to_the_bit)
+{
+    size_t byte_count;
+    float *expected = run(1, 1, "compute_ahead: 0\n" ADAMW, &byte_count);
+
+    ck_assert_uint_eq(applied, 0);
+    for (uint32_t rank_count = 1; rank_count <= 4; rank_count++) {
+        for (uint64_t seed = 2; seed < 6; seed++) {
+            float *got =
+                run(10 * seed + rank_count, rank_count, "compute_ahead: 1\n" ADAMW, &byte_count);
+            ck_assert_uint_gt(applied, STEPS);
             ck_assert_mem_eq(got, expected, byte_count);
             free(got);
         }
@@ -94,6 +126,7 @@ int main(void)
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests,
                    direct_lamb_is_the_same_to_the_bit_for_any_number_of_ranks_and_order_of_arrival);
+    tcase_add_test(tests, steps_begun_ahead_are_the_same_to_the_bit);
     tcase_add_test(tests, allreduce_is_repeatable_to_the_bit);
     suite_add_tcase(suite, tests);
 

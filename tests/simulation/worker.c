@@ -255,8 +255,10 @@ static void on_closed(void *owner, struct sim_link *link, int side, const char *
     advance_later(contact);
 }
 
-static void on_progress(void *owner, struct sim_link *link, int side, bool received)
+static void on_progress(void *owner, struct sim_link *link, int side, bool received,
+                        uint64_t payload_bytes)
 {
+    (void)payload_bytes;
     (void)owner;
     (void)link;
     (void)side;
@@ -312,7 +314,8 @@ static void ask_push(struct sim_contact *contact)
                  .element_begin = contact->element_begin,
                  .element_count = contact->element_count,
                  .pull = worker->batch.last && worker->plan->combined,
-                 .pull_dtype = worker->plan->pull_dtype},
+                 .pull_dtype = worker->plan->pull_dtype,
+                 .ahead = worker->plan->ahead},
     };
     for (uint32_t i = 0; i < worker->oracle->model->count; i++) {
         if (worker->batch.absent >> i & 1u) {
@@ -516,7 +519,10 @@ static void on_pulled(struct sim_contact *contact, const struct pd_pulled *pulle
             payload_bytes == contact->element_count * pd_dtype_bytes(worker->plan->pull_dtype),
         "rank %u gives '%s' version %" PRIu64 ", it waits for %" PRIu64, contact->rank,
         worker->plan->name, pulled->version, expected_version);
-    if (contact->request == SIM_REQUEST_PUSH) {
+    SIM_CHECK(worker->agenda,
+              !pulled->ahead || (worker->plan->ahead && contact->request == SIM_REQUEST_PUSH),
+              "'%s' gets parameters ahead of their step, unasked", worker->plan->name);
+    if (contact->request == SIM_REQUEST_PUSH && !pulled->ahead) {
         push_accepted(contact);
     }
     contact->pulled = *pulled;
@@ -528,11 +534,26 @@ static bool waits_for_payload(const struct sim_contact *contact)
     return contact->request == SIM_REQUEST_PULL || contact->request == SIM_REQUEST_PUSH;
 }
 
+/* What was pulled is here: as the oracle has it, unless it was damaged on the way. */
+static void take_parameters(struct sim_contact *contact, bool intact)
+{
+    struct sim_worker *worker = contact->worker;
+    char where[PD_NAME_BYTES_MAX + 32];
+
+    if (!intact) {
+        ask_pull(contact, contact->pulled.version);
+        return;
+    }
+    snprintf(where, sizeof where, "worker '%s'", worker->plan->name);
+    sim_oracle_check(worker->oracle, contact->pulled.version, contact->element_begin,
+                     contact->element_count, worker->plan->pull_dtype, contact->received, where);
+    finish_request(contact);
+}
+
 static void on_payload(void *owner, struct sim_link *link, int side, bool checksum_ok)
 {
     struct sim_contact *contact = owner;
     struct sim_worker *worker = contact->worker;
-    char where[PD_NAME_BYTES_MAX + 32];
     (void)link;
     (void)side;
 
@@ -541,14 +562,33 @@ static void on_payload(void *owner, struct sim_link *link, int side, bool checks
     }
     SIM_CHECK(worker->agenda, waits_for_payload(contact) && !contact->done,
               "'%s' gets parameters it did not ask for", worker->plan->name);
-    if (!checksum_ok) {
-        ask_pull(contact, contact->pulled.version);
+    if (contact->pulled.ahead) {
+        contact->intact = checksum_ok;
         return;
     }
-    snprintf(where, sizeof where, "worker '%s'", worker->plan->name);
-    sim_oracle_check(worker->oracle, contact->pulled.version, contact->element_begin,
-                     contact->element_count, worker->plan->pull_dtype, contact->received, where);
-    finish_request(contact);
+    take_parameters(contact, checksum_ok);
+}
+
+static void on_settled(struct sim_contact *contact, const struct pd_settled *settled)
+{
+    struct sim_worker *worker = contact->worker;
+
+    if (worker->phase == SIM_PHASE_LEAVING) {
+        return;
+    }
+    SIM_CHECK(worker->agenda,
+              contact->request == SIM_REQUEST_PUSH && !contact->done && contact->pulled.ahead &&
+                  settled->pulled.version == contact->pulled.version,
+              "'%s' is told that version %" PRIu64 " is settled", worker->plan->name,
+              settled->pulled.version);
+    contact->pulled.ahead = false;
+    if (!settled->applied) {
+        worker->voided++;
+        return;
+    }
+    worker->applied++;
+    push_accepted(contact);
+    take_parameters(contact, contact->intact);
 }
 
 static void on_pushed(struct sim_contact *contact, const struct pd_pushed *pushed)
@@ -635,6 +675,9 @@ static void on_message(void *owner, struct sim_link *link, int side,
         break;
     case PD_MESSAGE_PULLED:
         on_pulled(contact, &message->pulled, payload_bytes);
+        break;
+    case PD_MESSAGE_SETTLED:
+        on_settled(contact, &message->settled);
         break;
     case PD_MESSAGE_LEFT:
         finish_request(contact);

@@ -22,6 +22,7 @@ struct sim_worker_plan {
     enum pd_dtype push_dtype;
     enum pd_dtype pull_dtype;
     bool combined; /* pushes and pulls in one round trip */
+    bool ahead;    /* takes parameters before their step has closed */
     bool checksum;
     uint64_t short_one_in;   /* contributions of fewer micro-batches than there might be */
     uint64_t empty_one_in;   /* micro-batches without samples */
@@ -81,6 +82,7 @@ struct sim_contact {
     uint64_t element_begin;
     uint64_t element_count;
     struct pd_pulled pulled;
+    bool intact;       /* what came ahead matches its checksum */
     uint8_t *received; /* element_count at up to 4 bytes */
 };
 
@@ -120,7 +122,9 @@ struct sim_worker {
     uint64_t progress_us; /* when something last happened to it */
 
     /* For the test to look at. */
-    uint32_t evictions;  /* times it was told that it is gone */
+    uint32_t evictions; /* times it was told that it is gone */
+    uint32_t applied;   /* payloads that came ahead and counted, and those that were void */
+    uint32_t voided;
     uint32_t duplicates; /* answers to second copies of a push */
     uint32_t refusals;   /* of any other kind */
     uint64_t steps_done;

@@ -127,7 +127,8 @@ static void init_state(struct trajectory *trajectory)
     struct pd_error error = {0};
 
     if (pd_optimizer_state_init(&trajectory->state, trajectory->config, &trajectory->model,
-                                trajectory->plan, all, trajectory->groups, &error) != PD_OK ||
+                                trajectory->plan, all, trajectory->groups, false,
+                                &error) != PD_OK ||
         pd_tensor_sums_init(&trajectory->sums, trajectory->config, &trajectory->model,
                             trajectory->plan, all, trajectory->groups, &error) != PD_OK) {
         fail(trajectory->reference->name, "state:", error.message);

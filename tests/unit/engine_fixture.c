@@ -42,6 +42,8 @@ static void note(struct engine_fixture *fixture, const struct pd_action *action)
     case PD_ACTION_SEND:
         note_sent(fixture, action);
         break;
+    case PD_ACTION_RELEASE:
+        break;
     case PD_ACTION_PLACE:
         fixture->placed[action->connection] = action->destination;
         fixture->was_placed[action->connection] = true;

@@ -366,7 +366,8 @@ static const struct {
      "lookahead, ema, swa, "
      "loss_scale, model, "
      "block_size, "
-     "handshake_s, send_timeout_s, rank_timeout_s, drain_timeout_s, optimizer, groups, "
+     "compute_ahead, handshake_s, send_timeout_s, rank_timeout_s, drain_timeout_s, optimizer, "
+     "groups, "
      "early_stop, history, steps_per_epoch, schedule, checkpoint"},
     {"workers:\n  expectd: 2\n", NULL,
      "f:2: workers.expectd: unknown key; did you mean expected? allowed: expected, mode, lease_s, "

@@ -70,11 +70,18 @@ START_TEST(skipped_step_makes_a_version_of_the_same_parameters)
 }
 END_TEST
 
+/* What can be sent in that type, once all of it is up to date; else NULL. */
+static const void *payload(enum pd_dtype dtype)
+{
+    uint64_t element_count = 0;
+    const void *found = pd_param_store_payload(&store, store.served, dtype, &element_count);
+    return element_count == COUNT ? found : NULL;
+}
+
 START_TEST(float32_is_sent_as_it_is)
 {
     pd_param_store_publish_first(&store);
-    ck_assert_ptr_eq(pd_param_store_payload(&store, PD_DTYPE_FLOAT32),
-                     pd_param_store_served(&store));
+    ck_assert_ptr_eq(payload(PD_DTYPE_FLOAT32), pd_param_store_served(&store));
 }
 END_TEST
 
@@ -82,13 +89,15 @@ START_TEST(copy_in_another_type_is_there_once_it_is_whole)
 {
     uint16_t expected[COUNT];
     pd_param_store_publish_first(&store);
-    ck_assert_ptr_null(pd_param_store_payload(&store, PD_DTYPE_BFLOAT16));
-    ck_assert_int_eq(pd_param_store_convert(&store, PD_DTYPE_BFLOAT16, 6, &error), PD_OK);
-    ck_assert_ptr_null(pd_param_store_payload(&store, PD_DTYPE_BFLOAT16));
-    ck_assert_int_eq(pd_param_store_convert(&store, PD_DTYPE_BFLOAT16, 6, &error), PD_OK);
+    ck_assert_ptr_null(payload(PD_DTYPE_BFLOAT16));
+    ck_assert_int_eq(pd_param_store_convert(&store, store.served, PD_DTYPE_BFLOAT16, 6, &error),
+                     PD_OK);
+    ck_assert_ptr_null(payload(PD_DTYPE_BFLOAT16));
+    ck_assert_int_eq(pd_param_store_convert(&store, store.served, PD_DTYPE_BFLOAT16, COUNT, &error),
+                     PD_OK);
     pd_convert_from_float32(expected, PD_DTYPE_BFLOAT16, pd_param_store_served(&store), COUNT);
-    ck_assert_mem_eq(pd_param_store_payload(&store, PD_DTYPE_BFLOAT16), expected, sizeof expected);
-    ck_assert_ptr_null(pd_param_store_payload(&store, PD_DTYPE_FLOAT16));
+    ck_assert_mem_eq(payload(PD_DTYPE_BFLOAT16), expected, sizeof expected);
+    ck_assert_ptr_null(payload(PD_DTYPE_FLOAT16));
 }
 END_TEST
 
@@ -96,16 +105,20 @@ START_TEST(copy_of_an_old_version_is_not_served_for_a_new_one)
 {
     uint16_t expected[COUNT];
     pd_param_store_publish_first(&store);
-    ck_assert_int_eq(pd_param_store_convert(&store, PD_DTYPE_FLOAT16, COUNT, &error), PD_OK);
+    ck_assert_int_eq(pd_param_store_convert(&store, store.served, PD_DTYPE_FLOAT16, COUNT, &error),
+                     PD_OK);
     pd_param_store_publish_same(&store);
-    ck_assert_ptr_nonnull(pd_param_store_payload(&store, PD_DTYPE_FLOAT16));
-    pd_param_store_publish_spare(&store);
-    pd_param_store_publish_spare(&store);
-    ck_assert_ptr_null(pd_param_store_payload(&store, PD_DTYPE_FLOAT16));
+    ck_assert_ptr_nonnull(payload(PD_DTYPE_FLOAT16));
+    for (int i = 0; i < 2; i++) {
+        pd_param_store_begin_spare(&store);
+        pd_param_store_publish_spare(&store);
+    }
+    ck_assert_ptr_null(payload(PD_DTYPE_FLOAT16));
     pd_param_store_served(&store)[0] = 42;
-    ck_assert_int_eq(pd_param_store_convert(&store, PD_DTYPE_FLOAT16, COUNT, &error), PD_OK);
+    ck_assert_int_eq(pd_param_store_convert(&store, store.served, PD_DTYPE_FLOAT16, COUNT, &error),
+                     PD_OK);
     pd_convert_from_float32(expected, PD_DTYPE_FLOAT16, pd_param_store_served(&store), COUNT);
-    ck_assert_mem_eq(pd_param_store_payload(&store, PD_DTYPE_FLOAT16), expected, sizeof expected);
+    ck_assert_mem_eq(payload(PD_DTYPE_FLOAT16), expected, sizeof expected);
 }
 END_TEST
 
@@ -113,17 +126,18 @@ START_TEST(first_copy_that_finds_no_memory_says_so)
 {
     pd_param_store_publish_first(&store);
     pd_heap_fail_at(0);
-    ck_assert_int_eq(pd_param_store_convert(&store, PD_DTYPE_FLOAT16, COUNT, &error), PD_ENOMEM);
+    ck_assert_int_eq(pd_param_store_convert(&store, store.served, PD_DTYPE_FLOAT16, COUNT, &error),
+                     PD_ENOMEM);
     pd_heap_fail_at(-1);
     ck_assert_ptr_nonnull(strstr(error.message, "10 parameters in float16"));
 }
 END_TEST
 
-START_TEST(spare_with_readers_is_never_published)
+START_TEST(spare_with_readers_is_never_written)
 {
     pd_param_store_publish_first(&store);
     store.buffers[1 - store.served].users = 1;
-    pd_param_store_publish_spare(&store);
+    pd_param_store_begin_spare(&store);
 }
 END_TEST
 
@@ -152,7 +166,7 @@ int main(void)
     tcase_add_test(tests, copy_in_another_type_is_there_once_it_is_whole);
     tcase_add_test(tests, copy_of_an_old_version_is_not_served_for_a_new_one);
     tcase_add_test(tests, first_copy_that_finds_no_memory_says_so);
-    tcase_add_test_raise_signal(tests, spare_with_readers_is_never_published, SIGABRT);
+    tcase_add_test_raise_signal(tests, spare_with_readers_is_never_written, SIGABRT);
     tcase_add_loop_test(tests, init_survives_each_failed_allocation, 0, 2);
     suite_add_tcase(suite, tests);
 

@@ -99,9 +99,9 @@ static size_t state_bytes(const char *text)
     ck_assert_int_eq(
         pd_shard_plan_create(&plan, &model, (uint32_t)config->block_size, 1, 1, &error), PD_OK);
     size_t before = pd_heap_bytes_live();
-    ck_assert_int_eq(
-        pd_optimizer_state_init(&state, config, &model, plan, &plan->shards[0], &group, &error),
-        PD_OK);
+    ck_assert_int_eq(pd_optimizer_state_init(&state, config, &model, plan, &plan->shards[0], &group,
+                                             false, &error),
+                     PD_OK);
     size_t bytes = pd_heap_bytes_live() - before;
     pd_optimizer_state_finish(&state);
     ck_assert_uint_eq(pd_heap_bytes_live(), before);

@@ -188,6 +188,102 @@ START_TEST(parameters_must_be_those_asked_for)
 }
 END_TEST
 
+/* A push whose answer comes ahead of its step, as far as its payload. */
+static void receive_ahead(bool intact)
+{
+    init_push(3, 0, true);
+    request.push.ahead = true;
+    pd_request_send(&request, &message, &payload);
+    message.kind = PD_MESSAGE_PULLED;
+    message.pulled = (struct pd_pulled){.version = 4,
+                                        .dtype = PD_DTYPE_BFLOAT16,
+                                        .element_begin = 2,
+                                        .element_count = 4,
+                                        .ahead = true};
+    ck_assert_int_eq(pd_request_answered(&request, &message, 8, &error), PD_OK);
+    ck_assert_int_eq(request.state, PD_REQUEST_RECEIVING);
+    ck_assert_int_eq(pd_request_received(&request, intact, &error), PD_OK);
+    ck_assert_int_eq(request.state, PD_REQUEST_SETTLING);
+    ck_assert(!request.accepted);
+    message.kind = PD_MESSAGE_SETTLED;
+    message.settled = (struct pd_settled){
+        .applied = true, .pulled = {.version = 4, .lr_count = 1, .lrs = {0.5}, .stop = true}};
+}
+
+START_TEST(parameters_ahead_count_once_they_are_settled)
+{
+    receive_ahead(true);
+    ck_assert_int_eq(pd_request_answered(&request, &message, 0, &error), PD_OK);
+    ck_assert_int_eq(request.state, PD_REQUEST_DONE);
+    ck_assert(request.accepted);
+    ck_assert_double_eq(request.pulled.lrs[0], 0.5);
+    ck_assert(request.pulled.stop);
+}
+END_TEST
+
+START_TEST(parameters_ahead_that_are_void_are_waited_for_again)
+{
+    receive_ahead(true);
+    message.settled.applied = false;
+    ck_assert_int_eq(pd_request_answered(&request, &message, 0, &error), PD_OK);
+    ck_assert_int_eq(request.state, PD_REQUEST_WAITING);
+    ck_assert(!request.accepted);
+    message.kind = PD_MESSAGE_PULLED;
+    message.pulled = (struct pd_pulled){
+        .version = 4, .dtype = PD_DTYPE_BFLOAT16, .element_begin = 2, .element_count = 4};
+    ck_assert_int_eq(pd_request_answered(&request, &message, 8, &error), PD_OK);
+    ck_assert_int_eq(pd_request_received(&request, true, &error), PD_OK);
+    ck_assert_int_eq(request.state, PD_REQUEST_DONE);
+}
+END_TEST
+
+START_TEST(parameters_ahead_that_were_damaged_are_pulled_once_they_are_settled)
+{
+    receive_ahead(false);
+    ck_assert_int_eq(pd_request_answered(&request, &message, 0, &error), PD_OK);
+    ck_assert_int_eq(request.state, PD_REQUEST_ASKING);
+    pd_request_send(&request, &message, &payload);
+    ck_assert_int_eq(message.kind, PD_MESSAGE_PULL);
+    ck_assert_uint_eq(message.pull.min_version, 4);
+}
+END_TEST
+
+START_TEST(a_push_whose_answer_was_not_settled_is_in_doubt)
+{
+    const struct pd_welcome welcome = {.run_id = 7, .next_step = 3};
+
+    receive_ahead(true);
+    pd_request_lost(&request);
+    ck_assert_int_eq(pd_request_welcomed(&request, &welcome, 7, &error), PD_OK);
+    pd_request_send(&request, &message, &payload);
+    ck_assert_int_eq(message.kind, PD_MESSAGE_PUSH);
+}
+END_TEST
+
+START_TEST(what_is_settled_is_the_version_that_was_sent)
+{
+    receive_ahead(true);
+    message.settled.pulled.version = 5;
+    ck_assert_int_eq(pd_request_answered(&request, &message, 0, &error), PD_EPROTOCOL);
+    ck_assert_str_eq(error.message, "settled was version 5, sent was version 4");
+}
+END_TEST
+
+START_TEST(parameters_ahead_come_only_when_asked_for)
+{
+    init_push(3, 0, true);
+    pd_request_send(&request, &message, &payload);
+    message.kind = PD_MESSAGE_PULLED;
+    message.pulled = (struct pd_pulled){.version = 4,
+                                        .dtype = PD_DTYPE_BFLOAT16,
+                                        .element_begin = 2,
+                                        .element_count = 4,
+                                        .ahead = true};
+    ck_assert_int_eq(pd_request_answered(&request, &message, 8, &error), PD_EPROTOCOL);
+    ck_assert_str_eq(error.message, "got parameters ahead of their step, which was not asked for");
+}
+END_TEST
+
 START_TEST(damage_is_asked_for_again_twice_and_no_more)
 {
     struct pd_message answer = {.kind = PD_MESSAGE_ERROR, .error = {.status = PD_ECHECKSUM}};
@@ -317,6 +413,12 @@ int main(void)
     tcase_add_test(tests, values_already_published_are_not_sent_again);
     tcase_add_test(tests, only_the_answer_that_was_asked_for_is_taken);
     tcase_add_loop_test(tests, parameters_must_be_those_asked_for, 0, 7);
+    tcase_add_test(tests, parameters_ahead_count_once_they_are_settled);
+    tcase_add_test(tests, parameters_ahead_that_are_void_are_waited_for_again);
+    tcase_add_test(tests, parameters_ahead_that_were_damaged_are_pulled_once_they_are_settled);
+    tcase_add_test(tests, a_push_whose_answer_was_not_settled_is_in_doubt);
+    tcase_add_test(tests, what_is_settled_is_the_version_that_was_sent);
+    tcase_add_test(tests, parameters_ahead_come_only_when_asked_for);
     tcase_add_test(tests, damage_is_asked_for_again_twice_and_no_more);
     tcase_add_test(tests, an_error_passes_on_what_the_rank_says);
     tcase_add_test(tests, leaving_twice_is_leaving);

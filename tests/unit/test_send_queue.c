@@ -28,6 +28,7 @@ static void push(struct pd_send_queue *queue, uint64_t payload_bytes, bool check
     const struct pd_send_frame frame = {.frame_bytes = HEADER_BYTES,
                                         .payload = payload_bytes > 0 ? payload : NULL,
                                         .payload_bytes = payload_bytes,
+                                        .payload_ready = payload_bytes,
                                         .checksum = checksum};
     ck_assert_int_eq(pd_send_queue_push(queue, &frame, header, &error), PD_OK);
 }
@@ -36,7 +37,7 @@ static void push(struct pd_send_queue *queue, uint64_t payload_bytes, bool check
 static size_t drain(struct pd_send_queue *queue, uint8_t *out, size_t step, uint32_t *payloads)
 {
     size_t total = 0;
-    while (!pd_send_queue_empty(queue)) {
+    while (!pd_send_queue_blocked(queue)) {
         struct pd_send_pieces pieces;
         pd_send_queue_peek(queue, &pieces);
         const uint8_t *starts[3] = {pieces.header, pieces.payload, pieces.trailer};
@@ -56,6 +57,45 @@ static size_t drain(struct pd_send_queue *queue, uint8_t *out, size_t step, uint
     }
     return total;
 }
+
+/* What is held back stays until it is released; the bytes and their sum are the same then. */
+START_TEST(payload_leaves_as_far_as_it_is_released)
+{
+    static const uint64_t released[] = {1, 70000, 70000, PAYLOAD_BYTES - 1, PAYLOAD_BYTES};
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    struct pd_send_frame frame = {.frame_bytes = HEADER_BYTES,
+                                  .payload = payload,
+                                  .payload_bytes = PAYLOAD_BYTES,
+                                  .checksum = true};
+    uint8_t *at_once = malloc(PAYLOAD_BYTES + HEADER_BYTES + 8);
+    uint8_t *in_parts = malloc(PAYLOAD_BYTES + HEADER_BYTES + 8);
+    uint32_t payloads = 0;
+    fill();
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
+    push(&queue, PAYLOAD_BYTES, true);
+    size_t total = drain(&queue, at_once, 65536, &payloads);
+
+    ck_assert_int_eq(pd_send_queue_push(&queue, &frame, header, &error), PD_OK);
+    push(&queue, 0, false);
+    size_t sent = drain(&queue, in_parts, 65536, &payloads);
+    ck_assert_uint_eq(sent, HEADER_BYTES);
+    for (size_t i = 0; i < sizeof released / sizeof released[0]; i++) {
+        ck_assert(pd_send_queue_blocked(&queue));
+        ck_assert(!pd_send_queue_empty(&queue));
+        ck_assert_uint_eq(payloads, 1);
+        pd_send_queue_release(&queue, released[i]);
+        sent += drain(&queue, in_parts + sent, 65536, &payloads);
+    }
+    ck_assert_uint_eq(payloads, 2);
+    ck_assert_uint_eq(sent, total + HEADER_BYTES);
+    ck_assert_mem_eq(in_parts, at_once, total);
+    pd_send_queue_release(&queue, PAYLOAD_BYTES);
+    pd_send_queue_finish(&queue);
+    free(at_once);
+    free(in_parts);
+}
+END_TEST
 
 /* Whatever the socket takes at a time, the bytes are the same and the sum is that of header and
  * payload without the prefix. */
@@ -182,6 +222,7 @@ int main(void)
 {
     Suite *suite = suite_create("send_queue");
     TCase *tcase = tcase_create("send_queue");
+    tcase_add_test(tcase, payload_leaves_as_far_as_it_is_released);
     tcase_add_loop_test(tcase, any_pieces_make_the_same_frame, 0, 4);
     tcase_add_test(tcase, frames_leave_in_the_order_they_came);
     tcase_add_test(tcase, a_peer_that_reads_nothing_is_given_up_at_the_limit);

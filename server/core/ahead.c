@@ -1,0 +1,232 @@
+/* A step begun while its contributions arrive, on this rank: what an order ahead foresees is
+ * computed and sent block by block; the step's order then confirms it, or it is void. See step.h
+ * for the computing, proto/README.md for what a worker sees. */
+#include "common/assert.h"
+#include "server/core/engine_state.h"
+
+void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order)
+{
+    pd_ahead_forget(engine);
+    if (order->step == engine->store.version &&
+        pd_step_may_go_ahead(engine->config, engine->plan, engine->store.lane.element_count) &&
+        pd_step_foresee(engine->step, order)) {
+        engine->foreseen = order;
+        return;
+    }
+    pd_engine_recycle(engine, order);
+}
+
+void pd_ahead_advance(struct pd_engine *engine)
+{
+    if (engine->foreseen == NULL) {
+        return;
+    }
+    if (pd_step_work_ahead(engine->step)) {
+        pd_engine_want_work(engine);
+    }
+    pd_ahead_send(engine);
+}
+
+/* ---- Sending ---- */
+
+/* Whether the worker's push for that step, which is here or on its way on its connection, asked to
+ * be answered ahead. */
+static bool asks_ahead(const struct pd_engine *engine, const struct pd_worker *worker,
+                       uint64_t step)
+{
+    const struct pd_session *session = &engine->sessions[worker->connection];
+    const struct pd_contribution *contribution = &worker->contribution;
+
+    if (!worker->has_contribution || !pd_contribution_is_single(contribution, step)) {
+        return false;
+    }
+    if (session->payload == PD_SESSION_PAYLOAD_PUSH) {
+        return contribution->push.pull && contribution->push.ahead;
+    }
+    return session->pull_waiting && session->pull_ahead && session->pull.min_version == step + 1;
+}
+
+/* Bytes of the next version that are there to be sent in that type. */
+static uint64_t ready_bytes(struct pd_engine *engine, enum pd_dtype dtype, const void **payload)
+{
+    struct pd_param_store *store = &engine->store;
+    uint64_t elements = pd_step_next_elements(engine->step);
+    uint64_t in_buffer = 0;
+    struct pd_error error = {0};
+
+    if (dtype != PD_DTYPE_FLOAT32 &&
+        pd_param_store_convert(store, 1 - store->served, dtype, elements, &error) != PD_OK) {
+        return 0;
+    }
+    *payload = pd_param_store_payload(store, 1 - store->served, dtype, &in_buffer);
+    elements = in_buffer < elements ? in_buffer : elements;
+    return elements * pd_dtype_bytes(dtype);
+}
+
+static void begin_sending(struct pd_engine *engine, pd_connection_id connection,
+                          enum pd_dtype dtype)
+{
+    struct pd_session *session = &engine->sessions[connection];
+    const void *payload = NULL;
+    uint64_t ready = ready_bytes(engine, dtype, &payload);
+
+    if (ready == 0) {
+        return;
+    }
+    session->pull_waiting = false;
+    session->ahead = PD_SESSION_AHEAD_OPEN;
+    session->ahead_dtype = dtype;
+    session->ahead_ready = ready;
+    pd_serve_send(engine, connection, 1 - engine->store.served, dtype, payload);
+    pd_actions_hold_back(engine->actions, ready);
+}
+
+static void go_on_sending(struct pd_engine *engine, pd_connection_id connection,
+                          enum pd_dtype dtype)
+{
+    struct pd_session *session = &engine->sessions[connection];
+    const void *payload = NULL;
+    uint64_t ready = ready_bytes(engine, dtype, &payload);
+
+    if (ready > session->ahead_ready) {
+        session->ahead_ready = ready;
+        session->sent_ms = engine->now_ms;
+        pd_actions_release(engine->actions, connection, ready);
+    }
+}
+
+void pd_ahead_send(struct pd_engine *engine)
+{
+    const struct pd_order *order = pd_step_order(engine->step);
+
+    if (order == NULL || pd_step_next_elements(engine->step) == 0 ||
+        !pd_step_may_go_ahead(engine->config, engine->plan, engine->store.lane.element_count)) {
+        return;
+    }
+    for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
+        const struct pd_worker *worker = &engine->roster->workers[slot];
+        if (!worker->present || worker->connection == PD_CONNECTION_NONE) {
+            continue;
+        }
+        const struct pd_session *session = &engine->sessions[worker->connection];
+        if (session->ahead == PD_SESSION_AHEAD_OPEN) {
+            go_on_sending(engine, worker->connection, (enum pd_dtype)session->ahead_dtype);
+        } else if (!session->sending && asks_ahead(engine, worker, order->step)) {
+            begin_sending(engine, worker->connection,
+                          (enum pd_dtype)worker->contribution.push.pull_dtype);
+        }
+    }
+}
+
+/* ---- The end ---- */
+
+static void send_settled(struct pd_engine *engine, pd_connection_id connection,
+                         const struct pd_settled *settled)
+{
+    struct pd_message message = {.kind = PD_MESSAGE_SETTLED, .settled = *settled};
+    pd_engine_send(engine, connection, &message);
+}
+
+/* What is left of the payload goes out as it is: the worker throws it away. Its push, once it is
+ * whole, is answered as any other. */
+static void make_void(struct pd_engine *engine, const struct pd_worker *worker, uint64_t version)
+{
+    struct pd_session *session = &engine->sessions[worker->connection];
+
+    pd_ahead_leave(engine, worker->connection);
+    const struct pd_settled settled = {.pulled = {.version = version}};
+    send_settled(engine, worker->connection, &settled);
+    if (pd_contribution_has_pushes(&worker->contribution, version - 1)) {
+        session->pull_waiting = true;
+        session->pull = (struct pd_pull){.min_version = version, .dtype = session->ahead_dtype};
+        session->pull_ahead = true;
+    }
+}
+
+void pd_ahead_leave(struct pd_engine *engine, pd_connection_id connection)
+{
+    struct pd_session *session = &engine->sessions[connection];
+
+    if (session->ahead != PD_SESSION_AHEAD_OPEN) {
+        return;
+    }
+    session->ahead = PD_SESSION_AHEAD_NONE;
+    if (session->sending) {
+        session->ahead = PD_SESSION_AHEAD_VOID;
+        session->sent_ms = engine->now_ms;
+        pd_serve_let_go(engine, connection);
+        pd_actions_release(engine->actions, connection,
+                           engine->store.lane.element_count *
+                               pd_dtype_bytes((enum pd_dtype)session->ahead_dtype));
+    }
+}
+
+static void send_applied(struct pd_engine *engine, pd_connection_id connection)
+{
+    struct pd_session *session = &engine->sessions[connection];
+    const struct pd_pull pull = {.dtype = session->ahead_dtype};
+    const struct pd_settled settled = {.applied = true, .pulled = pd_serve_describe(engine, &pull)};
+
+    session->ahead = PD_SESSION_AHEAD_NONE;
+    session->sent_ms = engine->now_ms;
+    send_settled(engine, connection, &settled);
+}
+
+static void settle_all(struct pd_engine *engine, uint64_t version, bool applied)
+{
+    for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
+        const struct pd_worker *worker = &engine->roster->workers[slot];
+        pd_connection_id connection = worker->present ? worker->connection : PD_CONNECTION_NONE;
+        if (connection == PD_CONNECTION_NONE ||
+            engine->sessions[connection].ahead != PD_SESSION_AHEAD_OPEN) {
+            continue;
+        }
+        if (applied) {
+            send_applied(engine, connection);
+        } else {
+            make_void(engine, worker, version);
+        }
+    }
+}
+
+void pd_ahead_settle(struct pd_engine *engine, bool applied)
+{
+    settle_all(engine, engine->store.version, applied);
+}
+
+void pd_ahead_forget(struct pd_engine *engine)
+{
+    if (engine->foreseen == NULL) {
+        return;
+    }
+    pd_step_forget(engine->step);
+    pd_engine_recycle(engine, engine->foreseen);
+    engine->foreseen = NULL;
+    settle_all(engine, engine->store.version + 1, false);
+}
+
+void pd_ahead_confirm(struct pd_engine *engine, const struct pd_order *order)
+{
+    if (!order->foreseen) {
+        pd_ahead_forget(engine);
+    }
+    pd_step_begin(engine->step, order);
+    if (engine->foreseen != NULL) {
+        pd_engine_recycle(engine, engine->foreseen);
+        engine->foreseen = NULL;
+        pd_engine_want_work(engine);
+    }
+}
+
+void pd_ahead_lose(struct pd_engine *engine, const struct pd_worker *worker)
+{
+    if (engine->foreseen == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < engine->foreseen->contributor_count; i++) {
+        if (engine->foreseen->contributors[i] == worker->id) {
+            pd_ahead_forget(engine);
+            return;
+        }
+    }
+}
