@@ -293,6 +293,22 @@ enum paramd_status paramd_report_metric(struct paramd_client *client, const char
 
 /* ---- Admin ---- */
 
+static enum pd_status fill_settings(struct pd_admin *admin, const char *const *settings,
+                                    struct pd_error *error)
+{
+    for (; settings != NULL && *settings != NULL; settings++) {
+        if (admin->setting_count == PD_ADMIN_SETTING_COUNT_MAX ||
+            strlen(*settings) > PD_NAME_BYTES_MAX) {
+            return pd_error_set(error, PD_EINVALID,
+                                "admin: settings are at most %u texts of at most %u bytes",
+                                PD_ADMIN_SETTING_COUNT_MAX, PD_NAME_BYTES_MAX);
+        }
+        snprintf(admin->settings[admin->setting_count], sizeof admin->settings[0], "%s", *settings);
+        admin->setting_count++;
+    }
+    return PD_OK;
+}
+
 static enum pd_status fill_admin(struct pd_admin *admin, const struct paramd_command *command,
                                  struct pd_error *error)
 {
@@ -311,7 +327,7 @@ static enum pd_status fill_admin(struct pd_admin *admin, const struct paramd_com
     admin->value = command->value;
     admin->begin = command->begin;
     admin->count = command->count;
-    return PD_OK;
+    return fill_settings(admin, command->settings, error);
 }
 
 static enum pd_status admin(struct paramd_client *client, const struct paramd_command *command,

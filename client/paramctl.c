@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,6 +19,10 @@ static const char usage[] =
     "  workers             who is connected\n"
     "  tensors             the model and the shards that hold it\n"
     "  set-lr VALUE        set the learning rate; 'schedule' returns to the schedule\n"
+    "  lr-find             try learning rates from low to high, show the losses, suggest one;\n"
+    "                      the training then goes on as if nothing had been\n"
+    "  lr-curve            what the last lr-find has come to, or so far\n"
+    "  lr-cancel           end a lr-find\n"
     "  pause, resume       close no further step; go on\n"
     "  checkpoint          write the state to disk\n"
     "  evict WORKER        go on without a worker, by its name or number\n"
@@ -26,19 +31,34 @@ static const char usage[] =
     "\n"
     "  --server HOST:PORT  any rank (default $PARAMD_SERVER or 127.0.0.1:7070)\n"
     "  --json              print the daemon's answer as one JSON object\n"
-    "  --csv               history: comma-separated values with a heading\n"
-    "  --plot FILE.png     schedule, history: draw it, with gnuplot\n"
-    "  --group NAME        set-lr: of one group; schedule: show one group\n"
+    "  --csv               history, lr-find, lr-curve: comma-separated values with a heading\n"
+    "  --plot FILE.png     schedule, history, lr-find, lr-curve: draw it, with gnuplot\n"
+    "  --group NAME        set-lr, lr-find: of one group; schedule: show one group\n"
     "  --begin STEP        schedule, history: first step to show (default: the next; the last)\n"
     "  --count N           schedule, history: how many steps to show (default: 20; 10000 with "
     "--plot)\n"
-    "  --timeout SECONDS   give up after so long (default 10)\n"
+    "  --timeout SECONDS   give up after so long without an answer (default 10)\n"
     "  --help, --version\n"
+    "\n"
+    "lr-find takes as many steps of the workers as it tries rates:\n"
+    "  --start LR          first learning rate (default 1e-7)\n"
+    "  --end LR            last learning rate (default 10)\n"
+    "  --steps N           rates from start to end (default 100)\n"
+    "  --smooth-f F        weight of the last loss in the smoothed one (default 0.05)\n"
+    "  --diverge-th X      multiple of the least smoothed loss that ends it (default 4)\n"
+    "  --skip-start N      first points that are not suggested (default 10)\n"
+    "  --skip-end N        last points that are not suggested (default 5)\n"
+    "  --debias            smooth from 0 and make up for it, as fastai does\n"
+    "  --exclude-end       stay one factor below --end\n"
     "\n"
     "Exit: 0 done, 1 failed or refused, 2 wrong usage.\n";
 
 /* Steps drawn unless --count says how many: as many as the daemon gives at once. */
 #define PLOT_COUNT 10000u
+
+/* As many and as long as the daemon takes. */
+#define SETTING_COUNT_MAX 16u
+#define SETTING_BYTES_MAX 127u
 
 enum {
     EXIT_DONE = 0,
@@ -58,6 +78,8 @@ enum {
     OPTION_TIMEOUT,
     OPTION_HELP,
     OPTION_VERSION,
+    OPTION_SETTING,      /* of lr-find: its value goes to the daemon as it is */
+    OPTION_SETTING_FLAG, /* the same, without a value */
 };
 
 static const struct option long_options[] = {
@@ -71,6 +93,15 @@ static const struct option long_options[] = {
     {"timeout", required_argument, NULL, OPTION_TIMEOUT},
     {"help", no_argument, NULL, OPTION_HELP},
     {"version", no_argument, NULL, OPTION_VERSION},
+    {"start", required_argument, NULL, OPTION_SETTING},
+    {"end", required_argument, NULL, OPTION_SETTING},
+    {"steps", required_argument, NULL, OPTION_SETTING},
+    {"smooth-f", required_argument, NULL, OPTION_SETTING},
+    {"diverge-th", required_argument, NULL, OPTION_SETTING},
+    {"skip-start", required_argument, NULL, OPTION_SETTING},
+    {"skip-end", required_argument, NULL, OPTION_SETTING},
+    {"debias", no_argument, NULL, OPTION_SETTING_FLAG},
+    {"exclude-end", no_argument, NULL, OPTION_SETTING_FLAG},
     {NULL, 0, NULL, 0},
 };
 
@@ -85,10 +116,11 @@ static const struct {
     const char *name;
     enum argument argument;
 } commands[] = {
-    {"status", ARGUMENT_NONE},   {"lr", ARGUMENT_NONE},      {"step", ARGUMENT_NONE},
-    {"schedule", ARGUMENT_NONE}, {"history", ARGUMENT_NONE}, {"workers", ARGUMENT_NONE},
-    {"tensors", ARGUMENT_NONE},  {"set-lr", ARGUMENT_RATE},  {"pause", ARGUMENT_NONE},
-    {"resume", ARGUMENT_NONE},   {"evict", ARGUMENT_WORKER}, {"checkpoint", ARGUMENT_NONE},
+    {"status", ARGUMENT_NONE},   {"lr", ARGUMENT_NONE},         {"step", ARGUMENT_NONE},
+    {"schedule", ARGUMENT_NONE}, {"history", ARGUMENT_NONE},    {"workers", ARGUMENT_NONE},
+    {"tensors", ARGUMENT_NONE},  {"set-lr", ARGUMENT_RATE},     {"lr-find", ARGUMENT_NONE},
+    {"lr-curve", ARGUMENT_NONE}, {"lr-cancel", ARGUMENT_NONE},  {"pause", ARGUMENT_NONE},
+    {"resume", ARGUMENT_NONE},   {"checkpoint", ARGUMENT_NONE}, {"evict", ARGUMENT_WORKER},
     {"drain", ARGUMENT_NONE},    {"stop", ARGUMENT_NONE},
 };
 
@@ -99,6 +131,9 @@ struct invocation {
     int json;
     int csv;
     const char *plot; /* file; NULL: none */
+    char settings[SETTING_COUNT_MAX][SETTING_BYTES_MAX + 1];
+    const char *setting_list[SETTING_COUNT_MAX + 1]; /* of the texts above */
+    size_t setting_count;
 };
 
 static int misused(const char *what, const char *text, const char *allowed)
@@ -128,7 +163,27 @@ static int parse_real(const char *text, double *out)
     return end != text && *end == '\0' && isfinite(*out);
 }
 
-static int take_option(struct invocation *invocation, int option, const char *text)
+/* Option `name` as a setting: "smooth-f" becomes "smooth_f=TEXT". */
+static int take_setting(struct invocation *invocation, const char *name, const char *text)
+{
+    if (invocation->setting_count == SETTING_COUNT_MAX) {
+        return misused(name, text, "one option too many");
+    }
+    char *setting = invocation->settings[invocation->setting_count];
+    int bytes = snprintf(setting, SETTING_BYTES_MAX + 1, "%s=%s", name, text);
+    if (bytes > (int)SETTING_BYTES_MAX) {
+        return misused(name, text, "too long");
+    }
+    for (char *at = setting; *at != '='; at++) {
+        *at = *at == '-' ? '_' : *at;
+    }
+    invocation->setting_list[invocation->setting_count++] = setting;
+    invocation->command.settings = invocation->setting_list;
+    return EXIT_NONE;
+}
+
+static int take_option(struct invocation *invocation, int option, const char *name,
+                       const char *text)
 {
     double seconds;
 
@@ -161,6 +216,10 @@ static int take_option(struct invocation *invocation, int option, const char *te
         }
         invocation->connect.timeout_ms = (int64_t)(seconds * 1000.0);
         return EXIT_NONE;
+    case OPTION_SETTING:
+        return take_setting(invocation, name, text);
+    case OPTION_SETTING_FLAG:
+        return take_setting(invocation, name, "true");
     case OPTION_HELP:
         fputs(usage, stdout);
         return EXIT_DONE;
@@ -188,6 +247,30 @@ static int take_rate(struct invocation *invocation, const char *text)
     return EXIT_NONE;
 }
 
+static bool is_command(const struct invocation *invocation, const char *name)
+{
+    return strcmp(invocation->command.command, name) == 0;
+}
+
+/* Whether the options go with the command. */
+static int check_options(const struct invocation *invocation)
+{
+    bool has_curve = is_command(invocation, "lr-find") || is_command(invocation, "lr-curve");
+    bool has_history = is_command(invocation, "history");
+
+    if (invocation->plot != NULL && !has_curve && !has_history &&
+        !is_command(invocation, "schedule")) {
+        return misused("--plot", "", "only with schedule, history, lr-find and lr-curve");
+    }
+    if (invocation->csv && !has_curve && !has_history) {
+        return misused("--csv", "", "only with history, lr-find and lr-curve");
+    }
+    if (invocation->setting_count > 0 && !is_command(invocation, "lr-find")) {
+        return misused(invocation->settings[0], "", "only with lr-find");
+    }
+    return EXIT_NONE;
+}
+
 /* The command and its argument, which follow the options. */
 static int take_command(struct invocation *invocation, int count, char **words)
 {
@@ -207,15 +290,13 @@ static int take_command(struct invocation *invocation, int count, char **words)
         if (invocation->plot != NULL && invocation->command.count == 0) {
             invocation->command.count = PLOT_COUNT;
         }
-        if (invocation->plot != NULL && strcmp(words[0], "history") != 0 &&
-            strcmp(words[0], "schedule") != 0) {
-            return misused("--plot", "", "only with schedule and history");
-        }
-        if (invocation->csv && strcmp(words[0], "history") != 0) {
-            return misused("--csv", "", "only with history");
+        if (check_options(invocation) != EXIT_NONE) {
+            return EXIT_MISUSED;
         }
         if (commands[i].argument == ARGUMENT_WORKER) {
             invocation->command.target = words[1];
+        } else if (is_command(invocation, "lr-find")) {
+            invocation->command.target = invocation->group;
         }
         return commands[i].argument == ARGUMENT_RATE ? take_rate(invocation, words[1]) : EXIT_NONE;
     }
@@ -262,9 +343,10 @@ static int print_answer(const struct invocation *invocation, const char *text)
         json_decref(answer);
         return code;
     }
-    int rendered = invocation->csv ? paramctl_render_csv(stdout, answer)
-                                   : paramctl_render(stdout, invocation->command.command, answer,
-                                                     invocation->group);
+    int rendered =
+        invocation->csv
+            ? paramctl_render_csv(stdout, invocation->command.command, answer)
+            : paramctl_render(stdout, invocation->command.command, answer, invocation->group);
     json_decref(answer);
     if (!rendered) {
         fprintf(stderr, "paramctl: nothing to show in the answer to %s; --json shows it\n",
@@ -274,20 +356,59 @@ static int print_answer(const struct invocation *invocation, const char *text)
     return EXIT_DONE;
 }
 
+static int ask(const struct invocation *invocation, struct paramd_client *client)
+{
+    struct paramd_error error = {0};
+    char *answer = NULL;
+
+    if (paramd_admin(client, &invocation->command, &answer, &error) != PARAMD_OK) {
+        fprintf(stderr, "paramctl: %s\n", error.message);
+        return EXIT_FAILED;
+    }
+    int code = print_answer(invocation, answer);
+    paramd_free(answer);
+    return code;
+}
+
+/* Text comes while the search goes on, JSON and CSV when it is over; a picture comes beside them.
+ */
+static int find(const struct invocation *invocation, struct paramd_client *client)
+{
+    FILE *shown = invocation->json || invocation->csv ? NULL : stdout;
+    struct paramd_error error = {0};
+    json_t *curve;
+    int code = EXIT_DONE;
+
+    enum paramd_status status = paramctl_find(client, &invocation->command, shown, &curve, &error);
+    if (curve != NULL && invocation->json) {
+        json_dumpf(curve, stdout, JSON_COMPACT);
+        putchar('\n');
+    } else if (curve != NULL && invocation->csv) {
+        (void)paramctl_render_csv(stdout, "lr-curve", curve);
+    } else if (curve != NULL) {
+        paramctl_render_search_end(stdout, curve);
+    }
+    if (status != PARAMD_OK) {
+        fprintf(stderr, "paramctl: %s\n", error.message);
+        code = EXIT_FAILED;
+    } else if (invocation->plot != NULL) {
+        code = draw(invocation, curve);
+    }
+    json_decref(curve);
+    return code;
+}
+
 static int run(const struct invocation *invocation)
 {
     struct paramd_client *client = NULL;
     struct paramd_error error = {0};
-    char *answer = NULL;
-    int code = EXIT_FAILED;
 
-    if (paramd_connect(&invocation->connect, &client, &error) != PARAMD_OK ||
-        paramd_admin(client, &invocation->command, &answer, &error) != PARAMD_OK) {
+    if (paramd_connect(&invocation->connect, &client, &error) != PARAMD_OK) {
         fprintf(stderr, "paramctl: %s\n", error.message);
-    } else {
-        code = print_answer(invocation, answer);
+        return EXIT_FAILED;
     }
-    paramd_free(answer);
+    int code =
+        is_command(invocation, "lr-find") ? find(invocation, client) : ask(invocation, client);
     paramd_close(client);
     return code;
 }
@@ -296,13 +417,14 @@ int main(int argc, char **argv)
 {
     struct invocation invocation = {0};
     int option;
+    int index = 0;
 
     paramd_options_init(&invocation.connect);
     invocation.connect.observer = 1;
     invocation.connect.timeout_ms = 10000;
     invocation.connect.connect_timeout_ms = 0;
-    while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        int code = take_option(&invocation, option, optarg);
+    while ((option = getopt_long(argc, argv, "", long_options, &index)) != -1) {
+        int code = take_option(&invocation, option, long_options[index].name, optarg);
         if (code != EXIT_NONE) {
             return code;
         }

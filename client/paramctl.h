@@ -12,11 +12,22 @@
  * Errors: 0 if the answer does not look as the command's should. */
 int paramctl_render(FILE *out, const char *command, const json_t *answer, const char *group);
 
-/* The rows of a history as CSV with a heading; an empty field is a number that does not exist.
- * Errors: 0 if the answer is no history. */
-int paramctl_render_csv(FILE *out, const json_t *answer);
+/* The rows of a history or curve as CSV with a heading; an empty field is a number that does not
+ * exist. Errors: 0 if the answer has no rows. */
+int paramctl_render_csv(FILE *out, const char *command, const json_t *answer);
 
-/* The commands for gnuplot that draw the answer to `schedule` or `history` into a PNG file.
+/* Of an answer to lr-curve: the heading of its points, its points, and what came out. */
+void paramctl_render_points_heading(FILE *out);
+void paramctl_render_points(FILE *out, const json_t *answer);
+void paramctl_render_search_end(FILE *out, const json_t *answer);
+
+/* Drive a search for a learning rate to its end, showing its points on `out` as they come; NULL:
+ * nothing is shown. *curve, for json_decref, is the answer to lr-curve then.
+ * Errors: as paramd_admin; PARAMD_EREFUSED, with a curve, if the search failed or was cancelled. */
+enum paramd_status paramctl_find(struct paramd_client *client, const struct paramd_command *find,
+                                 FILE *out, json_t **curve, struct paramd_error *error);
+
+/* The commands for gnuplot that draw the answer to schedule, history or lr-curve into a PNG file.
  * Errors: 0 if there is nothing to draw; nothing is written then. */
 int paramctl_plot(FILE *out, const char *command, const json_t *answer, const char *file);
 

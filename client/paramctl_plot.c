@@ -1,5 +1,6 @@
 #include "client/paramctl.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -114,8 +115,52 @@ static int plot_history(FILE *out, const json_t *answer, const char *file)
     return 1;
 }
 
+/* Losses over rates. A loss that explodes is left beyond the upper edge: the smoothed one tells. */
+static int plot_curve(FILE *out, const json_t *answer, const char *file)
+{
+    const json_t *rows = json_object_get(answer, "rows");
+    const json_t *suggestion = json_object_get(answer, "suggestion");
+    double highest = 0;
+
+    if (json_array_size(rows) == 0) {
+        return 0;
+    }
+    print_heading(out, file, 450);
+    fputs("set xlabel 'learning rate'\nset ylabel 'loss'\nset key top left\nset logscale x\nset "
+          "format x '%.0e'\n"
+          "$data << EOD\n",
+          out);
+    for (size_t i = 0; i < json_array_size(rows); i++) {
+        const json_t *row = json_array_get(rows, i);
+        print_number(out, json_object_get(row, "lr"));
+        print_number(out, json_object_get(row, "loss"));
+        print_number(out, json_object_get(row, "smoothed"));
+        fputc('\n', out);
+        highest = fmax(highest, json_number_value(json_object_get(row, "smoothed")));
+    }
+    fputs("EOD\n", out);
+    if (highest > 0) {
+        fprintf(out, "set yrange [*:%.17g]\n", 1.1 * highest);
+    }
+    if (json_is_number(suggestion)) {
+        double lr = json_number_value(suggestion);
+        fprintf(out,
+                "set arrow from first %.17g, graph 0 to first %.17g, graph 1 nohead dashtype 2\n"
+                "set label 'suggestion %.3g' at first %.17g, graph 0.05 offset 0.5,0\n",
+                lr, lr, lr, lr);
+    }
+    fputs("plot $data using 1:2 with points pointtype 7 pointsize 0.4 linecolor rgb '#a0a0a0' "
+          "title 'loss', "
+          "$data using 1:3 with lines linewidth 2 title 'smoothed'\n",
+          out);
+    return 1;
+}
+
 int paramctl_plot(FILE *out, const char *command, const json_t *answer, const char *file)
 {
-    return strcmp(command, "history") == 0 ? plot_history(out, answer, file)
-                                           : plot_schedule(out, answer, file);
+    if (strcmp(command, "history") == 0) {
+        return plot_history(out, answer, file);
+    }
+    return strcmp(command, "schedule") == 0 ? plot_schedule(out, answer, file)
+                                            : plot_curve(out, answer, file);
 }

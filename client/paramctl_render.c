@@ -8,6 +8,7 @@
 #define LABEL_WIDTH 15
 #define CELL_BYTES_MAX 96u
 #define COLUMN_COUNT_MAX 40u
+#define POINT_WIDTH 12u
 
 /* ---- Single values ---- */
 
@@ -307,6 +308,77 @@ static int render_history(FILE *out, const json_t *answer)
     return 1;
 }
 
+/* ---- Searches ---- */
+
+static const struct column point_columns[] = {
+    {"lr", "lr", true}, {"loss", "loss", true}, {"smoothed", "smoothed", true}};
+#define POINT_COLUMN_COUNT (sizeof point_columns / sizeof point_columns[0])
+
+static size_t list_point_columns(struct column columns[COLUMN_COUNT_MAX])
+{
+    memcpy(columns, point_columns, sizeof point_columns);
+    return POINT_COLUMN_COUNT;
+}
+
+void paramctl_render_points_heading(FILE *out)
+{
+    for (size_t c = 0; c < POINT_COLUMN_COUNT; c++) {
+        print_cell(out, &point_columns[c], POINT_WIDTH, c + 1 == POINT_COLUMN_COUNT,
+                   point_columns[c].title);
+    }
+}
+
+void paramctl_render_points(FILE *out, const json_t *answer)
+{
+    size_t i = 0;
+    json_t *row = NULL;
+
+    json_array_foreach(json_object_get(answer, "rows"), i, row)
+    {
+        for (size_t c = 0; c < POINT_COLUMN_COUNT; c++) {
+            char text[CELL_BYTES_MAX];
+            print_cell(out, &point_columns[c], POINT_WIDTH, c + 1 == POINT_COLUMN_COUNT,
+                       format_key(row, point_columns[c].key, text, sizeof text));
+        }
+    }
+}
+
+void paramctl_render_search_end(FILE *out, const json_t *answer)
+{
+    const char *end = json_string_value(json_object_get(answer, "end"));
+    const char *reason = json_string_value(json_object_get(answer, "reason"));
+    char text[CELL_BYTES_MAX];
+    char line[2 * CELL_BYTES_MAX];
+
+    if (end == NULL || reason == NULL) {
+        fprintf(out, "under way\n");
+        return;
+    }
+    fprintf(out, "%s: %s\n", end, reason);
+    fprintf(out,
+            "version %" JSON_INTEGER_FORMAT " has the state of version %" JSON_INTEGER_FORMAT
+            " again\n",
+            json_integer_value(json_object_get(answer, "version")),
+            json_integer_value(json_object_get(answer, "step")));
+    snprintf(line, sizeof line, "%s (where the loss falls fastest)",
+             format_key(answer, "suggestion", text, sizeof text));
+    print_row(out, "suggestion", line);
+    snprintf(line, sizeof line, "%s (a tenth of the rate with the least loss)",
+             format_key(answer, "lr_min", text, sizeof text));
+    print_row(out, "or", line);
+}
+
+static int render_curve(FILE *out, const json_t *answer)
+{
+    if (!json_is_array(json_object_get(answer, "rows"))) {
+        return 0;
+    }
+    paramctl_render_points_heading(out);
+    paramctl_render_points(out, answer);
+    paramctl_render_search_end(out, answer);
+    return 1;
+}
+
 /* A field in quotes if it needs them. */
 static void print_csv_text(FILE *out, const char *text)
 {
@@ -321,10 +393,11 @@ static void print_csv_text(FILE *out, const char *text)
     fputc('"', out);
 }
 
-int paramctl_render_csv(FILE *out, const json_t *answer)
+int paramctl_render_csv(FILE *out, const char *command, const json_t *answer)
 {
     struct column columns[COLUMN_COUNT_MAX];
-    size_t column_count = list_columns(answer, columns);
+    size_t column_count = strcmp(command, "history") == 0 ? list_columns(answer, columns)
+                                                          : list_point_columns(columns);
 
     if (!json_is_array(json_object_get(answer, "rows"))) {
         return 0;
@@ -400,6 +473,9 @@ int paramctl_render(FILE *out, const char *command, const json_t *answer, const 
     }
     if (strcmp(command, "history") == 0) {
         return render_history(out, answer);
+    }
+    if (strcmp(command, "lr-curve") == 0) {
+        return render_curve(out, answer);
     }
     if (strcmp(command, "workers") == 0) {
         return render_rows(out, answer, "workers", worker_columns,

@@ -215,16 +215,19 @@ PARAMD_API enum paramd_status paramd_report_metric(struct paramd_client *client,
 
 /* An operator's command; what is left zero is absent. */
 struct paramd_command {
-    const char *command; /* status lr step schedule history workers tensors set-lr pause resume
-                            checkpoint evict drain stop */
-    const char *target;  /* set-lr: a group, NULL: all; evict: a worker's name or number */
+    const char *command; /* status lr step schedule history workers tensors set-lr lr-find lr-curve
+                            lr-cancel pause resume checkpoint evict drain stop */
+    const char *target;  /* set-lr, lr-find: a group, NULL: all; evict: a worker's name or number */
     int has_value;       /* set-lr: 0 returns to the schedule */
     double value;        /* set-lr: the rate */
-    uint64_t begin;      /* schedule, history: first step to show */
+    uint64_t begin;      /* schedule, history: first step to show; lr-curve: first point */
     uint64_t count;      /* schedule, history: how many; 0: as the daemon chooses */
+    const char *const *settings; /* lr-find: "key=value" each, at most 16, then NULL; or NULL */
 };
 
 /* Ask or tell the daemon something; workers and observers both may.
+ * lr-find begins a search that lasts as long as its steps do, or this handle's connection: ask
+ * lr-curve until it says "over".
  * Ownership: *json, one JSON object as NUL-terminated text, is the caller's, for paramd_free.
  * Errors: PARAMD_EINVALID, PARAMD_EREFUSED, PARAMD_ECONNECTION, PARAMD_ETIMEOUT. */
 PARAMD_API enum paramd_status paramd_admin(struct paramd_client *client,

@@ -213,10 +213,14 @@ static void take_loss(struct pd_engine *engine, const struct pd_collected *colle
             " with its gradient, and the search goes by it",
             engine->leader->step_next);
     } else if (!pd_range_take(test, collected->loss)) {
-        end(engine, PD_SEARCH_DIVERGED,
-            "at the learning rate %g the loss is %g, and smoothed no number up to %g times its "
-            "least, %g",
-            lr, collected->loss, test->options.diverge_th, test->best);
+        if (isfinite(collected->loss)) {
+            end(engine, PD_SEARCH_DIVERGED,
+                "the loss is %g at the learning rate %g, and smoothed over %g times its least, %g",
+                collected->loss, lr, test->options.diverge_th, test->best);
+        } else {
+            end(engine, PD_SEARCH_DIVERGED, "the loss is %g at the learning rate %g",
+                collected->loss, lr);
+        }
     } else if (test->point_count == test->options.steps) {
         end(engine, PD_SEARCH_FINISHED, "every learning rate had its turn");
     }
@@ -251,15 +255,15 @@ void pd_search_step_closed(struct pd_engine *engine, const struct pd_order *orde
                            struct pd_step_outcome outcome)
 {
     const struct pd_loss_scale_options *scaling = &engine->config->loss_scale;
+    struct pd_search *search = &engine->leader->search;
     bool scales = !isnan(scaling->init_scale) && scaling->dynamic;
 
     if (!outcome.skipped) {
-        engine->leader->search.applied++;
+        search->applied++;
     } else if (outcome.nonfinite && !scales) {
         end(engine, PD_SEARCH_DIVERGED,
-            "at the learning rate %g the gradient of step %" PRIu64 " is not finite",
-            engine->leader->search.test.points[engine->leader->search.test.point_count - 1].lr,
-            order->step);
+            "the gradient of step %" PRIu64 ", for the learning rate %g, is not finite",
+            order->step, search->test.points[search->test.point_count - 1].lr);
     }
 }
 

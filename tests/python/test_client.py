@@ -1,5 +1,6 @@
 """paramd.Client and paramd.Admin against real daemons."""
 
+import contextlib
 import ctypes
 import os
 import re
@@ -358,6 +359,102 @@ def test_admin_does_what_paramctl_does(start):
         client.close()
         admin.drain()
     assert daemon.stop() == 0
+
+
+@contextlib.contextmanager
+def training(address, losses=lambda step: 1 / (step + 1)):
+    """A worker that steps until the block is left; gives the values it has after each step."""
+    ended = threading.Event()
+    values = []
+
+    def train():
+        with paramd.Client(address, name="a") as client:
+            client.register(ones())
+            while not ended.is_set():
+                loss = losses(client.next_step)
+                values.append(client.step({"bias": np.float32(1)}, samples=1, loss=loss)["bias"].copy())
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        yield values
+    finally:
+        ended.set()
+        thread.join()
+
+
+def until_it_trains(admin):
+    while admin.step()["step"] == 0:
+        time.sleep(0.01)
+
+
+def test_lr_find_returns_the_curve_and_leaves_the_training_as_it_was(start):
+    daemon = start(SGD, 2)
+    points = []
+    with paramd.Admin(daemon.address) as admin, training(daemon.address) as values:
+        until_it_trains(admin)
+        curve = admin.lr_find(1e-3, 1, 7, skip_start=0, skip_end=0, smooth_f=1, progress=points.append)
+        assert curve["end"] == "finished"
+        assert curve["rows"] == points
+        assert [point["lr"] for point in points] == pytest.approx(np.logspace(-3, 0, 7))
+        assert curve["suggestion"] == pytest.approx(1e-3)
+        assert admin.lr_curve(5)["rows"] == points[5:]
+        assert admin.lr()["lr"] == 0.5
+    before, after = curve["step"], curve["version"]
+    assert after == before + 7
+    assert values[after - 1] == (values[before - 1] if before > 0 else 0)
+    assert values[after] == values[after - 1] - np.float32(0.5)
+
+
+def test_lr_find_takes_what_the_field_calls_its_options(start):
+    config = {**SGD, "groups": [{"name": "weights", "match": ["weight"]}]}
+    daemon = start(config)
+    with paramd.Admin(daemon.address) as admin, training(daemon.address) as values:
+        until_it_trains(admin)
+        curve = admin.lr_find(1e-3, 1, 6, group="weights", smooth_f=0.02, debias=True, exclude_end=True)
+        assert curve["group"] == "weights"
+        assert [point["lr"] for point in curve["rows"]] == pytest.approx(np.logspace(-3, 0, 7)[:6])
+        losses = [point["loss"] for point in curve["rows"]]
+        weights = 0.98 ** np.arange(len(losses))
+        assert curve["rows"][-1]["smoothed"] == pytest.approx(np.average(losses[::-1], weights=weights))
+        assert curve["suggestion"] is None  # 10 + 5 points are left out
+    before, after = curve["step"], curve["version"]
+    assert values[after - 2] == values[before - 1] - np.float32(0.5 * 5)  # the bias is not of the group
+
+
+def test_lr_find_that_comes_to_nothing_says_why(start):
+    daemon = start(SGD)
+    with paramd.Admin(daemon.address) as admin:
+        with pytest.raises(paramd.RefusedError, match="no worker trains now"):
+            admin.lr_find()
+        with pytest.raises(paramd.RefusedError, match="there was no search"):
+            admin.lr_curve()
+        with training(daemon.address, losses=lambda step: None):
+            until_it_trains(admin)
+            with pytest.raises(paramd.InvalidError, match="steps: 1: out of range; allowed: a whole number from 2"):
+                admin.lr_find(num_iter=1)
+            with pytest.raises(paramd.RefusedError, match="lr-find failed: no worker gave the loss"):
+                admin.lr_find()
+
+
+def test_lr_find_ends_with_its_caller(start):
+    daemon = start(SGD)
+
+    def interrupt(point):
+        raise KeyboardInterrupt
+
+    with paramd.Admin(daemon.address) as admin, training(daemon.address):
+        until_it_trains(admin)
+        with pytest.raises(KeyboardInterrupt):
+            admin.lr_find(num_iter=10000, diverge_th=1e9, progress=interrupt)
+        while not admin.lr_curve()["over"]:
+            time.sleep(0.01)
+        assert admin.lr_curve()["end"] == "cancelled"
+        other = paramd.Admin(daemon.address)
+        after(0.2, other.lr_cancel)
+        with pytest.raises(paramd.RefusedError, match="lr-find cancelled: an administrator cancelled it"):
+            admin.lr_find(num_iter=10000, diverge_th=1e9)
+        other.close()
 
 
 def test_draining_ends_a_wait(start):

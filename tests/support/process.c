@@ -330,9 +330,8 @@ void process_stop(struct process *process)
     free(process);
 }
 
-struct process_result process_run(const char *const *argv)
+struct process_result process_end(struct process *process)
 {
-    struct process *process = process_start(argv);
     struct process_result result = {.code = process_wait(process)};
 
     await_ends(process);
@@ -340,6 +339,11 @@ struct process_result process_run(const char *const *argv)
     result.errors = process_errors(process);
     process_stop(process);
     return result;
+}
+
+struct process_result process_run(const char *const *argv)
+{
+    return process_end(process_start(argv));
 }
 
 void process_result_finish(struct process_result *result)

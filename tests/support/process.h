@@ -50,7 +50,9 @@ struct process_result {
     char *errors;
 };
 
-/* Run to the end; the test fails if that takes too long. */
+/* Wait for the end of a process, and free it; the test fails if that takes too long. */
+struct process_result process_end(struct process *process);
+/* Run to the end. */
 struct process_result process_run(const char *const *argv);
 void process_result_finish(struct process_result *result);
 

@@ -3,6 +3,7 @@
 #include "tests/support/process.h"
 
 #include <check.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,29 +94,39 @@ static int register_worker(struct worker *worker)
                                 &worker->error);
 }
 
+/* The step of the training that the daemon's step `step` is. */
+static uint64_t trained_step(const struct training_options *options, uint64_t step)
+{
+    uint64_t trial_end = options->trial_begin + options->trial_count;
+
+    return step < trial_end ? step : step - options->trial_count;
+}
+
 static int do_micro_batch(struct worker *worker, uint64_t step, uint32_t micro_batch, bool last)
 {
     const struct training_options *options = &worker->training->options;
-    uint64_t samples = reference_samples(worker->number, step, micro_batch);
+    uint64_t trained = trained_step(options, step);
+    uint64_t samples = reference_samples(worker->number, trained, micro_batch);
     float *gradients[REFERENCE_TENSOR_COUNT];
     float *values[REFERENCE_TENSOR_COUNT];
     struct paramd_step_info info = {0};
-    double loss = 1.0 / (double)(step + 1);
+    double loss = options->loss_of != NULL ? options->loss_of(step) : 1.0 / (double)(step + 1);
+    const double *given = isnan(loss) ? NULL : &loss;
     union {
         float *const *given;
         const float *const *taken;
     } pushed = {.given = gradients};
 
-    reference_gradient(worker->gradient, worker->number, step, micro_batch);
+    reference_gradient(worker->gradient, worker->number, trained, micro_batch);
     split(worker->gradient, gradients);
     split(worker->values, values);
     if (!options->apart) {
-        int status = (int)paramd_step(worker->client, pushed.taken, samples, &loss, 0, values,
+        int status = (int)paramd_step(worker->client, pushed.taken, samples, given, 0, values,
                                       &info, &worker->error);
         worker->version = info.version;
         return status;
     }
-    int status = (int)paramd_push(worker->client, pushed.taken, samples, &loss, 0, &worker->error);
+    int status = (int)paramd_push(worker->client, pushed.taken, samples, given, 0, &worker->error);
     if (status == PARAMD_OK && last) {
         status =
             (int)paramd_pull(worker->client, PARAMD_NEXT, values, &worker->version, &worker->error);

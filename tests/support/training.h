@@ -15,9 +15,14 @@ struct training_options {
     uint32_t micro_batch_count;
     int push_dtype;
     int pull_dtype;
-    bool backwards;     /* start the workers in reverse order */
-    bool apart;         /* push and pull by two calls, not one */
-    int64_t timeout_ms; /* of each call; 0: the deadline of tests */
+    bool backwards;                   /* start the workers in reverse order */
+    bool apart;                       /* push and pull by two calls, not one */
+    int64_t timeout_ms;               /* of each call; 0: the deadline of tests */
+    double (*loss_of)(uint64_t step); /* NULL: 1 / (step + 1); NaN: none is given */
+    /* Steps that a search for a learning rate takes: those after them have the gradients that they
+     * would have without it. */
+    uint64_t trial_begin;
+    uint64_t trial_count;
 };
 
 /* Fill in: one address, `worker_count` workers, `step_count` steps of one float32 micro-batch. */

@@ -357,6 +357,8 @@ static void answer_admin(struct fake_rank *fake, void *context)
     ck_assert_str_eq(admin->target, "head");
     ck_assert(admin->has_value);
     ck_assert(admin->value == 0.125);
+    ck_assert_uint_eq(admin->setting_count, 2);
+    ck_assert_str_eq(admin->settings[1], "end=2");
     fake_send(fake, &reply, "{\"a\":1}", 7, 0);
     fake_receive(fake, PD_MESSAGE_ADMIN);
     fake_send_error(fake, PD_EREFUSED, "checkpoints are not offered", false);
@@ -365,8 +367,12 @@ static void answer_admin(struct fake_rank *fake, void *context)
 
 START_TEST(an_observer_asks_without_joining)
 {
-    struct paramd_command set_lr = {
-        .command = "set-lr", .target = "head", .has_value = 1, .value = 0.125};
+    const char *settings[18] = {"start=1", "end=2"};
+    struct paramd_command set_lr = {.command = "set-lr",
+                                    .target = "head",
+                                    .has_value = 1,
+                                    .value = 0.125,
+                                    .settings = settings};
     struct paramd_command checkpoint = {.command = "checkpoint"};
     char *json = NULL;
     options.observer = 1;
@@ -378,6 +384,11 @@ START_TEST(an_observer_asks_without_joining)
     ck_assert_int_eq(paramd_admin(client, &checkpoint, &json, &error), PARAMD_EREFUSED);
     ck_assert_ptr_null(json);
     ck_assert_ptr_nonnull(strstr(error.message, "admin: rank 0 at "));
+    for (int i = 0; i < 17; i++) {
+        settings[i] = "one=too many";
+    }
+    ck_assert_int_eq(paramd_admin(client, &set_lr, &json, &error), PARAMD_EINVALID);
+    ck_assert_str_eq(error.message, "admin: settings are at most 16 texts of at most 127 bytes");
     ck_assert_int_eq(paramd_leave(client, &error), PARAMD_OK);
     ck_assert_int_eq(paramd_register(client, tensors, 2, values, &error), PARAMD_EINVALID);
 }

@@ -116,7 +116,7 @@ START_TEST(a_history_as_csv_has_a_heading_every_digit_and_nothing_for_null)
     json_t *answer = json_loads(HISTORY, 0, NULL);
     FILE *out = open_memstream(&shown, &shown_bytes);
 
-    ck_assert_int_eq(paramctl_render_csv(out, answer), 1);
+    ck_assert_int_eq(paramctl_render_csv(out, "history", answer), 1);
     fclose(out);
     json_decref(answer);
     ck_assert_str_eq(
@@ -139,6 +139,60 @@ START_TEST(a_plot_quotes_the_file_and_leaves_gaps_where_nothing_is_known)
         strstr(shown, " 1 NaN 0.5 2.5 1 0.25 NaN\n 2 0.10000000000000001 0.25 NaN NaN NaN NaN\n"));
     ck_assert_ptr_null(strstr(shown, "a,b"));
     ck_assert_ptr_nonnull(strstr(shown, "1:6 with linespoints pointsize 0.3 title 'val_loss'\n"));
+}
+END_TEST
+
+#define CURVE(end, suggestion)                                                                     \
+    "{\"over\":true,\"end\":" end                                                                  \
+    ",\"reason\":\"why\",\"step\":4,\"version\":6,\"suggestion\":" suggestion                      \
+    ",\"lr_min\":0.5,\"rows\":[{\"lr\":1e-7,\"loss\":2.5,\"smoothed\":2.25},"                      \
+    "{\"lr\":0.001,\"loss\":90.0,\"smoothed\":4.0}]}"
+
+START_TEST(a_curve_is_its_points_and_what_came_out)
+{
+    ck_assert_int_eq(render("lr-curve", CURVE("\"diverged\"", "0.01"), NULL), 1);
+    ck_assert_str_eq(shown, "          lr          loss      smoothed\n"
+                            "       1e-07           2.5          2.25\n"
+                            "       0.001            90             4\n"
+                            "diverged: why\n"
+                            "version 6 has the state of version 4 again\n"
+                            "suggestion      0.01 (where the loss falls fastest)\n"
+                            "or              0.5 (a tenth of the rate with the least loss)\n");
+    teardown();
+    ck_assert_int_eq(render("lr-curve", CURVE("null", "null"), NULL), 1);
+    ck_assert_ptr_nonnull(strstr(shown, "             4\nunder way\n"));
+}
+END_TEST
+
+START_TEST(a_curve_as_csv_has_its_points)
+{
+    json_t *answer = json_loads(CURVE("null", "null"), 0, NULL);
+    FILE *out = open_memstream(&shown, &shown_bytes);
+
+    ck_assert_int_eq(paramctl_render_csv(out, "lr-curve", answer), 1);
+    fclose(out);
+    json_decref(answer);
+    ck_assert_str_eq(shown, "lr,loss,smoothed\n"
+                            "9.9999999999999995e-08,2.5,2.25\n"
+                            "0.001,90,4\n");
+}
+END_TEST
+
+START_TEST(a_plot_of_a_curve_is_logarithmic_and_marks_the_suggestion)
+{
+    json_t *answer = json_loads(CURVE("\"finished\"", "0.0625"), 0, NULL);
+    json_t *nothing = json_loads("{\"rows\":[]}", 0, NULL);
+    FILE *out = open_memstream(&shown, &shown_bytes);
+
+    ck_assert_int_eq(paramctl_plot(out, "lr-curve", nothing, "x.png"), 0);
+    ck_assert_int_eq(paramctl_plot(out, "lr-find", answer, "x.png"), 1);
+    fclose(out);
+    json_decref(answer);
+    json_decref(nothing);
+    ck_assert_ptr_nonnull(strstr(shown, "set logscale x\n"));
+    ck_assert_ptr_nonnull(strstr(shown, " 0.001 90 4\nEOD\nset yrange [*:4.4000000000000004]\n"));
+    ck_assert_ptr_nonnull(strstr(shown, "set arrow from first 0.0625, graph 0"));
+    ck_assert_ptr_nonnull(strstr(shown, "suggestion 0.0625"));
 }
 END_TEST
 
@@ -243,6 +297,9 @@ int main(void)
     tcase_add_test(tests, a_history_as_csv_has_a_heading_every_digit_and_nothing_for_null);
     tcase_add_test(tests, a_plot_quotes_the_file_and_leaves_gaps_where_nothing_is_known);
     tcase_add_test(tests, a_plot_of_a_schedule_has_a_line_a_group);
+    tcase_add_test(tests, a_curve_is_its_points_and_what_came_out);
+    tcase_add_test(tests, a_curve_as_csv_has_its_points);
+    tcase_add_test(tests, a_plot_of_a_curve_is_logarithmic_and_marks_the_suggestion);
     tcase_add_test(tests, a_schedule_has_a_line_a_step_and_a_column_a_group);
     tcase_add_test(tests, tensors_are_shown_with_shape_and_shards);
     tcase_add_test(tests, a_long_shape_is_cut_not_overrun);

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from .errors import Error, RefusedError
 from .handle import Handle
+
+_POLL_SECONDS = 0.1
+_REFUSED = 15  # enum paramd_status
 
 
 class Admin:
@@ -59,6 +66,86 @@ class Admin:
     def set_lr(self, lr: float | None, group: str | None = None) -> dict[str, Any]:
         """Set the learning rate of a group, or of all; None: return to the schedule."""
         return self._handle.admin("set-lr", target=group, value=lr)
+
+    def lr_find(
+        self,
+        start_lr: float = 1e-7,
+        end_lr: float = 10.0,
+        num_iter: int = 100,
+        *,
+        group: str | None = None,
+        smooth_f: float = 0.05,
+        diverge_th: float = 4.0,
+        skip_start: int = 10,
+        skip_end: int = 5,
+        debias: bool = False,
+        exclude_end: bool = False,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Try `num_iter` learning rates with the workers' own steps, and wait until that is over.
+
+        The loss is smoothed, and a diverging one ends it; then the daemon has its state of before again,
+        to the bit. An exception here, such as KeyboardInterrupt, ends it as well.
+
+        Args:
+            group: sweep this parameter group alone; None: all, in the ratio they are configured in.
+            smooth_f: weight of the last loss in the smoothed one.
+            diverge_th: multiple of the least smoothed loss that ends it.
+            skip_start, skip_end: points at the ends that are not suggested.
+            debias: smooth from 0 and make up for it, as fastai does with a beta of 1 - smooth_f.
+            exclude_end: stay one factor below `end_lr`.
+            progress: called with each point as it comes: {"lr", "loss", "smoothed"}.
+
+        Returns:
+            The answer to :meth:`lr_curve`: the points in "rows", and "suggestion", the rate at which the
+            loss falls fastest; None if it does not fall.
+
+        Raises:
+            RefusedError: no worker trains, or gives a loss; no memory for the state; or it was cancelled.
+            InvalidError: an argument that is not allowed.
+        """
+        settings = {
+            "start": float(start_lr),
+            "end": float(end_lr),
+            "steps": num_iter,
+            "smooth_f": float(smooth_f),
+            "diverge_th": float(diverge_th),
+            "skip_start": skip_start,
+            "skip_end": skip_end,
+            "debias": str(bool(debias)).lower(),
+            "exclude_end": str(bool(exclude_end)).lower(),
+        }
+        self._handle.admin("lr-find", target=group, settings=settings)
+        try:
+            self._follow(progress)
+        except BaseException:
+            with contextlib.suppress(Error):  # it may be over
+                self.lr_cancel()
+            raise
+        curve = self.lr_curve()
+        if curve["end"] not in ("finished", "diverged"):
+            raise RefusedError(f"lr-find {curve['end']}: {curve['reason']}", _REFUSED)
+        return curve
+
+    def _follow(self, progress: Callable[[dict[str, Any]], None] | None) -> None:
+        begin = 0
+        while True:
+            curve = self.lr_curve(begin)
+            begin += len(curve["rows"])
+            for point in curve["rows"]:
+                if progress is not None:
+                    progress(point)
+            if curve["over"]:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def lr_curve(self, begin: int = 0) -> dict[str, Any]:
+        """What the last :meth:`lr_find` came to, or so far, with the points from `begin` on."""
+        return self._handle.admin("lr-curve", begin=begin)
+
+    def lr_cancel(self) -> dict[str, Any]:
+        """End a search, whoever began it."""
+        return self._handle.admin("lr-cancel")
 
     def pause(self) -> dict[str, Any]:
         """Close no further step until :meth:`resume`."""

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from . import library
@@ -171,10 +171,20 @@ class Handle:
         self._call(self._library.paramd_report_metric, name.encode(), value, step)
 
     def admin(
-        self, command: str, *, target: str | None = None, value: float | None = None, begin: int = 0, count: int = 0
+        self,
+        command: str,
+        *,
+        target: str | None = None,
+        value: float | None = None,
+        begin: int = 0,
+        count: int = 0,
+        settings: Mapping[str, object] | None = None,
     ) -> dict[str, Any]:
         """Ask or tell the daemon something; returns its answer."""
         asked = library.Command(command=command.encode(), begin=begin, count=count)
+        if settings is not None:
+            texts = [f"{key}={value}".encode() for key, value in settings.items()]
+            asked.settings = (ctypes.c_char_p * (len(texts) + 1))(*texts, None)
         if target is not None:
             asked.target = target.encode()
         if value is not None:

@@ -66,6 +66,7 @@ class Command(ctypes.Structure):
         ("value", c_double),
         ("begin", c_uint64),
         ("count", c_uint64),
+        ("settings", POINTER(c_char_p)),
     ]
 
 
