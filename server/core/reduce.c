@@ -11,8 +11,11 @@
  */
 #define LANE_COUNT 16u
 
+/* Sources added in one pass over their elements. */
+#define TERM_COUNT_MAX 4u
+
 /* Elements converted or summed at a time, so that a chunk stays in the first-level cache. */
-#define CHUNK_COUNT 2048u
+#define CHUNK_COUNT 1024u
 
 /* Elements searched at a time for a non-finite one, before looking at single ones. */
 #define SEARCH_COUNT 1024u
@@ -21,43 +24,86 @@
 typedef uint32_t bits32 __attribute__((may_alias));
 typedef uint16_t bits16 __attribute__((may_alias, aligned(1)));
 
-PD_KERNEL
-static void scale_into(float *restrict out, const float *restrict from, float weight,
-                       uint32_t count)
+/* Elements of a few sources as float32. */
+struct terms {
+    const float *elements[TERM_COUNT_MAX];
+    float weights[TERM_COUNT_MAX];
+};
+
+/* Add `count` terms in order to what is in `out`, or, if they are the first, put their sum there.
+ * With constant numbers the branch and the inner loop vanish. */
+static inline __attribute__((always_inline)) void weigh(float *restrict out, bool first,
+                                                        const struct terms *terms,
+                                                        uint32_t term_count, uint32_t count)
 {
+    const struct terms t = *terms;
+
     for (uint32_t i = 0; i < count; i++) {
-        out[i] = weight * from[i];
+        float sum = t.weights[0] * t.elements[0][i];
+        sum = first ? sum : out[i] + sum;
+        for (uint32_t k = 1; k < term_count; k++) {
+            sum += t.weights[k] * t.elements[k][i];
+        }
+        out[i] = sum;
     }
 }
 
-PD_KERNEL
-static void scale_add(float *restrict out, const float *restrict from, float weight, uint32_t count)
+#define WEIGH(name, first, term_count)                                                             \
+    PD_KERNEL                                                                                      \
+    static void name(float *restrict out, const struct terms *terms, uint32_t count)               \
+    {                                                                                              \
+        weigh(out, first, terms, term_count, count);                                               \
+    }
+
+WEIGH(put_1, true, 1)
+WEIGH(put_2, true, 2)
+WEIGH(put_4, true, 4)
+WEIGH(add_1, false, 1)
+WEIGH(add_2, false, 2)
+WEIGH(add_4, false, 4)
+
+static void weigh_terms(float *out, bool first, const struct terms *terms, uint32_t term_count,
+                        uint32_t count)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        out[i] += weight * from[i];
+    switch (term_count) {
+    case 4:
+        (first ? put_4 : add_4)(out, terms, count);
+        break;
+    case 2:
+        (first ? put_2 : add_2)(out, terms, count);
+        break;
+    default:
+        (first ? put_1 : add_1)(out, terms, count);
+        break;
     }
 }
 
-/* Add `count` elements of a source from element `begin`, at most CHUNK_COUNT of them. */
-static void add_chunk(float *out, const struct pd_source *source, bool first, uint32_t begin,
-                      uint32_t count)
+/* Add the elements from `begin` on of 1, 2 or 4 sources, at most CHUNK_COUNT of each. */
+static void add_chunk(float *out, bool first, const struct pd_source *sources,
+                      uint32_t source_count, uint32_t begin, uint32_t count)
 {
-    float converted[CHUNK_COUNT];
-    const float *from = NULL;
+    float converted[TERM_COUNT_MAX][CHUNK_COUNT];
+    struct terms terms;
 
-    if (source->dtype == PD_DTYPE_FLOAT32) {
-        from = (const float *)source->elements + begin;
-    } else {
-        const char *bytes = source->elements;
-        pd_convert_to_float32(converted, bytes + begin * pd_dtype_bytes(source->dtype),
-                              source->dtype, count);
-        from = converted;
+    for (uint32_t k = 0; k < source_count; k++) {
+        const struct pd_source *source = &sources[k];
+        terms.weights[k] = source->weight;
+        if (source->dtype == PD_DTYPE_FLOAT32) {
+            terms.elements[k] = (const float *)source->elements + begin;
+        } else {
+            const char *bytes = source->elements;
+            pd_convert_to_float32(converted[k], bytes + begin * pd_dtype_bytes(source->dtype),
+                                  source->dtype, count);
+            terms.elements[k] = converted[k];
+        }
     }
-    if (first) {
-        scale_into(out, from, source->weight, count);
-    } else {
-        scale_add(out, from, source->weight, count);
-    }
+    weigh_terms(out, first, &terms, source_count, count);
+}
+
+/* Sources to add at once when `left` are left. */
+static uint32_t together(uint32_t left)
+{
+    return left >= TERM_COUNT_MAX ? TERM_COUNT_MAX : (left >= 2 ? 2 : 1);
 }
 
 void pd_reduce_block(float *out, const struct pd_source *sources, uint32_t source_count,
@@ -69,8 +115,10 @@ void pd_reduce_block(float *out, const struct pd_source *sources, uint32_t sourc
     }
     for (uint32_t begin = 0; begin < count; begin += CHUNK_COUNT) {
         uint32_t chunk = count - begin < CHUNK_COUNT ? count - begin : CHUNK_COUNT;
-        for (uint32_t k = 0; k < source_count; k++) {
-            add_chunk(out + begin, &sources[k], k == 0, begin, chunk);
+        uint32_t step = 0;
+        for (uint32_t k = 0; k < source_count; k += step) {
+            step = together(source_count - k);
+            add_chunk(out + begin, k == 0, &sources[k], step, begin, chunk);
         }
     }
 }
@@ -79,7 +127,7 @@ void pd_reduce_add(float *sum, const struct pd_source *source, bool first, uint3
 {
     for (uint32_t begin = 0; begin < count; begin += CHUNK_COUNT) {
         uint32_t chunk = count - begin < CHUNK_COUNT ? count - begin : CHUNK_COUNT;
-        add_chunk(sum + begin, source, first, begin, chunk);
+        add_chunk(sum + begin, first, source, 1, begin, chunk);
     }
 }
 

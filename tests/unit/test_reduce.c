@@ -52,6 +52,33 @@ START_TEST(a_block_is_the_weighted_sum_in_the_order_of_its_sources)
 }
 END_TEST
 
+/* Sources are added a few at a time; that must not be seen. */
+START_TEST(any_number_of_sources_of_any_type_is_summed_one_after_the_other)
+{
+    static uint16_t halves[9][COUNT];
+    static float widened[COUNT];
+    static float expected[COUNT];
+    struct pd_source sources[9];
+
+    for (uint32_t k = 0; k < (uint32_t)_i; k++) {
+        const float *from = elements[k % 3];
+        sources[k] = (struct pd_source){from, PD_DTYPE_FLOAT32, 0.1f + 0.07f * (float)k};
+        if (k % 2 == 1) {
+            pd_convert_from_float32(halves[k], PD_DTYPE_BFLOAT16, from, COUNT);
+            sources[k].elements = halves[k];
+            sources[k].dtype = PD_DTYPE_BFLOAT16;
+        }
+        pd_convert_to_float32(widened, sources[k].elements, sources[k].dtype, COUNT);
+        for (uint32_t i = 0; i < COUNT; i++) {
+            volatile float term = sources[k].weight * widened[i];
+            expected[i] = k == 0 ? term : expected[i] + term;
+        }
+    }
+    pd_reduce_block(sum, sources, (uint32_t)_i, COUNT);
+    ck_assert_mem_eq(sum, expected, sizeof expected);
+}
+END_TEST
+
 START_TEST(a_block_without_sources_is_zero)
 {
     static const float zeros[COUNT];
@@ -218,6 +245,8 @@ int main(void)
 
     tcase_add_checked_fixture(tests, setup, NULL);
     tcase_add_test(tests, a_block_is_the_weighted_sum_in_the_order_of_its_sources);
+    tcase_add_loop_test(tests, any_number_of_sources_of_any_type_is_summed_one_after_the_other, 1,
+                        10);
     tcase_add_test(tests, a_block_without_sources_is_zero);
     tcase_add_loop_test(tests, half_width_sources_count_as_their_float32_values, 0, 2);
     tcase_add_test(tests, micro_batches_added_one_by_one_give_the_block_sum);

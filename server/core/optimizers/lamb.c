@@ -16,6 +16,9 @@
  * The first pass leaves u in the place of the gradient and sums p^2 and u^2. */
 #include "server/core/optimizers/rules.h"
 
+/* Independent accumulators of a sum: enough that additions do not wait for each other. */
+#define LANE_COUNT 32u
+
 struct scalars {
     float scale, beta1, beta2, beta3, one_minus_beta2;
     float unbiasing;      /* 1 / (1 - beta1^t) */
@@ -34,17 +37,53 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
 }
 
 /* Leaves u in `grad` and the decayed parameters in `p_next`. */
-PD_KERNEL
-static void raw_update(float *restrict p_next, const float *restrict p, float *restrict grad,
-                       float *restrict m, float *restrict v, uint32_t count, struct scalars c)
+static inline __attribute__((always_inline)) void
+raw_update(float *restrict p_next, const float *restrict p, float *restrict grad, float *restrict m,
+           float *restrict v, size_t count, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         float g = grad[i] * c.scale + c.gradient_decay * p[i];
         m[i] = c.beta1 * m[i] + c.beta3 * g;
         v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
         float u = m[i] * c.unbiasing / (sqrtf(v[i]) * c.root_unbiasing + c.eps);
         grad[i] = u + c.update_decay * p[i];
         p_next[i] = p[i] - c.decoupled_decay * p[i];
+    }
+}
+
+/* The same, with sums[0] = sum of p_next^2 and sums[1] = sum of u^2: taken on the way, because
+ * memory leaves the time for it. Elements go round the lanes, so the order of additions is the same
+ * on every instruction set. */
+PD_KERNEL
+static void raw_update_and_sums(float *restrict p_next, const float *restrict p,
+                                float *restrict grad, float *restrict m, float *restrict v,
+                                size_t count, struct scalars c, double sums[2])
+{
+    double p_lanes[LANE_COUNT] = {0};
+    double u_lanes[LANE_COUNT] = {0};
+    size_t i = 0;
+
+    for (; i + LANE_COUNT <= count; i += LANE_COUNT) {
+        raw_update(p_next + i, p + i, grad + i, m + i, v + i, LANE_COUNT, c);
+        for (size_t lane = 0; lane < LANE_COUNT; lane++) {
+            double element = p_next[i + lane];
+            p_lanes[lane] += element * element;
+        }
+        for (size_t lane = 0; lane < LANE_COUNT; lane++) {
+            double element = grad[i + lane];
+            u_lanes[lane] += element * element;
+        }
+    }
+    raw_update(p_next + i, p + i, grad + i, m + i, v + i, count - i, c);
+    for (size_t lane = 0; i < count; i++, lane++) {
+        p_lanes[lane] += (double)p_next[i] * p_next[i];
+        u_lanes[lane] += (double)grad[i] * grad[i];
+    }
+    sums[0] = 0;
+    sums[1] = 0;
+    for (size_t lane = 0; lane < LANE_COUNT; lane++) {
+        sums[0] += p_lanes[lane];
+        sums[1] += u_lanes[lane];
     }
 }
 
@@ -93,9 +132,8 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .update_decay = hyper->adam_w_mode ? decay : 0,
         .decoupled_decay = decoupled_decay(step),
     };
-    raw_update(block->parameters_next, block->parameters, block->gradient, block->state[0],
-               block->state[1], block->count, c);
-    pd_optimizer_sum_squares(block->parameters_next, block->gradient, block->count, block->partial);
+    raw_update_and_sums(block->parameters_next, block->parameters, block->gradient, block->state[0],
+                        block->state[1], block->count, c, block->partial);
 }
 
 static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
