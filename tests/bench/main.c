@@ -1,6 +1,7 @@
 /* paramd-bench: how fast paramd is, beside what the machine allows.
  * options -> [main] -> one command. */
 #include "tests/bench/child.h"
+#include "tests/bench/kernel.h"
 #include "tests/bench/options.h"
 #include "tests/bench/roundtrip.h"
 
@@ -25,6 +26,9 @@ int main(int argc, char **argv)
     }
     child_catch_signals();
     switch (options.command) {
+    case BENCH_KERNEL:
+        status = kernel_run(&options, &error);
+        break;
     case BENCH_ROUNDTRIP:
         status = roundtrip_run(&options, &error);
         break;

@@ -16,6 +16,7 @@ static const char usage[] =
     "usage: paramd-bench COMMAND [option]...\n"
     "Measure paramd on this machine beside what the machine allows, in one run.\n"
     "\n"
+    "  kernel                the loops of a step beside memory, on one thread and two\n"
     "  roundtrip             push, average, step and pull through a real daemon\n"
     "\n"
     "  --params N            parameters, such as 25M or 100k (default 25M)\n"
@@ -74,7 +75,7 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
-static const char *const commands[] = {[BENCH_ROUNDTRIP] = "roundtrip"};
+static const char *const commands[] = {[BENCH_KERNEL] = "kernel", [BENCH_ROUNDTRIP] = "roundtrip"};
 static const char *const aggregations[] = {"allreduce", "direct"};
 static const char *const wires[] = {
     [PARAMD_FLOAT32] = "float32", [PARAMD_BFLOAT16] = "bfloat16", [PARAMD_FLOAT16] = "float16"};

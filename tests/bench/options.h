@@ -9,6 +9,7 @@
 #define BENCH_ITERATION_COUNT_MAX 100000u
 
 enum bench_command {
+    BENCH_KERNEL,
     BENCH_ROUNDTRIP,
     BENCH_COMMAND_COUNT,
 };
