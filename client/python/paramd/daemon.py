@@ -54,7 +54,7 @@ class Daemon:
     """Start paramd on ports that the kernel chooses, and stop it at the end of the `with` block.
 
     Args:
-        config: keys of the configuration file; ``listen`` is set here.
+        config: keys of the configuration file, or its text; ``listen`` is set here.
         ranks: 1 starts the daemon by itself, more start it under mpirun by ``paramd-launch``.
         timeout: how long it may take to become ready (s).
 
@@ -67,17 +67,19 @@ class Daemon:
         FileNotFoundError: the program was not found.
     """
 
-    def __init__(self, config: Mapping[str, Any] | None = None, ranks: int = 1, timeout: float = 30.0) -> None:
+    def __init__(self, config: Mapping[str, Any] | str | None = None, ranks: int = 1, timeout: float = 30.0) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="paramd-")
         directory = Path(self._directory.name)
         self.log = directory / "paramd.log"
-        file = directory / "paramd.yaml"  # JSON is YAML
-        file.write_text(json.dumps({"listen": "127.0.0.1:0", **(config or {})}))
+        file = directory / "paramd.yaml"
+        text = config if isinstance(config, str) else json.dumps(config or {})  # JSON is YAML
+        file.write_text(text)
         paramd = _find_paramd()
-        command = [paramd, "--config", str(file)]
+        arguments = ["--config", str(file), "--set", "listen=127.0.0.1:0"]
+        command = [paramd, *arguments]
         if ranks > 1:
             launch = find_program("paramd-launch", [_checkout() / "deploy" / "paramd-launch"])
-            command = [launch, "-n", str(ranks), "--", "--config", str(file)]
+            command = [launch, "-n", str(ranks), "--", *arguments]
         if shutil.which("setpriv"):  # it ends with the program that needs it
             command = ["setpriv", "--pdeathsig", "TERM", *command]
         with open(self.log, "wb") as output:
