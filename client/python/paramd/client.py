@@ -14,12 +14,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import library
 from .errors import InvalidError
 from .handle import Handle, pointers
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, NDArray[np.float32]]
 
 NEXT = -1
 """For ``min_version``: one more than the version this client got last."""
@@ -310,12 +311,12 @@ class Client:
 
     # ---- Arrays ----
 
-    def _sources(self, gradients: Mapping[str, Any]) -> tuple[Any, list[np.ndarray]]:
+    def _sources(self, gradients: Mapping[str, Any]) -> tuple[Any, list[NDArray[np.float32]]]:
         """Pointers in the order of registration, and the arrays they point into."""
         unknown = [name for name in gradients if name not in self._shapes]
         if unknown:
             raise ValueError(f"no tensor is registered as {unknown[0]!r}")
-        kept: list[np.ndarray] = []
+        kept: list[NDArray[np.float32]] = []
         addresses: list[int | None] = []
         for name, shape in self._shapes.items():
             gradient = gradients.get(name)

@@ -193,7 +193,8 @@ class Handle:
         answer = ctypes.c_void_p()
         self._call(self._library.paramd_admin, ctypes.byref(asked), ctypes.byref(answer))
         try:
-            return json.loads(ctypes.string_at(answer.value or 0))
+            reply: dict[str, Any] = json.loads(ctypes.string_at(answer.value or 0))
+            return reply
         finally:
             self._library.paramd_free(answer)
 
@@ -237,35 +238,35 @@ class Handle:
 
     @property
     def name(self) -> str:
-        return self._library.paramd_worker_name(self._open()).decode()
+        return str(self._library.paramd_worker_name(self._open()), "utf-8")
 
     @property
     def worker_id(self) -> int:
-        return self._library.paramd_worker_id(self._open())
+        return int(self._library.paramd_worker_id(self._open()))
 
     @property
     def run_id(self) -> int:
-        return self._library.paramd_run_id(self._open())
+        return int(self._library.paramd_run_id(self._open()))
 
     @property
     def next_step(self) -> int:
-        return self._library.paramd_next_step(self._open())
+        return int(self._library.paramd_next_step(self._open()))
 
     @property
     def loss_scale(self) -> float:
-        return self._library.paramd_loss_scale(self._open())
+        return float(self._library.paramd_loss_scale(self._open()))
 
     @property
     def next_micro_batch(self) -> int:
-        return self._library.paramd_next_micro_batch(self._open())
+        return int(self._library.paramd_next_micro_batch(self._open()))
 
     @property
     def accumulation_steps(self) -> int:
-        return self._library.paramd_accumulation_steps(self._open())
+        return int(self._library.paramd_accumulation_steps(self._open()))
 
     @property
     def rank_count(self) -> int:
-        return self._library.paramd_rank_count(self._open())
+        return int(self._library.paramd_rank_count(self._open()))
 
     def group_lrs(self) -> list[float]:
         """By parameter group, in the step that made the version got last; empty before the first step."""

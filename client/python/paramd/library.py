@@ -10,6 +10,7 @@ import functools
 import os
 from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int, c_int64, c_uint, c_uint32, c_uint64, c_void_p
 from pathlib import Path
+from typing import Any
 
 from .errors import LibraryNotFoundError
 
@@ -83,7 +84,7 @@ _ARRAYS = POINTER(c_void_p)
 _PUSH = [c_void_p, _ARRAYS, c_uint64, POINTER(c_double), c_uint]
 
 # The arguments without the closing struct paramd_error *; they return a status.
-_CALLS = {
+_CALLS: dict[str, list[Any]] = {
     "paramd_register": [c_void_p, POINTER(Tensor), c_uint32, _ARRAYS],
     "paramd_push": _PUSH,
     "paramd_pull": [c_void_p, c_uint64, _ARRAYS, POINTER(c_uint64)],
@@ -96,7 +97,7 @@ _CALLS = {
     "paramd_leave": [c_void_p],
     "paramd_connect": [POINTER(Options), POINTER(c_void_p)],
 }
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "paramd_options_init": (None, [POINTER(Options)]),
     "paramd_step_ready": (None, [c_void_p, c_uint32]),
     "paramd_step_cancel": (None, [c_void_p]),

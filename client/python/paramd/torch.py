@@ -145,11 +145,11 @@ class Optimizer(torch.optim.Optimizer):
         timeout: float | None = 60.0,
         connect_timeout: float = 10.0,
     ) -> None:
-        self._handle: Handle | None = None
+        self._registered = False
         self._slots = _slots_of(model)
         self._samples_per_step = samples_per_step
         self._bucket_bytes = bucket_bytes
-        handle = Handle(
+        self._handle = handle = Handle(
             address,
             name,
             push_dtype=wire_dtype,
@@ -159,19 +159,21 @@ class Optimizer(torch.optim.Optimizer):
             connect_timeout=connect_timeout,
         )
         try:
-            self._register(handle)
-            super().__init__(self._groups_of(handle), {"lr": 0.0, "weight_decay": 0.0})
+            self._register()
+            super().__init__(self._groups(), {"lr": 0.0, "weight_decay": 0.0})
         except BaseException:
             handle.abandon()
             raise
-        self._handle = handle
+        self._registered = True
         self._shown = [group["lr"] for group in self.param_groups]
         self._version = handle.next_step
         self._skipped_steps = 0
         self._warned: set[str] = set()
         self._updated = False
         self._stop_advised = False
-        self._reset_description()
+        self._samples = samples_per_step
+        self._loss: float | None = None
+        self._flags = 0
         # Of the step that was begun during backward().
         self._lock = threading.Lock()
         self._overlap = overlap
@@ -185,10 +187,10 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- The model ----
 
-    def _register(self, handle: Handle) -> None:
+    def _register(self) -> None:
         values = pointers([slot.value_address(fill=True) for slot in self._slots])
         shapes = [tuple(slot.parameter.shape) for slot in self._slots]
-        handle.register([slot.name for slot in self._slots], shapes, values)
+        self._handle.register([slot.name for slot in self._slots], shapes, values)
         self._take_values()
 
     def _take_values(self) -> None:
@@ -203,20 +205,20 @@ class Optimizer(torch.optim.Optimizer):
             if changed:
                 torch._foreach_zero_(changed)
 
-    def _groups_of(self, handle: Handle) -> list[dict[str, Any]]:
+    def _groups(self) -> list[dict[str, Any]]:
         """The daemon's parameter groups, parameters in the order of the model."""
         parameters = {slot.name: slot.parameter for slot in self._slots}
         members: dict[str, list[torch.nn.Parameter]] = {}
-        for tensor in reversed(handle.admin("tensors")["tensors"]):
+        for tensor in reversed(self._handle.admin("tensors")["tensors"]):
             members.setdefault(tensor["group"], []).append(parameters[tensor["name"]])
-        groups = enumerate(handle.admin("lr")["groups"])
+        groups = enumerate(self._handle.admin("lr")["groups"])
         shown = [(index, group) for index, group in groups if group["name"] in members]
         self._group_indices = [index for index, _ in shown]
         return [{"params": members[group["name"]], **group} for _, group in shown]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Not after registration: a daemon's model does not grow."""
-        if self._handle is not None:
+        if self._registered:
             raise InvalidError("the model is registered: groups are in the daemon's configuration", 6)
         super().add_param_group(param_group)
 
@@ -235,7 +237,8 @@ class Optimizer(torch.optim.Optimizer):
     def _hand_out(self, index: int) -> None:
         """This gradient is final if all is as in the step before."""
         if self._gradients is None:
-            self._prepare()
+            self._gradients = self._gradients_to_come()
+            self._values = pointers([slot.value_address(fill=False) for slot in self._slots])
         self._gradients[index] = self._slots[index].gradient_address()
         first = self._ready
         while self._ready < len(self._slots) and self._is_handed_out(self._slots[self._ready]):
@@ -252,7 +255,7 @@ class Optimizer(torch.optim.Optimizer):
     def _is_handed_out(slot: _Slot) -> bool:
         return slot.expected is None or slot.expected == 0 or slot.sent is not None
 
-    def _prepare(self) -> None:
+    def _gradients_to_come(self) -> Any:
         """Gradients there are, but that backward() does not touch, are final from the beginning."""
         addresses: list[int | None] = []
         for slot in self._slots:
@@ -260,8 +263,7 @@ class Optimizer(torch.optim.Optimizer):
                 addresses.append(slot.gradient_address())
             else:  # NULL for good if there is none; else any address until the gradient is ready
                 addresses.append(None if slot.expected is None else 1)
-        self._gradients = pointers(addresses)
-        self._values = pointers([slot.value_address(fill=False) for slot in self._slots])
+        return pointers(addresses)
 
     def _begin(self) -> None:
         self._handle.step_begin(self._gradients, self._samples, self._loss, self._flags, self._values)
@@ -331,7 +333,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _reset_description(self) -> None:
         self._samples = self._samples_per_step
-        self._loss: float | None = None
+        self._loss = None
         self._flags = 0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
