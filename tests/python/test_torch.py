@@ -2,8 +2,12 @@
 
 import copy
 import io
+import os
 import select
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -230,6 +234,70 @@ def test_an_exception_in_backward_loses_nothing(optimize):
             backward(trained, step)
             rule.step()
     assert_equal(model, other)
+
+
+def test_ctrl_c_ends_a_step_that_waits_and_it_can_be_called_again(start, together):
+    address = start({**SGD, "workers": {"expected": 2}}).address
+    models = [mlp(), mlp()]
+    other, plain = twin(models[0])
+    optimizers = together(
+        *(
+            lambda name=name, model=model: paramd.torch.Optimizer(model, address, name=name, samples_per_step=4)
+            for name, model in zip("ab", models)
+        )
+    )
+
+    def step(index, seed):
+        optimizers[index].zero_grad()
+        backward(models[index], seed)
+        optimizers[index].step()
+
+    together(lambda: step(0, 0), lambda: step(1, 0))
+    interrupt = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        step(0, 1)
+    together(optimizers[0].step, lambda: step(1, 1))
+    for seed in (0, 1):
+        plain.zero_grad()
+        backward(other, seed)
+        plain.step()
+    for model, optimizer in zip(models, optimizers):
+        assert_equal(model, other)
+        assert optimizer.version == 2
+        optimizer.close()
+
+
+def test_a_model_can_be_used_on_after_an_exception_in_the_block(start):
+    daemon = start(SGD)
+    model = mlp()
+    with pytest.raises(ZeroDivisionError):
+        with paramd.torch.Optimizer(model, daemon.address, samples_per_step=4, bucket_bytes=1) as optimizer:
+            backward(model)
+            optimizer.step()
+            backward(model)  # leaves, but no step follows
+            raise ZeroDivisionError
+    backward(model)
+    with paramd.Admin(daemon.address) as admin:
+        assert admin.workers()["workers"] == []
+        assert admin.step()["step"] == 1
+
+
+def test_a_program_that_ends_between_backward_and_step_has_left(start):
+    daemon = start(SGD)
+    program = (
+        "import paramd.torch, sys, torch\n"
+        "model = torch.nn.Linear(4, 1)\n"
+        "optimizer = paramd.torch.Optimizer(model, sys.argv[1], samples_per_step=1, bucket_bytes=1)\n"
+        "for _ in range(2):\n"
+        "    model(torch.ones(1, 4)).sum().backward()\n"
+        "    if optimizer.version == 0:\n"
+        "        optimizer.step()\n"
+        "raise SystemExit(5)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, daemon.address], check=False).returncode == 5
+    with paramd.Admin(daemon.address) as admin:
+        assert admin.workers()["workers"] == []
 
 
 def test_accumulation_in_the_daemon_changes_parameters_at_every_kth_step(optimize):
@@ -499,6 +567,38 @@ def test_a_closure_is_called_once_and_its_loss_returned(optimize):
     assert len(calls) == optimizer.version == 2
 
 
+class LightningOptimizer(torch.optim.Optimizer):
+    """What pytorch_lightning puts around an optimizer: a copy of its attributes under a class derived from its own."""
+
+    def __init__(self, optimizer):
+        self.__dict__ = dict(optimizer.__dict__)
+        self.__class__ = type("LightningOptimizer", (LightningOptimizer, type(optimizer)), {})
+        self._optimizer = optimizer
+
+    def step(self, closure):
+        return self._optimizer.step(closure=closure)
+
+
+def test_a_loop_in_the_way_of_lightning_overlaps(optimize):
+    model = mlp()
+    other, plain = twin(model)
+    optimizer = optimize(model, bucket_bytes=1)
+    wrapped = LightningOptimizer(optimizer)
+    for step in range(4):
+
+        def training_step(step=step):
+            optimizer.zero_grad()
+            return backward(model, step)
+
+        wrapped.step(training_step)
+        plain.zero_grad()
+        backward(other, step)
+        plain.step()
+    assert_equal(model, other)
+    assert (optimizer.version, optimizer._misses, optimizer.overlapping) == (4, 0, True)
+    assert wrapped.param_groups[0]["lr"] == 0.5
+
+
 def test_describe_tells_samples_and_loss(optimize):
     model = mlp()
     optimizer = optimize(model, bucket_bytes=1)
@@ -588,7 +688,7 @@ def test_a_non_finite_gradient_skips_the_step_in_all_workers(start, together, sc
                     scaler = NewScaler()
                     scaler.scale(model(torch.ones(1, 4)).sum() * factor).backward()
                     scaler.step(optimizer)
-                seen.append((optimizer.skipped_steps, model[4].bias.item(), optimizer._handle.loss_scale))
+                seen.append((optimizer.skipped_steps, model[4].bias.item(), optimizer.loss_scale))
             return seen
 
     first, second = together(lambda: work(0), lambda: work(1))

@@ -159,6 +159,16 @@ class Admin:
         """Write the state to disk."""
         return self._handle.admin("checkpoint")
 
+    def report_metric(self, name: str, value: float, step: int) -> None:
+        """Report a number, such as a validation loss, measured with the parameters of version `step`.
+
+        Plateau schedules and early stopping go by it; for a program that evaluates and trains nothing.
+
+        Raises:
+            StepError: that version does not exist yet.
+        """
+        self._handle.report_metric(name, value, step)
+
     def evict(self, worker: str | int) -> dict[str, Any]:
         """Go on without a worker, given by its name or number."""
         return self._handle.admin("evict", target=str(worker))

@@ -208,11 +208,16 @@ class Handle:
         """Leave if that can be done quickly, and close."""
         if self.joined and self._pointer and self._pid == os.getpid():
             try:
+                self.step_cancel()
                 self.set_timeout(_LEAVE_SECONDS)
                 self.leave()
             except Error:
                 pass
         self.close()
+
+    def is_waiting(self) -> bool:
+        """Whether a call is under way."""
+        return self._lock.locked()
 
     def close(self) -> None:
         """Close the connections. In a forked child the handle is the parent's and is left alone."""
@@ -291,4 +296,5 @@ _living: weakref.WeakSet[Handle] = weakref.WeakSet()
 def _leave_all() -> None:
     """A program that ends, by an exception too, leaves: the other workers need not wait for it."""
     for handle in list(_living):
-        handle.abandon()
+        if not handle.is_waiting():  # a thread that does not end with the program has it
+            handle.abandon()

@@ -266,8 +266,8 @@ class Optimizer(torch.optim.Optimizer):
         return pointers(addresses)
 
     def _begin(self) -> None:
+        self._begun = True  # first, for Ctrl-C may come in between: what has not begun can be taken back, too
         self._handle.step_begin(self._gradients, self._samples, self._loss, self._flags, self._values)
-        self._begun = True
 
     def _is_as_begun(self) -> bool:
         """Hand out what has not been; whether all that has been is still so."""
@@ -329,7 +329,7 @@ class Optimizer(torch.optim.Optimizer):
         The loss itself is not reported; see :meth:`describe`.
         """
         self._flags = library.SCALED
-        return loss * self._handle.loss_scale
+        return loss * self.loss_scale
 
     def _reset_description(self) -> None:
         self._samples = self._samples_per_step
@@ -463,6 +463,11 @@ class Optimizer(torch.optim.Optimizer):
         return self._stop_advised
 
     @property
+    def loss_scale(self) -> float:
+        """What :meth:`scale` multiplies the next loss by; 1 without loss scaling."""
+        return self._handle.loss_scale
+
+    @property
     def overlapping(self) -> bool:
         """Whether gradients leave during ``backward()``."""
         return self._overlap
@@ -544,12 +549,11 @@ class Optimizer(torch.optim.Optimizer):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._forget()
-            self._handle.abandon()
-            return
         try:
-            self.leave()
+            if kind is None:
+                self.leave()
+            else:
+                self._handle.abandon()
         finally:
             self.close()
 
