@@ -471,6 +471,7 @@ def test_lr_find_ends_with_its_caller(start):
             admin.lr_find(num_iter=10000, diverge_th=1e9)
         other.close()
 
+
 def test_admin_has_every_command_of_paramctl():
     paramctl = Path(os.environ["PARAMD"]).parent / "paramctl"
     said = subprocess.run([paramctl, "--help"], capture_output=True, text=True, check=True).stdout

@@ -31,7 +31,7 @@ def check(*arguments, cache):
 def test_the_package_passes_and_a_wrong_use_does_not(tmp_path):
     passed = check("-p", "paramd", cache=tmp_path)
     assert passed.returncode == 0, passed.stdout
-    assert "no issues found in 8 source files" in passed.stdout
+    assert "no issues found" in passed.stdout
     wrong = check("-c", WRONG, cache=tmp_path)
     assert '"samples" to "push" of "Client" has incompatible type "str"' in wrong.stdout
     assert 'expression has type "int", variable has type "str"' in wrong.stdout
