@@ -30,6 +30,7 @@ static const struct {
     [PD_MESSAGE_METRIC] = {"metric", PD_HEADER_BYTES_MAX},
     [PD_MESSAGE_METRIC_STORED] = {"metric-stored", PD_HEADER_BYTES_MAX},
     [PD_MESSAGE_SETTLED] = {"settled", PD_HEADER_BYTES_MAX},
+    [PD_MESSAGE_HESSIAN] = {"hessian", PD_HEADER_BYTES_MAX},
     [PD_MESSAGE_RANK_HELLO] = {"rank-hello", PD_HEADER_BYTES_MAX},
     [PD_MESSAGE_ORDER] = {"order", PD_CONTROL_HEADER_BYTES_MAX},
     [PD_MESSAGE_REPORT] = {"report", PD_HEADER_BYTES_MAX},

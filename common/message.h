@@ -31,6 +31,7 @@ enum pd_message_kind {
     PD_MESSAGE_METRIC = 20,
     PD_MESSAGE_METRIC_STORED = 21,
     PD_MESSAGE_SETTLED = 22,
+    PD_MESSAGE_HESSIAN = 23,
     PD_MESSAGE_RANK_HELLO = 32,
     PD_MESSAGE_ORDER = 33,
     PD_MESSAGE_REPORT = 34,
@@ -49,6 +50,7 @@ enum pd_order_kind {
     PD_ORDER_RESTORE = 9,
     PD_ORDER_FORGET = 10,
     PD_ORDER_AHEAD = 11,
+    PD_ORDER_HESSIAN = 12,
 };
 
 enum pd_report_kind {
@@ -125,7 +127,9 @@ struct pd_values {
     uint64_t element_count;
 };
 
+/* Of a gradient, or of an estimate of the Hessian: the message's kind says which. */
 struct pd_push {
+    bool hessian;
     uint64_t step;
     uint32_t micro_batch;
     bool last;
@@ -146,6 +150,7 @@ struct pd_pushed {
     uint64_t step;
     uint32_t micro_batch;
     bool duplicate;
+    bool hessian;
 };
 
 struct pd_pull {
@@ -247,6 +252,7 @@ struct pd_report {
     bool expired;
     char text[PD_ERROR_BYTES_MAX];
     struct pd_tensor_set absent;
+    bool hessian;
 };
 
 struct pd_message {
@@ -260,7 +266,7 @@ struct pd_message {
         struct pd_registered registered;
         struct pd_leave leave;
         struct pd_values values;
-        struct pd_push push;
+        struct pd_push push; /* PUSH, HESSIAN */
         struct pd_pushed pushed;
         struct pd_pull pull;
         struct pd_pulled pulled;

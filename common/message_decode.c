@@ -335,7 +335,7 @@ static void take_admin(struct checker *checker, const Paramd__Admin *from, struc
 
 static void take_order(struct checker *checker, const Paramd__Order *from, struct pd_order *to)
 {
-    check_number(checker, "kind", from->kind, PD_ORDER_JOIN, PD_ORDER_AHEAD);
+    check_number(checker, "kind", from->kind, PD_ORDER_JOIN, PD_ORDER_HESSIAN);
     check_text(checker, "name", from->name, to->name, sizeof to->name);
     check_text(checker, "reason", from->reason, to->reason, sizeof to->reason);
     check_number(checker, "replica", from->replica, 0, PD_RANK_COUNT_MAX - 1);
@@ -394,6 +394,7 @@ static void take_report(struct checker *checker, const Paramd__Report *from, str
     to->has_loss = from->loss_presence_case == PARAMD__REPORT__LOSS_PRESENCE_LOSS;
     to->loss = to->has_loss ? from->loss : 0;
     to->expired = from->expired != 0;
+    to->hessian = from->hessian != 0;
     take_set(checker, &from->absent, &to->absent);
 }
 
@@ -417,6 +418,7 @@ static const ProtobufCMessageDescriptor *descriptor_of(enum pd_message_kind kind
     case PD_MESSAGE_VALUES_STORED:
         return &paramd__values_stored__descriptor;
     case PD_MESSAGE_PUSH:
+    case PD_MESSAGE_HESSIAN:
         return &paramd__push__descriptor;
     case PD_MESSAGE_PUSHED:
         return &paramd__pushed__descriptor;
@@ -485,12 +487,15 @@ static void take(struct checker *checker, const void *from, struct pd_message *t
         to->values.element_count = ((const Paramd__Values *)from)->element_count;
         break;
     case PD_MESSAGE_PUSH:
+    case PD_MESSAGE_HESSIAN:
         take_push(checker, from, &to->push);
+        to->push.hessian = to->kind == PD_MESSAGE_HESSIAN;
         break;
     case PD_MESSAGE_PUSHED:
         to->pushed.step = ((const Paramd__Pushed *)from)->step;
         to->pushed.micro_batch = ((const Paramd__Pushed *)from)->micro_batch;
         to->pushed.duplicate = ((const Paramd__Pushed *)from)->duplicate != 0;
+        to->pushed.hessian = ((const Paramd__Pushed *)from)->hessian != 0;
         break;
     case PD_MESSAGE_PULL:
         to->pull.min_version = ((const Paramd__Pull *)from)->min_version;

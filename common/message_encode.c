@@ -188,6 +188,7 @@ static void pack_pushed(struct packer *packer, const struct pd_pushed *from)
     to.step = from->step;
     to.micro_batch = from->micro_batch;
     to.duplicate = from->duplicate;
+    to.hessian = from->hessian;
     pack(packer, &to.base);
 }
 
@@ -372,6 +373,7 @@ static void pack_report(struct packer *packer, const struct pd_report *from)
         to.loss = from->loss;
     }
     to.expired = from->expired;
+    to.hessian = from->hessian;
     to.text = lend(from->text);
     to.absent = lend_set(&from->absent);
     pack(packer, &to.base);
@@ -402,6 +404,7 @@ static void pack_message(struct packer *packer, const struct pd_message *message
         pack_values(packer, &message->values);
         break;
     case PD_MESSAGE_PUSH:
+    case PD_MESSAGE_HESSIAN:
         pack_push(packer, &message->push);
         break;
     case PD_MESSAGE_PUSHED:

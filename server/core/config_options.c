@@ -312,7 +312,8 @@ static const struct pd_option config_rows[] = {
      .unit = "elements",
      .help =
          "direct aggregation: a rank with so many begins a step while its gradients arrive, and "
-         "sends parameters while it goes on; its state is then kept twice; 0: none does"},
+         "sends parameters while it goes on; its state is then kept twice; 0: none does, nor does "
+         "any with sophia_g"},
     {.key = "handshake_s",
      SECONDS(handshake_s),
      .default_text = "10",

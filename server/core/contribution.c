@@ -47,20 +47,25 @@ static bool accepted_before(const struct pd_contribution *contribution, const st
             push->micro_batch < contribution->next_micro_batch);
 }
 
+static const char *name_of(const struct pd_push *push)
+{
+    return push->hessian ? "hessian" : "push";
+}
+
 enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contribution,
                                            const struct pd_push *push, uint64_t version,
                                            uint64_t accumulation_steps, struct pd_error *error)
 {
     if (push->micro_batch >= accumulation_steps) {
         pd_error_set(error, PD_EINVALID,
-                     "push of step %" PRIu64 ": micro-batch %u; allowed: 0 to %" PRIu64, push->step,
-                     push->micro_batch, accumulation_steps - 1);
+                     "%s of step %" PRIu64 ": micro-batch %u; allowed: 0 to %" PRIu64,
+                     name_of(push), push->step, push->micro_batch, accumulation_steps - 1);
         return PD_PUSH_REFUSE;
     }
     if (push->micro_batch == accumulation_steps - 1 && !push->last) {
         pd_error_set(error, PD_EINVALID,
-                     "push of step %" PRIu64 ": micro-batch %u of %" PRIu64 " must have `last` set",
-                     push->step, push->micro_batch, accumulation_steps);
+                     "%s of step %" PRIu64 ": micro-batch %u of %" PRIu64 " must have `last` set",
+                     name_of(push), push->step, push->micro_batch, accumulation_steps);
         return PD_PUSH_REFUSE;
     }
     if (accepted_before(contribution, push)) {
@@ -68,15 +73,16 @@ enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contrib
     }
     if (push->step != version) {
         pd_error_set(error, PD_ESTEP,
-                     "push of step %" PRIu64 " is from the %s: the step in collection is %" PRIu64
+                     "%s of step %" PRIu64 " is from the %s: the step in collection is %" PRIu64
                      "; pull version %" PRIu64 " first",
-                     push->step, push->step < version ? "past" : "future", version, version);
+                     name_of(push), push->step, push->step < version ? "past" : "future", version,
+                     version);
         return PD_PUSH_REFUSE;
     }
     if (contribution->state == PD_CONTRIBUTION_HELD) {
         pd_error_set(error, PD_ESTEP,
-                     "push of step %" PRIu64 ": this worker's contribution to it is complete",
-                     push->step);
+                     "%s of step %" PRIu64 ": this worker's contribution to it is complete",
+                     name_of(push), push->step);
         return PD_PUSH_REFUSE;
     }
     uint32_t expected = contribution->started && contribution->next_step == push->step
@@ -84,8 +90,8 @@ enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contrib
                             : 0;
     if (push->micro_batch != expected) {
         pd_error_set(error, PD_ESTEP,
-                     "push of step %" PRIu64 ": micro-batch %u came, %u is the next expected",
-                     push->step, push->micro_batch, expected);
+                     "%s of step %" PRIu64 ": micro-batch %u came, %u is the next expected",
+                     name_of(push), push->step, push->micro_batch, expected);
         return PD_PUSH_REFUSE;
     }
     return contribution->state == PD_CONTRIBUTION_IDLE ? PD_PUSH_ACCEPT : PD_PUSH_WAIT;
@@ -161,6 +167,11 @@ bool pd_contribution_has_pushes(const struct pd_contribution *contribution, uint
     return contribution->started &&
            (contribution->next_step > step ||
             (contribution->next_step == step && contribution->next_micro_batch > 0));
+}
+
+bool pd_contribution_is_complete(const struct pd_contribution *contribution, uint64_t step)
+{
+    return contribution->started && contribution->next_step > step;
 }
 
 bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element_count)

@@ -1,4 +1,5 @@
-/* One worker's gradient for one step, as one rank of its home holds it.
+/* One worker's gradient for one step, or the estimate of the Hessian it brings with it, as one rank
+ * of its home holds it.
  * session -> [contribution] -> step. Pure. Owner: the loop thread.
  *
  *        begin            finish_payload (last, first micro-batch)
@@ -76,8 +77,10 @@ void pd_contribution_drop_payload(struct pd_contribution *contribution);
 /* The payload is whole: the push is accepted. */
 void pd_contribution_finish_payload(struct pd_contribution *contribution);
 
-/* Whether any push for that step, which is the one in collection, has been accepted. */
+/* Whether any push for that step, which is the one in collection, has been accepted; and whether
+ * the last one has. */
 bool pd_contribution_has_pushes(const struct pd_contribution *contribution, uint64_t step);
+bool pd_contribution_is_complete(const struct pd_contribution *contribution, uint64_t step);
 
 /* While FOLDING: add up to `element_count` more elements; true when the fold is complete. */
 PD_MUST_CHECK

@@ -168,7 +168,7 @@ static void part_session(struct pd_engine *engine, struct pd_worker *worker,
     struct pd_error error = {0};
 
     if (session->payload == PD_SESSION_PAYLOAD_PUSH) {
-        pd_contribution_drop_payload(&worker->contribution);
+        pd_contribution_drop_payload(pd_roster_contribution(worker, session->push.hessian));
     }
     worker->connection = PD_CONNECTION_NONE;
     if (order->reason[0] == '\0' && idle) {
@@ -296,19 +296,16 @@ static void carry_out_stop(struct pd_engine *engine, const struct pd_order *orde
     engine->exiting = true;
 }
 
-static bool folding(const struct pd_engine *engine)
+/* Whether it is carried out by the step machine: with contributions, and the other ranks. */
+static bool sums(const struct pd_order *order)
 {
-    for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
-        if (engine->roster->workers[slot].contribution.state == PD_CONTRIBUTION_FOLDING) {
-            return true;
-        }
-    }
-    return false;
+    return order->kind == PD_ORDER_STEP || order->kind == PD_ORDER_HESSIAN;
 }
 
-static bool closes_step(const struct pd_order *order)
+/* Whether contributions are used up by it, or by what follows: they must be whole. */
+static bool uses_contributions(const struct pd_order *order)
 {
-    return order->kind == PD_ORDER_STEP || order->kind == PD_ORDER_RESTORE;
+    return sums(order) || order->kind == PD_ORDER_RESTORE;
 }
 
 /* An order is done: remember it, and tell rank 0, which answers peers once all ranks have done it;
@@ -316,7 +313,7 @@ static bool closes_step(const struct pd_order *order)
  */
 static void complete(struct pd_engine *engine, struct pd_order *order, const char *fault)
 {
-    bool told_by_collectives = order->kind == PD_ORDER_STEP && !order->skip;
+    bool told_by_collectives = sums(order) && !order->skip;
 
     hash_order(engine, order);
     engine->orders_executed = order->index + 1;
@@ -343,7 +340,8 @@ static bool carry_out_next(struct pd_engine *engine)
         return false;
     }
     struct pd_order *order = queue->items[queue->begin];
-    if (closes_step(order) && folding(engine)) {
+    struct pd_worker *worker;
+    if (uses_contributions(order) && pd_roster_folding(engine->roster, &worker) != NULL) {
         pd_engine_want_work(engine);
         return false;
     }
@@ -365,6 +363,7 @@ static bool carry_out_next(struct pd_engine *engine)
         begin_publish(engine, order);
         return true;
     case PD_ORDER_STEP:
+    case PD_ORDER_HESSIAN:
         engine->running = order;
         pd_ahead_confirm(engine, order);
         return true;
@@ -394,7 +393,9 @@ static bool carry_out_next(struct pd_engine *engine)
 
 static void report_nonfinite(struct pd_engine *engine, const struct pd_order *order)
 {
-    struct pd_report report = {.kind = PD_REPORT_NONFINITE, .step = order->step};
+    struct pd_report report = {.kind = PD_REPORT_NONFINITE,
+                               .step = order->step,
+                               .hessian = order->kind == PD_ORDER_HESSIAN};
 
     if (pd_step_find_nonfinite(engine->step, order, &report.worker_id, report.text,
                                sizeof report.text)) {
@@ -440,6 +441,20 @@ static void close_step(struct pd_engine *engine)
     pd_serve_answer(engine);
 }
 
+/* The estimate is in the optimizer's state, or left out; the step it comes with is the next order.
+ */
+static void close_hessian(struct pd_engine *engine)
+{
+    struct pd_order *order = engine->running;
+
+    if (pd_step_nonfinite(engine->step)) {
+        report_nonfinite(engine, order);
+    }
+    (void)pd_step_finish(engine->step);
+    engine->running = NULL;
+    complete(engine, order, "");
+}
+
 static void advance_step(struct pd_engine *engine)
 {
     enum pd_step_want want = pd_step_advance(engine->step);
@@ -455,7 +470,11 @@ static void advance_step(struct pd_engine *engine)
         pd_serve_reclaim_spare(engine);
         break;
     case PD_STEP_WANTS_NOTHING:
-        close_step(engine);
+        if (engine->running->kind == PD_ORDER_HESSIAN) {
+            close_hessian(engine);
+        } else {
+            close_step(engine);
+        }
         break;
     }
 }
@@ -491,7 +510,7 @@ static void advance_running(struct pd_engine *engine, bool turn)
         close_publish(engine);
         return;
     }
-    if (engine->running->kind != PD_ORDER_STEP) {
+    if (!sums(engine->running)) {
         advance_restore(engine, turn);
         return;
     }

@@ -24,6 +24,18 @@ enum pd_member_state {
     PD_MEMBER_LEAVING, /* pushes no more; what it has pushed still counts */
 };
 
+/* What the ranks have reported that one member has given to the step in collection. */
+struct pd_given {
+    uint32_t lane_micro_batches[PD_RANK_COUNT_MAX]; /* whole on that lane */
+    uint64_t lanes_last;                            /* bit per lane that has the last one */
+    uint32_t micro_batches;                         /* whole on some lane */
+    uint64_t samples;
+    uint64_t unit_samples; /* of the first micro-batch that has any */
+    double loss_sum;       /* weighted by samples */
+    uint64_t loss_samples;
+    struct pd_tensor_set absent; /* from every micro-batch that has samples */
+};
+
 struct pd_member {
     enum pd_member_state state;
     uint32_t id;
@@ -43,15 +55,8 @@ struct pd_member {
     bool leave_ordered;   /* LEAVING */
     uint64_t leave_index; /* index of its depart order: after it no push is accepted */
 
-    /* Of the step in collection. */
-    uint32_t lane_micro_batches[PD_RANK_COUNT_MAX]; /* whole on that lane */
-    uint64_t lanes_last;                            /* bit per lane that has the last one */
-    uint32_t micro_batches;                         /* whole on some lane */
-    uint64_t samples;
-    uint64_t unit_samples; /* of the first micro-batch that has any */
-    double loss_sum;       /* weighted by samples */
-    uint64_t loss_samples;
-    struct pd_tensor_set absent; /* from every micro-batch that has samples */
+    struct pd_given gradient;
+    struct pd_given hessian; /* its estimate of the Hessian, if it gives one with the step */
 
     uint64_t step_next;     /* step after its last complete contribution */
     uint64_t samples_total; /* in closed steps */
@@ -272,6 +277,8 @@ bool pd_member_complete(const struct pd_engine *engine, const struct pd_member *
  * anything. */
 bool pd_member_settled(const struct pd_engine *engine, const struct pd_member *member);
 bool pd_member_contributes(const struct pd_engine *engine, const struct pd_member *member);
+/* Whether an estimate of the Hessian, whole on every lane, comes with what it contributes. */
+bool pd_member_estimates(const struct pd_engine *engine, const struct pd_member *member);
 /* The step in collection was closed: start anew. */
 void pd_member_reset(struct pd_member *member);
 /* Evict those whose time is over, answer joins and registrations that have become possible. */

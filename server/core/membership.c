@@ -404,6 +404,29 @@ static void advance_registration(struct pd_engine *engine, struct pd_member *mem
 
 /* ---- Contributing ---- */
 
+static void collect(struct pd_given *given, uint32_t lane, const struct pd_report *report)
+{
+    given->lane_micro_batches[lane] = report->micro_batch + 1;
+    if (report->last) {
+        given->lanes_last |= 1ull << lane;
+    }
+    if (report->micro_batch < given->micro_batches) {
+        return;
+    }
+    given->micro_batches = report->micro_batch + 1;
+    given->samples += report->samples;
+    if (given->unit_samples == 0) {
+        given->unit_samples = report->samples;
+        pd_tensor_set_copy(&given->absent, &report->absent);
+    } else if (report->samples > 0) {
+        pd_tensor_set_intersect(&given->absent, &report->absent);
+    }
+    if (report->has_loss) {
+        given->loss_sum += report->loss * (double)report->samples;
+        given->loss_samples += report->samples;
+    }
+}
+
 void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, uint32_t lane,
                            const struct pd_report *report)
 {
@@ -420,39 +443,26 @@ void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, u
         pd_member_depart(engine, member, reason);
         return;
     }
-    member->lane_micro_batches[lane] = report->micro_batch + 1;
-    if (report->last) {
-        member->lanes_last |= 1ull << lane;
-    }
-    if (report->micro_batch < member->micro_batches) {
-        return;
-    }
-    member->micro_batches = report->micro_batch + 1;
-    member->samples += report->samples;
-    if (member->unit_samples == 0) {
-        member->unit_samples = report->samples;
-        pd_tensor_set_copy(&member->absent, &report->absent);
-    } else if (report->samples > 0) {
-        pd_tensor_set_intersect(&member->absent, &report->absent);
-    }
-    if (report->has_loss) {
-        member->loss_sum += report->loss * (double)report->samples;
-        member->loss_samples += report->samples;
-    }
+    collect(report->hessian ? &member->hessian : &member->gradient, lane, report);
+}
+
+static bool is_whole(const struct pd_engine *engine, const struct pd_given *given)
+{
+    uint64_t needed = engine->leader->lanes_needed;
+    return needed != 0 && (given->lanes_last & needed) == needed;
 }
 
 bool pd_member_complete(const struct pd_engine *engine, const struct pd_member *member)
 {
-    uint64_t needed = engine->leader->lanes_needed;
-    return needed != 0 && (member->lanes_last & needed) == needed;
+    return is_whole(engine, &member->gradient);
 }
 
-/* Micro-batches that are whole on every lane, if the lanes agree. */
-static bool lanes_agree(const struct pd_engine *engine, const struct pd_member *member)
+/* Whether every lane has got as many micro-batches as any. */
+static bool lanes_agree(const struct pd_engine *engine, const struct pd_given *given)
 {
     for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
         if (((engine->leader->lanes_needed >> lane) & 1u) &&
-            member->lane_micro_batches[lane] != member->micro_batches) {
+            given->lane_micro_batches[lane] != given->micro_batches) {
             return false;
         }
     }
@@ -472,20 +482,20 @@ bool pd_member_contributes(const struct pd_engine *engine, const struct pd_membe
     if (member->state == PD_MEMBER_ACTIVE) {
         return pd_member_complete(engine, member);
     }
-    return member->state == PD_MEMBER_LEAVING && member->micro_batches > 0 &&
-           pd_member_settled(engine, member) && lanes_agree(engine, member);
+    return member->state == PD_MEMBER_LEAVING && member->gradient.micro_batches > 0 &&
+           pd_member_settled(engine, member) && lanes_agree(engine, &member->gradient);
+}
+
+bool pd_member_estimates(const struct pd_engine *engine, const struct pd_member *member)
+{
+    return pd_member_contributes(engine, member) && is_whole(engine, &member->hessian) &&
+           lanes_agree(engine, &member->hessian);
 }
 
 void pd_member_reset(struct pd_member *member)
 {
-    memset(member->lane_micro_batches, 0, sizeof member->lane_micro_batches);
-    member->lanes_last = 0;
-    member->micro_batches = 0;
-    member->samples = 0;
-    member->unit_samples = 0;
-    member->loss_sum = 0.0;
-    member->loss_samples = 0;
-    member->absent.byte_count = 0;
+    memset(&member->gradient, 0, sizeof member->gradient);
+    memset(&member->hessian, 0, sizeof member->hessian);
 }
 
 /* ---- Leaving ---- */
@@ -556,9 +566,9 @@ static void advance_leaving(struct pd_engine *engine, struct pd_member *member)
         order_departure(engine, member, "");
     } else if (!pd_member_settled(engine, member)) {
         return;
-    } else if (member->micro_batches == 0) {
+    } else if (member->gradient.micro_batches == 0) {
         member->state = PD_MEMBER_NONE;
-    } else if (!lanes_agree(engine, member)) {
+    } else if (!lanes_agree(engine, &member->gradient)) {
         pd_member_depart(engine, member, "it left, and its last push did not reach every lane");
     }
 }

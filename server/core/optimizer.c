@@ -12,27 +12,17 @@
 #define CAUTION_MEAN_MIN 1e-3
 
 static const struct pd_optimizer *const rules[] = {
-    &pd_optimizer_sgd,
-    &pd_optimizer_adam,
-    &pd_optimizer_adamw,
-    &pd_optimizer_lamb,
-    &pd_optimizer_lars,
-    &pd_optimizer_lion,
-    &pd_optimizer_adagrad,
-    &pd_optimizer_rmsprop,
-    &pd_optimizer_rmsprop_tf,
-    &pd_optimizer_adadelta,
-    &pd_optimizer_adamax,
-    &pd_optimizer_nadam,
-    &pd_optimizer_nadamw,
-    &pd_optimizer_radam,
-    &pd_optimizer_adan,
-    &pd_optimizer_yogi,
-    &pd_optimizer_sgdw,
-    &pd_optimizer_adafactor,
-    &pd_optimizer_adafactor_timm,
-    &pd_optimizer_adafactor_bv,
-    &pd_optimizer_adafactor_torch,
+    &pd_optimizer_sgd,          &pd_optimizer_adam,
+    &pd_optimizer_adamw,        &pd_optimizer_lamb,
+    &pd_optimizer_lars,         &pd_optimizer_lion,
+    &pd_optimizer_sophia_g,     &pd_optimizer_adagrad,
+    &pd_optimizer_rmsprop,      &pd_optimizer_rmsprop_tf,
+    &pd_optimizer_adadelta,     &pd_optimizer_adamax,
+    &pd_optimizer_nadam,        &pd_optimizer_nadamw,
+    &pd_optimizer_radam,        &pd_optimizer_adan,
+    &pd_optimizer_yogi,         &pd_optimizer_sgdw,
+    &pd_optimizer_adafactor,    &pd_optimizer_adafactor_timm,
+    &pd_optimizer_adafactor_bv, &pd_optimizer_adafactor_torch,
 };
 #define RULE_COUNT (sizeof rules / sizeof rules[0])
 

@@ -32,7 +32,8 @@ struct pd_hyper {
     double betas[3];
     double eps;
     double alpha;                     /* rmsprop */
-    double rho;                       /* adadelta */
+    double rho;                       /* adadelta, sophia_g */
+    double bs;                        /* sophia_g */
     double lr_decay;                  /* adagrad */
     double initial_accumulator_value; /* adagrad, yogi */
     double momentum_decay;            /* nadam */
@@ -143,6 +144,10 @@ struct pd_optimizer {
     uint64_t (*vector_count)(const struct pd_hyper *hyper, const struct pd_tensor *tensor);
     /* Passes that these hyperparameters need, at least 1; NULL: all. */
     uint32_t (*pass_count)(const struct pd_hyper *hyper);
+    /* Takes the averaged estimate of the Hessian that comes with some steps, in the place of the
+     * block's gradient, into the state, before the passes of that step; NULL: the rule uses none.
+     */
+    void (*estimate)(const struct pd_hyper *hyper, struct pd_optimizer_block *block);
     struct pd_optimizer_pass passes[PD_OPTIMIZER_PASS_COUNT_MAX]; /* those without `run` are none */
 };
 

@@ -264,14 +264,31 @@ static void run_twice(struct pd_tensor_state *state, const struct pd_optimizer_s
     }
 }
 
+/* Say which tensor and which part of its state a block is of; state in 8 bits has no such parts. */
+static void fill_block(const struct pd_tensor_state *state, struct pd_optimizer_block *block)
+{
+    block->tensor = state->tensor;
+    block->vectors = state->vectors;
+    for (uint32_t i = 0; state->hyper->state_bits == PD_STATE_BITS_32 && i < state->array_count;
+         i++) {
+        block->state[i] = state->arrays[i] + (block->begin - state->begin);
+    }
+}
+
+void pd_optimizer_state_estimate(struct pd_tensor_state *state, struct pd_optimizer_block *block)
+{
+    PD_ASSERT(state->hyper->state_bits == PD_STATE_BITS_32);
+    fill_block(state, block);
+    state->optimizer->estimate(state->hyper, block);
+}
+
 void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
                             const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     if (!is_needed(state, pass)) {
         return;
     }
-    block->tensor = state->tensor;
-    block->vectors = state->vectors;
+    fill_block(state, block);
     if (state->hyper->state_bits == PD_STATE_BITS_8 && pass == 0) {
         run_quantized(state, step, block,
                       pd_optimizer_sum_count(state->optimizer, state->hyper, pass, state->tensor));
@@ -280,10 +297,6 @@ void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
     if (state->next[0] != NULL) {
         run_twice(state, step, block);
         return;
-    }
-    for (uint32_t i = 0; state->hyper->state_bits == PD_STATE_BITS_32 && i < state->array_count;
-         i++) {
-        block->state[i] = state->arrays[i] + (block->begin - state->begin);
     }
     state->optimizer->passes[pass].run(step, block);
 }

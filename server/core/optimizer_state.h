@@ -73,4 +73,8 @@ void pd_optimizer_state_begin(struct pd_tensor_state *state, uint32_t pass,
 void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
                             const struct pd_optimizer_step *step, struct pd_optimizer_block *block);
 
+/* Take a block of an estimate of the Hessian, in `gradient`, into the state of a rule that has a
+ * use for it. */
+void pd_optimizer_state_estimate(struct pd_tensor_state *state, struct pd_optimizer_block *block);
+
 #endif

@@ -217,10 +217,9 @@ static void insert_by_name(struct share *shares, uint32_t *count, const struct s
     shares[at] = *share;
 }
 
-/* Fill in all that a step takes from its contributors and the rates; returns the effective batch.
- */
-static uint64_t fill_step(struct pd_engine *engine, struct pd_order *order,
-                          const struct share *shares, uint32_t count)
+/* Fill in who is summed, with which weight; returns the samples. */
+static uint64_t fill_contributors(struct pd_order *order, const struct share *shares,
+                                  uint32_t count)
 {
     uint64_t samples = 0;
     bool first = true;
@@ -239,6 +238,16 @@ static uint64_t fill_step(struct pd_engine *engine, struct pd_order *order,
         order->contributors[i] = shares[i].member->id;
         order->weights[i] = samples > 0 ? (double)shares[i].unit_samples / (double)samples : 0.0;
     }
+    return samples;
+}
+
+/* Fill in all that a step takes from its contributors and the rates; returns the effective batch.
+ */
+static uint64_t fill_step(struct pd_engine *engine, struct pd_order *order,
+                          const struct share *shares, uint32_t count)
+{
+    uint64_t samples = fill_contributors(order, shares, count);
+
     order->optimizer_step = engine->leader->applied_steps;
     order->lr_count = engine->config->group_count;
     pd_leader_lrs(engine, engine->leader->applied_steps, samples, order->lrs);
@@ -246,7 +255,8 @@ static uint64_t fill_step(struct pd_engine *engine, struct pd_order *order,
     return samples;
 }
 
-static uint32_t collect_shares(struct pd_engine *engine, struct share *shares,
+/* What members give to the step: gradients, or the estimates of the Hessian that come with them. */
+static uint32_t collect_shares(struct pd_engine *engine, bool hessian, struct share *shares,
                                struct pd_collected *collected)
 {
     struct pd_leader *leader = engine->leader;
@@ -256,16 +266,18 @@ static uint32_t collect_shares(struct pd_engine *engine, struct share *shares,
     *collected = (struct pd_collected){.loss = NAN};
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         const struct pd_member *member = &leader->members[slot];
-        if (member->state == PD_MEMBER_NONE || !pd_member_contributes(engine, member)) {
+        if (member->state == PD_MEMBER_NONE || !(hessian ? pd_member_estimates(engine, member)
+                                                         : pd_member_contributes(engine, member))) {
             continue;
         }
+        const struct pd_given *given = hessian ? &member->hessian : &member->gradient;
         const struct share share = {.member = member,
-                                    .samples = member->samples,
-                                    .unit_samples = member->unit_samples,
-                                    .absent = &member->absent};
+                                    .samples = given->samples,
+                                    .unit_samples = given->unit_samples,
+                                    .absent = &given->absent};
         insert_by_name(shares, &count, &share);
-        loss_sum += member->loss_sum;
-        collected->loss_samples += member->loss_samples;
+        loss_sum += given->loss_sum;
+        collected->loss_samples += given->loss_samples;
     }
     if (collected->loss_samples > 0) {
         collected->loss = loss_sum / (double)collected->loss_samples;
@@ -280,8 +292,8 @@ void pd_leader_close_collection(struct pd_leader *leader)
         if (member->state == PD_MEMBER_NONE) {
             continue;
         }
-        if (member->micro_batches > 0) {
-            member->samples_total += member->samples;
+        if (member->gradient.micro_batches > 0) {
+            member->samples_total += member->gradient.samples;
             member->step_next = leader->step_next + 1;
         }
         pd_member_reset(member);
@@ -313,6 +325,20 @@ static bool is_as_foreseen(const struct pd_leader *leader, const struct pd_order
            memcmp(ahead->absent.bytes, order->absent.bytes, order->absent.byte_count) == 0;
 }
 
+/* The estimates of the Hessian that come with the step go before it: those of the workers that gave
+ * one. */
+static void issue_hessian(struct pd_engine *engine)
+{
+    struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_HESSIAN);
+    struct share shares[PD_WORKER_COUNT_MAX];
+    struct pd_collected collected;
+    uint32_t count = collect_shares(engine, true, shares, &collected);
+
+    if (fill_contributors(order, shares, count) > 0) {
+        pd_leader_issue(engine);
+    }
+}
+
 static void issue_step(struct pd_engine *engine)
 {
     struct pd_leader *leader = engine->leader;
@@ -320,7 +346,7 @@ static void issue_step(struct pd_engine *engine)
     struct share shares[PD_WORKER_COUNT_MAX];
     struct pd_collected collected;
 
-    uint32_t count = collect_shares(engine, shares, &collected);
+    uint32_t count = collect_shares(engine, false, shares, &collected);
     collected.samples = fill_step(engine, order, shares, count);
     order->stop = leader->stop_advised;
     if (collected.samples == 0) {
@@ -478,6 +504,14 @@ static void on_nonfinite(struct pd_engine *engine, const struct pd_report *repor
     struct pd_leader *leader = engine->leader;
     const struct pd_member *member = pd_member_find(leader, report->worker_id);
 
+    if (report->hessian) {
+        pd_actions_log(engine->actions,
+                       "step %" PRIu64 ": left out the estimate of the Hessian, as that of worker "
+                       "%u '%.127s' is not finite: %.300s",
+                       report->step, report->worker_id, member != NULL ? member->name : "",
+                       report->text);
+        return;
+    }
     if (leader->skip_explained_step == report->step + 1 ||
         pd_search_made(leader, report->step + 1)) {
         return;
@@ -645,7 +679,7 @@ static bool step_is_running(const struct pd_engine *engine)
     }
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         if (leader->members[slot].state != PD_MEMBER_NONE &&
-            leader->members[slot].micro_batches > 0) {
+            leader->members[slot].gradient.micro_batches > 0) {
             return true;
         }
     }
@@ -690,6 +724,7 @@ void pd_leader_advance(struct pd_engine *engine)
     pd_member_advance(engine);
     pd_search_advance(engine);
     if (step_is_due(engine)) {
+        issue_hessian(engine);
         issue_step(engine);
     } else {
         foresee_step(engine);

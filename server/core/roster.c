@@ -37,14 +37,37 @@ struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order 
     return worker;
 }
 
-enum pd_status pd_roster_equip(struct pd_worker *worker, uint64_t element_count,
+enum pd_status pd_roster_equip(struct pd_worker *worker, bool hessian, uint64_t element_count,
                                uint64_t accumulation_steps, struct pd_error *error)
 {
-    PD_ASSERT(!worker->has_contribution);
-    enum pd_status status =
-        pd_contribution_init(&worker->contribution, element_count, accumulation_steps, error);
-    worker->has_contribution = status == PD_OK;
+    bool *has = hessian ? &worker->has_hessian : &worker->has_contribution;
+
+    if (*has) {
+        return PD_OK;
+    }
+    enum pd_status status = pd_contribution_init(pd_roster_contribution(worker, hessian),
+                                                 element_count, accumulation_steps, error);
+    *has = status == PD_OK;
     return status;
+}
+
+struct pd_contribution *pd_roster_contribution(struct pd_worker *worker, bool hessian)
+{
+    return hessian ? &worker->hessian : &worker->contribution;
+}
+
+struct pd_contribution *pd_roster_folding(struct pd_roster *roster, struct pd_worker **worker)
+{
+    for (uint32_t slot = 0; slot < roster->slot_end; slot++) {
+        *worker = &roster->workers[slot];
+        for (int hessian = 0; hessian < 2; hessian++) {
+            struct pd_contribution *contribution = pd_roster_contribution(*worker, hessian);
+            if (contribution->state == PD_CONTRIBUTION_FOLDING) {
+                return contribution;
+            }
+        }
+    }
+    return NULL;
 }
 
 static void remember(struct pd_roster *roster, uint32_t worker_id, const char *reason)
@@ -58,7 +81,9 @@ static void remember(struct pd_roster *roster, uint32_t worker_id, const char *r
 static void strike_off(struct pd_worker *worker)
 {
     pd_contribution_finish(&worker->contribution);
+    pd_contribution_finish(&worker->hessian);
     worker->has_contribution = false;
+    worker->has_hessian = false;
     worker->present = false;
 }
 
@@ -84,6 +109,7 @@ void pd_roster_release(struct pd_roster *roster, const struct pd_order *order)
         struct pd_worker *worker = pd_roster_find(roster, order->contributors[i]);
         if (worker != NULL && worker->has_contribution) {
             pd_contribution_release(&worker->contribution);
+            pd_contribution_release(&worker->hessian);
         }
     }
 }
@@ -115,6 +141,7 @@ void pd_roster_finish(struct pd_roster *roster)
 {
     for (uint32_t slot = 0; slot < roster->slot_end; slot++) {
         pd_contribution_finish(&roster->workers[slot].contribution);
+        pd_contribution_finish(&roster->workers[slot].hessian);
     }
     memset(roster, 0, sizeof *roster);
 }

@@ -20,6 +20,8 @@ struct pd_worker {
     pd_connection_id connection; /* PD_CONNECTION_NONE: none on this rank */
     bool has_contribution;       /* its home is here and it has pushed */
     struct pd_contribution contribution;
+    bool has_hessian; /* and has given an estimate of the Hessian */
+    struct pd_contribution hessian;
 };
 
 /* Why a worker is no longer here, for the message to one that comes back. */
@@ -42,18 +44,25 @@ struct pd_worker *pd_roster_find(struct pd_roster *roster, uint32_t worker_id);
 /* Enter the worker of a join order. There is room: rank 0 sees to it. */
 struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order *order);
 
-/* Make room for a worker's contributions of `element_count` elements.
- * Errors: PD_ENOMEM. */
+/* Make room, if there is none yet, for a worker's gradients of `element_count` elements, or for its
+ * estimates of the Hessian. Errors: PD_ENOMEM. */
 PD_MUST_CHECK
-enum pd_status pd_roster_equip(struct pd_worker *worker, uint64_t element_count,
+enum pd_status pd_roster_equip(struct pd_worker *worker, bool hessian, uint64_t element_count,
                                uint64_t accumulation_steps, struct pd_error *error);
+
+/* Its contribution of gradients, or of estimates of the Hessian. */
+struct pd_contribution *pd_roster_contribution(struct pd_worker *worker, bool hessian);
+
+/* The first contribution with a micro-batch still to be added, and whose it is; NULL: none. */
+struct pd_contribution *pd_roster_folding(struct pd_roster *roster, struct pd_worker **worker);
 
 /* Strike a worker off; `reason` is kept for a while. */
 void pd_roster_remove(struct pd_roster *roster, struct pd_worker *worker, const char *reason);
 
 /* Let a worker go that has left: at once, or when the step is closed if it has pushed for it. */
 void pd_roster_leave(struct pd_roster *roster, struct pd_worker *worker, uint64_t step);
-/* The step of an order is closed: its contributors' gradients on this rank are used up. */
+/* The step of an order is closed: its contributors' gradients on this rank are used up, and
+ * whatever estimates came with them. */
 void pd_roster_release(struct pd_roster *roster, const struct pd_order *order);
 /* A step is closed: strike off those that stayed for it. */
 void pd_roster_sweep(struct pd_roster *roster);

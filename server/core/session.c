@@ -68,7 +68,7 @@ static bool unbind(struct pd_engine *engine, pd_connection_id connection)
     }
     worker->connection = PD_CONNECTION_NONE;
     if (session->payload == PD_SESSION_PAYLOAD_PUSH) {
-        pd_contribution_drop_payload(&worker->contribution);
+        pd_contribution_drop_payload(pd_roster_contribution(worker, session->push.hessian));
         pd_ahead_lose(engine, worker);
     }
     return true;
@@ -336,9 +336,11 @@ static enum pd_status check_range(const struct pd_engine *engine, const char *wh
 static void send_pushed(struct pd_engine *engine, pd_connection_id connection,
                         const struct pd_push *push, bool duplicate)
 {
-    struct pd_message message = {
-        .kind = PD_MESSAGE_PUSHED,
-        .pushed = {.step = push->step, .micro_batch = push->micro_batch, .duplicate = duplicate}};
+    struct pd_message message = {.kind = PD_MESSAGE_PUSHED,
+                                 .pushed = {.step = push->step,
+                                            .micro_batch = push->micro_batch,
+                                            .duplicate = duplicate,
+                                            .hessian = push->hessian}};
     pd_engine_send(engine, connection, &message);
 }
 
@@ -367,7 +369,16 @@ static enum pd_status check_push(const struct pd_engine *engine, const struct pd
 {
     char what[64];
 
-    snprintf(what, sizeof what, "push of step %" PRIu64, push->step);
+    snprintf(what, sizeof what, "%s of step %" PRIu64, push->hessian ? "hessian" : "push",
+             push->step);
+    if (push->hessian && engine->config->optimizer->estimate == NULL) {
+        return pd_error_set(error, PD_EREFUSED,
+                            "%s: the optimizer, %s, makes no use of an estimate of the Hessian",
+                            what, engine->config->optimizer->name);
+    }
+    if (push->hessian && (push->pull || push->has_loss)) {
+        return pd_error_set(error, PD_EINVALID, "%s: `pull` and `loss` go with the gradient", what);
+    }
     if (!engine->has_model || !engine->store.has_version) {
         return pd_error_set(error, PD_ESTEP, "%s: there are no parameters yet: register first",
                             what);
@@ -404,17 +415,38 @@ static enum pd_status check_push(const struct pd_engine *engine, const struct pd
                        payload_bytes, error);
 }
 
+/* An estimate of the Hessian comes before the contribution it belongs to is complete: after that
+ * the step may close at any time. */
+static enum pd_push_verdict verdict_of(const struct pd_engine *engine, struct pd_worker *worker,
+                                       const struct pd_push *push, struct pd_error *error)
+{
+    enum pd_push_verdict verdict =
+        pd_contribution_judge(pd_roster_contribution(worker, push->hessian), push,
+                              engine->store.version, engine->config->accumulation_steps, error);
+
+    if (verdict == PD_PUSH_ACCEPT && push->hessian &&
+        pd_contribution_is_complete(&worker->contribution, push->step)) {
+        pd_error_set(error, PD_ESTEP,
+                     "hessian of step %" PRIu64
+                     ": this worker's gradient of it is complete; the estimate comes before its "
+                     "last micro-batch",
+                     push->step);
+        return PD_PUSH_REFUSE;
+    }
+    return verdict;
+}
+
 static void judge_push(struct pd_engine *engine, pd_connection_id connection,
                        struct pd_worker *worker, const struct pd_push *push)
 {
     struct pd_session *session = session_at(engine, connection);
-    struct pd_contribution *contribution = &worker->contribution;
+    struct pd_contribution *contribution = pd_roster_contribution(worker, push->hessian);
     struct pd_error error = {0};
 
-    switch (pd_contribution_judge(contribution, push, engine->store.version,
-                                  engine->config->accumulation_steps, &error)) {
+    switch (verdict_of(engine, worker, push, &error)) {
     case PD_PUSH_ACCEPT:
         pd_contribution_begin(contribution, push);
+        session->push = *push;
         session->payload = PD_SESSION_PAYLOAD_PUSH;
         pd_actions_place(engine->actions, connection, contribution->payload);
         if (engine->leader != NULL) {
@@ -439,16 +471,6 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
 }
 
 /* A worker's first push is what its memory is taken for: joining alone costs a rank nothing. */
-static enum pd_status equip(const struct pd_engine *engine, struct pd_worker *worker,
-                            struct pd_error *error)
-{
-    if (worker->has_contribution) {
-        return PD_OK;
-    }
-    return pd_roster_equip(worker, engine->store.lane.element_count,
-                           engine->config->accumulation_steps, error);
-}
-
 static void on_push(struct pd_engine *engine, const struct pd_event *event)
 {
     struct pd_session *session = session_at(engine, event->connection);
@@ -457,7 +479,8 @@ static void on_push(struct pd_engine *engine, const struct pd_event *event)
     struct pd_error error = {0};
 
     if (check_push(engine, worker, push, event->payload_bytes, &error) != PD_OK ||
-        equip(engine, worker, &error) != PD_OK) {
+        pd_roster_equip(worker, push->hessian, engine->store.lane.element_count,
+                        engine->config->accumulation_steps, &error) != PD_OK) {
         drop_payload(engine, event);
         pd_session_refuse(engine, event->connection, &error, false);
         return;
@@ -496,17 +519,17 @@ static void push_arrived(struct pd_engine *engine, pd_connection_id connection, 
 {
     struct pd_session *session = session_at(engine, connection);
     struct pd_worker *worker = worker_of(engine, session);
-    struct pd_contribution *contribution = &worker->contribution;
-    struct pd_push push = contribution->push;
+    struct pd_push push = session->push;
+    struct pd_contribution *contribution = pd_roster_contribution(worker, push.hessian);
     struct pd_error error = {0};
 
     if (!checksum_ok) {
         pd_contribution_drop_payload(contribution);
         pd_ahead_lose(engine, worker);
         pd_error_set(&error, PD_ECHECKSUM,
-                     "push of step %" PRIu64 ", micro-batch %u: the bytes do not match their "
+                     "%s of step %" PRIu64 ", micro-batch %u: the bytes do not match their "
                      "checksum; nothing of it counts: send it again",
-                     push.step, push.micro_batch);
+                     push.hessian ? "hessian" : "push", push.step, push.micro_batch);
         pd_session_refuse(engine, connection, &error, false);
         return;
     }
@@ -523,6 +546,7 @@ static void push_arrived(struct pd_engine *engine, pd_connection_id connection, 
         .samples = push.samples,
         .has_loss = push.has_loss,
         .loss = push.loss,
+        .hessian = push.hessian,
     };
     pd_tensor_set_copy(&report.absent, &push.absent);
     if (session->ahead != PD_SESSION_AHEAD_OPEN) {
@@ -707,6 +731,7 @@ static const struct rule rules[] = {
     {PD_MESSAGE_ADMIN, GUEST | WORKER, true, false, on_admin},
     {PD_MESSAGE_VALUES, WORKER, false, true, on_values},
     {PD_MESSAGE_PUSH, WORKER, false, true, on_push},
+    {PD_MESSAGE_HESSIAN, WORKER, false, true, on_push},
     {PD_MESSAGE_PULL, GUEST | WORKER, false, false, on_pull},
     {PD_MESSAGE_PING, GUEST | WORKER, false, false, on_nothing},
     {PD_MESSAGE_ORDER, LEADER, false, false, on_order},
@@ -779,7 +804,8 @@ void pd_session_progress(struct pd_engine *engine, const struct pd_event *event)
     if (event->received) {
         session->received_ms = engine->now_ms;
         if (session->payload == PD_SESSION_PAYLOAD_PUSH) {
-            pd_contribution_receive(&worker_of(engine, session)->contribution,
+            struct pd_worker *worker = worker_of(engine, session);
+            pd_contribution_receive(pd_roster_contribution(worker, session->push.hessian),
                                     event->payload_bytes);
         }
     } else {
@@ -858,23 +884,20 @@ void pd_session_tick(struct pd_engine *engine)
 
 bool pd_session_work(struct pd_engine *engine)
 {
-    for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
-        struct pd_worker *worker = &engine->roster->workers[slot];
-        if (!worker->present || worker->contribution.state != PD_CONTRIBUTION_FOLDING) {
-            continue;
-        }
-        if (!pd_contribution_fold(&worker->contribution, TURN_ELEMENTS)) {
-            return true;
-        }
-        if (worker->connection == PD_CONNECTION_NONE) {
-            return true;
-        }
-        struct pd_session *session = session_at(engine, worker->connection);
-        if (session->push_parked) {
-            session->push_parked = false;
-            judge_push(engine, worker->connection, worker, &session->push);
-        }
+    struct pd_worker *worker;
+    struct pd_contribution *contribution = pd_roster_folding(engine->roster, &worker);
+
+    if (contribution == NULL) {
+        return false;
+    }
+    if (!pd_contribution_fold(contribution, TURN_ELEMENTS) ||
+        worker->connection == PD_CONNECTION_NONE) {
         return true;
     }
-    return false;
+    struct pd_session *session = session_at(engine, worker->connection);
+    if (session->push_parked) {
+        session->push_parked = false;
+        judge_push(engine, worker->connection, worker, &session->push);
+    }
+    return true;
 }

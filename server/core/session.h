@@ -49,9 +49,9 @@ struct pd_session {
     uint32_t rank;        /* RANK */
     bool checksum;        /* the peer sums what it sends, and gets sums */
     enum pd_session_payload payload;
-    bool push_parked; /* `push` waits for the fold of the micro-batch before */
-    struct pd_push push;
-    bool pull_waiting; /* `pull` waits for its version */
+    bool push_parked;    /* `push` waits for the fold of the micro-batch before */
+    struct pd_push push; /* parked, or the one whose payload is on its way */
+    bool pull_waiting;   /* `pull` waits for its version */
     struct pd_pull pull;
     bool pull_ahead; /* it came with a push, and may be answered ahead */
     bool sending;    /* a payload is on its way out */

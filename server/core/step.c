@@ -34,7 +34,7 @@ struct pd_step_machine {
     bool fused;
     bool ahead;     /* SUM, without an order yet */
     bool collected; /* ahead: every contributor has begun to push here, so the sources are known */
-    uint64_t next_block; /* of the lane in SUM, of the shard in COMBINE and UPDATE */
+    uint64_t next_block; /* of the lane in SUM and AVERAGE, else of the shard */
     uint32_t pass;       /* of the rule, in UPDATE and TENSOR_SUMS */
     uint32_t source_count;
     struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
@@ -116,8 +116,9 @@ static bool allocate(struct pd_step_machine *machine)
 bool pd_step_may_go_ahead(const struct pd_config *config, const struct pd_shard_plan *plan,
                           uint64_t element_count)
 {
+    /* What an estimate of the Hessian changes of the state, a step begun before would not have. */
     return config->compute_ahead > 0 && element_count >= config->compute_ahead &&
-           plan->replica_count == 1;
+           plan->replica_count == 1 && config->optimizer->estimate == NULL;
 }
 
 static bool may_fuse(const struct pd_config *config)
@@ -257,14 +258,23 @@ static bool rests(const struct pd_step_machine *machine, uint32_t tensor)
 
 /* ---- Sum ---- */
 
-/* The contributor at `index` of the order if its gradient is here, else NULL. One that has left is
- * kept only where it has pushed something. */
+static bool is_hessian(const struct pd_order *order)
+{
+    return order->kind == PD_ORDER_HESSIAN;
+}
+
+/* The contributor at `index` of the order if what is summed of it is here, else NULL. One that has
+ * left is kept only where it has pushed something. */
 static struct pd_worker *contributor_here(const struct pd_step_machine *machine,
                                           const struct pd_order *order, uint32_t index)
 {
     struct pd_worker *worker = pd_roster_find(machine->roster, order->contributors[index]);
 
-    return worker != NULL && worker->has_contribution ? worker : NULL;
+    if (worker == NULL) {
+        return NULL;
+    }
+    bool here = is_hessian(order) ? worker->has_hessian : worker->has_contribution;
+    return here ? worker : NULL;
 }
 
 /* The contributions that are here, in the order of summation. Those without weight stay out: their
@@ -273,13 +283,15 @@ static void collect_sources(struct pd_step_machine *machine)
 {
     machine->source_count = 0;
     for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
-        const struct pd_worker *worker = contributor_here(machine, machine->order, i);
+        struct pd_worker *worker = contributor_here(machine, machine->order, i);
         if (worker == NULL || !(machine->order->weights[i] > 0.0)) {
             continue;
         }
-        machine->contributions[machine->source_count] = &worker->contribution;
+        const struct pd_contribution *contribution =
+            pd_roster_contribution(worker, is_hessian(machine->order));
+        machine->contributions[machine->source_count] = contribution;
         machine->sources[machine->source_count++] =
-            pd_contribution_source(&worker->contribution, 0, machine->order->weights[i]);
+            pd_contribution_source(contribution, 0, machine->order->weights[i]);
     }
 }
 
@@ -300,8 +312,8 @@ static void sum_block(struct pd_step_machine *machine, const struct pd_block *bl
     }
 }
 
-/* With the average of a block of the shard in place: clip by value and take the partial norms. An
- * infinity must not become a large number by that: it makes the step one to skip. */
+/* With the average of a block of the shard in place: clip a gradient by value, and take the partial
+ * norms. An infinity must not become a large number by that: it makes the step one to skip. */
 static void measure_block(struct pd_step_machine *machine, uint64_t index)
 {
     const struct pd_block *block = shard_block(machine, index);
@@ -312,6 +324,10 @@ static void measure_block(struct pd_step_machine *machine, uint64_t index)
 
     if (rests(machine, block->tensor_index)) {
         memset(parts, 0, PD_NORM_PART_COUNT * sizeof *parts);
+        return;
+    }
+    if (is_hessian(machine->order)) {
+        pd_reduce_norms(gradient, block->element_count, 2, parts);
         return;
     }
     if (machine->config->outer) {
@@ -498,6 +514,24 @@ static struct pd_optimizer_block optimizer_block(struct pd_step_machine *machine
         .parameters = pd_param_store_served(store) + in_lane(machine, block),
         .parameters_next = pd_param_store_spare(store) + in_lane(machine, block),
     };
+}
+
+/* Give the average of the estimates to the rule; a tensor nobody has one for is left alone. */
+static bool turn_estimate(struct pd_step_machine *machine)
+{
+    const struct pd_range *shard = &machine->store->shard;
+
+    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
+        const struct pd_block *block = shard_block(machine, machine->next_block);
+        if (!rests(machine, block->tensor_index)) {
+            struct pd_optimizer_block view = optimizer_block(machine, block);
+            pd_optimizer_state_estimate(
+                pd_optimizer_state_of(&machine->optimizer_state, block->tensor_index), &view);
+        }
+        done += block->element_count;
+        machine->next_block++;
+    }
+    return machine->next_block == shard->block_count;
 }
 
 /* The numbers of this step for one tensor: it has taken part in fewer than the model. */
@@ -758,9 +792,9 @@ uint64_t pd_step_next_elements(const struct pd_step_machine *machine)
 void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order)
 {
     PD_ASSERT(machine->ahead ? order->foreseen : machine->state == PD_STEP_IDLE);
-    PD_ASSERT(order->kind == PD_ORDER_STEP);
+    PD_ASSERT(order->kind == PD_ORDER_STEP || is_hessian(order));
     PD_ASSERT(order->step == machine->store->version);
-    PD_ASSERT(order->lr_count == machine->config->group_count);
+    PD_ASSERT(is_hessian(order) || order->lr_count == machine->config->group_count);
     machine->order = order;
     machine->outcome = (struct pd_step_outcome){
         .skipped = order->skip, .gradient_norm = NAN, .clipped_norm = NAN, .clip_scale = 1.0};
@@ -816,8 +850,29 @@ static enum pd_step_want enter_pass(struct pd_step_machine *machine, uint32_t pa
     return PD_STEP_WANTS_WORK;
 }
 
+static bool parts_are_finite(const struct pd_step_machine *machine)
+{
+    for (uint64_t block = 0; block < machine->plan->block_count; block++) {
+        if (!isfinite(machine->gathered[PD_NORM_PART_COUNT * block])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* A sum that is not finite would stay in the state: it is left out. */
+static enum pd_step_want leave_norms_of_estimate(struct pd_step_machine *machine)
+{
+    machine->outcome.nonfinite = !parts_are_finite(machine);
+    enter(machine, machine->outcome.nonfinite ? PD_STEP_DONE : PD_STEP_ESTIMATE);
+    return machine->outcome.nonfinite ? PD_STEP_WANTS_NOTHING : PD_STEP_WANTS_WORK;
+}
+
 static enum pd_step_want leave_norms(struct pd_step_machine *machine)
 {
+    if (is_hessian(machine->order)) {
+        return leave_norms_of_estimate(machine);
+    }
     decide(machine);
     if (machine->outcome.skipped) {
         pd_param_store_publish_same(machine->store);
@@ -868,6 +923,12 @@ enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
         return turn_combine(machine) ? enter_norms(machine) : PD_STEP_WANTS_WORK;
     case PD_STEP_NORMS:
         return leave_norms(machine);
+    case PD_STEP_ESTIMATE:
+        if (!turn_estimate(machine)) {
+            return PD_STEP_WANTS_WORK;
+        }
+        enter(machine, PD_STEP_DONE);
+        return PD_STEP_WANTS_NOTHING;
     case PD_STEP_UPDATE:
         return turn_update(machine) ? leave_update(machine) : PD_STEP_WANTS_WORK;
     case PD_STEP_TENSOR_SUMS:
@@ -915,7 +976,9 @@ bool pd_step_nonfinite(const struct pd_step_machine *machine)
 struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine)
 {
     PD_ASSERT(machine->state == PD_STEP_DONE);
-    pd_roster_release(machine->roster, machine->order);
+    if (!is_hessian(machine->order)) {
+        pd_roster_release(machine->roster, machine->order);
+    }
     machine->order = NULL;
     machine->state = PD_STEP_IDLE;
     return machine->outcome;
@@ -929,18 +992,19 @@ bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct 
     const struct pd_range *lane = &machine->store->lane;
 
     for (uint32_t i = 0; i < order->contributor_count; i++) {
-        const struct pd_worker *worker = contributor_here(machine, order, i);
+        struct pd_worker *worker = contributor_here(machine, order, i);
         if (worker == NULL || !(order->weights[i] > 0.0)) {
             continue;
         }
+        const struct pd_contribution *contribution =
+            pd_roster_contribution(worker, is_hessian(order));
         for (uint64_t index = 0; index < lane->block_count; index++) {
             const struct pd_block *block = &machine->plan->blocks[lane->block_begin + index];
             uint64_t begin = in_lane(machine, block);
             if (pd_gradient_norms_rests(&machine->norms, block->tensor_index, &order->absent)) {
                 continue;
             }
-            struct pd_source source =
-                pd_contribution_source(&worker->contribution, 0, order->weights[i]);
+            struct pd_source source = pd_contribution_source(contribution, 0, order->weights[i]);
             const char *elements =
                 (const char *)source.elements + begin * pd_dtype_bytes(source.dtype);
             uint32_t at = pd_reduce_find_nonfinite(elements, source.dtype, block->element_count);

@@ -1,11 +1,12 @@
-/* One optimizer step on one rank: from a step order to the next version.
+/* One optimizer step on one rank: from a step order to the next version; and, of a hessian order,
+ * from estimates of the Hessian to the optimizer's state.
  * contribution, orders -> [step] -> param_store. Pure: works a few blocks at a time and asks for
  * collectives; the engine feeds it turns. Owner: the loop thread.
  *
  *   IDLE -> BUFFER -> SUM -> EXCHANGE -> COMBINE -> NORMS -> UPDATE -> GATHER -> AVERAGE -> DONE
- *                                                       ^  |
- *                                           TENSOR_SUMS --'  | more passes
- *                                                ^-----------'
+ *                                                    |  ^  |                                ^
+ *                                                    |  `-TENSOR_SUMS <- more passes        |
+ *                                                    `-> ESTIMATE: a hessian order ---------'
  *
  * A step may begin ahead of its order, while contributions still arrive: IDLE -> SUM on what an
  * order AHEAD says the step will be; blocks are taken as they are in from everybody. If the step's
@@ -16,7 +17,8 @@
  * EXCHANGE, COMBINE and GATHER are skipped without replicas, NORMS and TENSOR_SUMS have no
  * collective on a lone rank. UPDATE runs once for every pass of the rule that some hyperparameters
  * need, with TENSOR_SUMS between two when the first gives sums. A non-finite sum anywhere goes from
- * NORMS to DONE on every rank. BUFFER waits until nobody is sent the spare buffer any more. */
+ * NORMS to DONE on every rank, and leaves parameters and state alone. BUFFER waits until nobody is
+ * sent the spare buffer any more. */
 #ifndef PD_SERVER_CORE_STEP_H
 #define PD_SERVER_CORE_STEP_H
 
@@ -33,6 +35,7 @@ enum pd_step_state {
     PD_STEP_EXCHANGE,
     PD_STEP_COMBINE,
     PD_STEP_NORMS,
+    PD_STEP_ESTIMATE,
     PD_STEP_UPDATE,
     PD_STEP_TENSOR_SUMS,
     PD_STEP_GATHER,
@@ -66,7 +69,7 @@ void pd_step_list_state(struct pd_step_machine *machine, struct pd_snapshot *sna
 
 enum pd_step_state pd_step_state(const struct pd_step_machine *machine);
 
-/* Begin the step of `order`, which is borrowed until DONE. IDLE only. */
+/* Begin the step or hessian order, which is borrowed until DONE. IDLE only. */
 void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order);
 
 /* Whether this rank's steps may begin ahead, for a lane of that many elements. */
@@ -93,7 +96,7 @@ enum pd_step_want {
     PD_STEP_WANTS_WORK,       /* another turn */
     PD_STEP_WANTS_COLLECTIVE, /* carry out pd_step_collective, then a turn */
     PD_STEP_WANTS_BUFFER,     /* a turn when the spare buffer has no users */
-    PD_STEP_WANTS_NOTHING,    /* DONE: the store serves the next version */
+    PD_STEP_WANTS_NOTHING,    /* DONE: after a step, the store serves the next version */
 };
 
 /* Do one turn of work: about PD_STEP_TURN_ELEMENTS elements. */

@@ -384,7 +384,7 @@ static void on_message(void *owner, struct sim_link *link, int side,
                              .payload_bytes = payload_bytes,
                              .has_checksum = has_checksum};
 
-    rank->pushing[id] = message->kind == PD_MESSAGE_PUSH;
+    rank->pushing[id] = message->kind == PD_MESSAGE_PUSH || message->kind == PD_MESSAGE_HESSIAN;
     if (rank->pushing[id]) {
         rank->pushes[id] = message->push;
     }

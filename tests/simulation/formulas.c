@@ -15,15 +15,15 @@ static void average(struct sim_oracle *oracle, const struct pd_order *order, dou
 
     memset(oracle->average, 0, count * sizeof(double));
     for (uint32_t i = 0; i < order->contributor_count; i++) {
-        const struct sim_contribution *contribution =
-            sim_ledger_find(oracle->ledger, order->contributors[i], order->step);
+        const struct sim_contribution *contribution = sim_ledger_summed(oracle->ledger, order, i);
         const char *name = sim_ledger_member(oracle->ledger, order->contributors[i])->name;
         for (uint32_t k = 0; k < contribution->batch_count; k++) {
             const struct sim_batch *batch = &contribution->batches[k];
             if (batch->samples == 0 || batch->stored_lanes == 0) {
                 continue;
             }
-            sim_gradient_fill(oracle->ledger, name, order->step, k, batch, elements);
+            sim_gradient_fill(oracle->ledger, name, order->step, contribution->hessian, k, batch,
+                              elements);
             if (batch->dtype != PD_DTYPE_FLOAT32) {
                 pd_convert_from_float32(wire, batch->dtype, elements, count);
                 pd_convert_to_float32(elements, wire, batch->dtype, count);
@@ -99,6 +99,15 @@ static void adam(const struct pd_hyper *hyper, double lr, double t, bool decoupl
     *p -= lr * m_hat / (sqrt(v_hat) + hyper->eps);
 }
 
+/* Liu et al. 2023, algorithm 3; h is what sim_formulas_estimate has made of it. */
+static void sophia(const struct pd_hyper *hyper, double lr, double *p, double g, double *m,
+                   double h)
+{
+    *p -= lr * hyper->weight_decay * *p;
+    *m = hyper->betas[0] * *m + (1.0 - hyper->betas[0]) * g;
+    *p -= lr * fmax(-1.0, fmin(1.0, *m / (hyper->rho * hyper->bs * h + 1e-15)));
+}
+
 /* You et al. 2020, algorithm 2, with timm.optim.Lamb's clipping of the gradient beforehand. */
 static void lamb(const struct pd_hyper *hyper, double lr, double t, double excess, double *p,
                  const double *g, double *m, double *v, double *u, uint64_t count)
@@ -146,6 +155,9 @@ static void step_tensor(struct sim_oracle *oracle, const struct pd_order *order,
     for (uint64_t i = begin; i < begin + tensor->element_count; i++) {
         if (strcmp(rule, "sgd") == 0) {
             sgd(hyper, lr, t, &oracle->exact[i], oracle->average[i], &oracle->first[i]);
+        } else if (strcmp(rule, "sophia_g") == 0) {
+            sophia(hyper, lr, &oracle->exact[i], oracle->average[i], &oracle->first[i],
+                   oracle->second[i]);
         } else {
             adam(hyper, lr, t, strcmp(rule, "adamw") == 0, &oracle->exact[i], oracle->average[i],
                  &oracle->first[i], &oracle->second[i]);
@@ -155,7 +167,7 @@ static void step_tensor(struct sim_oracle *oracle, const struct pd_order *order,
 
 bool sim_formulas_known(const struct pd_optimizer *optimizer)
 {
-    static const char *const known[] = {"sgd", "adam", "adamw", "lamb"};
+    static const char *const known[] = {"sgd", "adam", "adamw", "lamb", "sophia_g"};
 
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(known[i], optimizer->name) == 0) {
@@ -165,15 +177,33 @@ bool sim_formulas_known(const struct pd_optimizer *optimizer)
     return false;
 }
 
-void sim_formulas_step(struct sim_oracle *oracle, const struct pd_order *order)
+static double samples_of(const struct sim_oracle *oracle, const struct pd_order *order)
 {
     double samples = 0.0;
 
     for (uint32_t i = 0; i < order->contributor_count; i++) {
-        samples += (double)sim_contribution_samples(
-            sim_ledger_find(oracle->ledger, order->contributors[i], order->step));
+        samples += (double)sim_contribution_samples(sim_ledger_summed(oracle->ledger, order, i));
     }
-    average(oracle, order, samples);
+    return samples;
+}
+
+void sim_formulas_estimate(struct sim_oracle *oracle, const struct pd_order *order)
+{
+    average(oracle, order, samples_of(oracle, order));
+    for (uint32_t i = 0; i < oracle->model->count; i++) {
+        const struct pd_tensor *tensor = &oracle->model->tensors[i];
+        const struct pd_hyper *hyper = &oracle->config->groups[oracle->groups[i]].hyper;
+        for (uint64_t k = 0; k < tensor->element_count && !(oracle->absent >> i & 1u); k++) {
+            double e = oracle->average[tensor->element_begin + k];
+            double *h = &oracle->second[tensor->element_begin + k];
+            *h = hyper->betas[1] * *h + (1.0 - hyper->betas[1]) * e * e;
+        }
+    }
+}
+
+void sim_formulas_step(struct sim_oracle *oracle, const struct pd_order *order)
+{
+    average(oracle, order, samples_of(oracle, order));
     clip(oracle);
     double total_norm = norm(oracle->average, oracle->model->element_count, 2.0);
     for (uint32_t i = 0; i < oracle->model->count; i++) {

@@ -8,6 +8,9 @@
 /* Whether the optimizer is one whose formulas are here. */
 bool sim_formulas_known(const struct pd_optimizer *optimizer);
 
+/* Take the average of a hessian order's estimates, which is finite, into oracle->second. */
+void sim_formulas_estimate(struct sim_oracle *oracle, const struct pd_order *order);
+
 /* Take oracle->exact one step on; the averaged gradient is finite. */
 void sim_formulas_step(struct sim_oracle *oracle, const struct pd_order *order);
 

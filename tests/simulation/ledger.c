@@ -33,21 +33,29 @@ struct sim_member *sim_ledger_member(struct sim_ledger *ledger, uint32_t worker_
 }
 
 struct sim_contribution *sim_ledger_find(struct sim_ledger *ledger, uint32_t worker_id,
-                                         uint64_t step)
+                                         uint64_t step, bool hessian)
 {
     for (size_t i = ledger->contribution_count; i > 0; i--) {
         struct sim_contribution *contribution = &ledger->contributions[i - 1];
-        if (contribution->worker_id == worker_id && contribution->step == step) {
+        if (contribution->worker_id == worker_id && contribution->step == step &&
+            contribution->hessian == hessian) {
             return contribution;
         }
     }
     return NULL;
 }
 
-struct sim_batch *sim_ledger_batch(struct sim_ledger *ledger, uint32_t worker_id, uint64_t step,
-                                   uint32_t micro_batch)
+struct sim_contribution *sim_ledger_summed(struct sim_ledger *ledger, const struct pd_order *order,
+                                           uint32_t index)
 {
-    struct sim_contribution *contribution = sim_ledger_find(ledger, worker_id, step);
+    return sim_ledger_find(ledger, order->contributors[index], order->step,
+                           order->kind == PD_ORDER_HESSIAN);
+}
+
+struct sim_batch *sim_ledger_batch(struct sim_ledger *ledger, uint32_t worker_id, uint64_t step,
+                                   bool hessian, uint32_t micro_batch)
+{
+    struct sim_contribution *contribution = sim_ledger_find(ledger, worker_id, step, hessian);
 
     SIM_CHECK(ledger->agenda, micro_batch < SIM_BATCH_COUNT_MAX, "too many micro-batches");
     if (contribution == NULL) {
@@ -57,6 +65,7 @@ struct sim_batch *sim_ledger_batch(struct sim_ledger *ledger, uint32_t worker_id
         memset(contribution, 0, sizeof *contribution);
         contribution->worker_id = worker_id;
         contribution->step = step;
+        contribution->hessian = hessian;
     }
     if (micro_batch >= contribution->batch_count) {
         contribution->batch_count = micro_batch + 1;
@@ -97,7 +106,8 @@ uint64_t sim_contribution_unit(const struct sim_contribution *contribution)
 void sim_ledger_stored(struct sim_ledger *ledger, uint32_t worker_id, const struct pd_push *push,
                        uint32_t lane)
 {
-    struct sim_contribution *contribution = sim_ledger_find(ledger, worker_id, push->step);
+    struct sim_contribution *contribution =
+        sim_ledger_find(ledger, worker_id, push->step, push->hessian);
 
     SIM_CHECK(ledger->agenda, contribution != NULL && push->micro_batch < contribution->batch_count,
               "lane %u stores a push that nobody sent", lane);
@@ -149,7 +159,7 @@ static void on_depart(struct sim_ledger *ledger, const struct pd_order *order)
 {
     struct sim_member *member = sim_ledger_member(ledger, order->worker_id);
     const struct sim_contribution *contribution =
-        sim_ledger_find(ledger, order->worker_id, order->step);
+        sim_ledger_find(ledger, order->worker_id, order->step, false);
 
     if (order->reason[0] == '\0') {
         SIM_CHECK(ledger->agenda, member->left, "worker %u is said to have left", order->worker_id);
@@ -173,10 +183,11 @@ static void on_depart(struct sim_ledger *ledger, const struct pd_order *order)
 
 /* A contributor's gradient is whole; one that left may have sent less than a whole contribution. */
 static void check_contributor(struct sim_ledger *ledger, const struct pd_order *order,
-                              uint32_t worker_id)
+                              uint32_t index)
 {
+    uint32_t worker_id = order->contributors[index];
     const struct sim_member *member = sim_ledger_member(ledger, worker_id);
-    struct sim_contribution *contribution = sim_ledger_find(ledger, worker_id, order->step);
+    struct sim_contribution *contribution = sim_ledger_summed(ledger, order, index);
 
     SIM_CHECK(ledger->agenda, contribution != NULL && !member->departed,
               "step %" PRIu64 " counts worker %u, which gave nothing", order->step, worker_id);
@@ -187,8 +198,8 @@ static void check_contributor(struct sim_ledger *ledger, const struct pd_order *
     if (complete(ledger, contribution)) {
         return;
     }
-    SIM_CHECK(ledger->agenda, member->left, "step %" PRIu64 " counts worker %u, which is not whole",
-              order->step, worker_id);
+    SIM_CHECK(ledger->agenda, member->left && !contribution->hessian,
+              "step %" PRIu64 " counts worker %u, which is not whole", order->step, worker_id);
     for (uint32_t i = 0; i < contribution->batch_count; i++) {
         const struct sim_batch *batch = &contribution->batches[i];
         SIM_CHECK(ledger->agenda, batch->stored_lanes == 0 || sim_batch_whole(ledger, batch),
@@ -202,14 +213,12 @@ static void check_weights(struct sim_ledger *ledger, const struct pd_order *orde
     uint64_t samples = 0;
 
     for (uint32_t i = 0; i < order->contributor_count; i++) {
-        samples +=
-            sim_contribution_samples(sim_ledger_find(ledger, order->contributors[i], order->step));
+        samples += sim_contribution_samples(sim_ledger_summed(ledger, order, i));
     }
     SIM_CHECK(ledger->agenda, order->skip == (samples == 0), "step %" PRIu64 ": skip is %d",
               order->step, (int)order->skip);
     for (uint32_t i = 0; i < order->contributor_count; i++) {
-        uint64_t unit =
-            sim_contribution_unit(sim_ledger_find(ledger, order->contributors[i], order->step));
+        uint64_t unit = sim_contribution_unit(sim_ledger_summed(ledger, order, i));
         double weight = samples > 0 ? (double)unit / (double)samples : 0.0;
         SIM_CHECK(ledger->agenda, !(fabs(weight - order->weights[i]) > 0.0),
                   "step %" PRIu64 ": worker %u weighs %g, and %g would be right", order->step,
@@ -222,8 +231,7 @@ uint64_t sim_ledger_absent(struct sim_ledger *ledger, const struct pd_order *ord
     uint64_t absent = UINT64_MAX;
 
     for (uint32_t i = 0; i < order->contributor_count; i++) {
-        const struct sim_contribution *contribution =
-            sim_ledger_find(ledger, order->contributors[i], order->step);
+        const struct sim_contribution *contribution = sim_ledger_summed(ledger, order, i);
         for (uint32_t k = 0; k < contribution->batch_count; k++) {
             const struct sim_batch *batch = &contribution->batches[k];
             if (batch->stored_lanes != 0 && batch->samples > 0) {
@@ -245,35 +253,78 @@ static void check_absent(struct sim_ledger *ledger, const struct pd_order *order
     }
 }
 
-/* The step of an order is over: all that was pushed for it in full has counted. */
-static void close_step(struct sim_ledger *ledger, const struct pd_order *order)
+/* Contributors of an order about the step in collection: what each gave is whole. */
+static void check_contributors(struct sim_ledger *ledger, const struct pd_order *order)
 {
     SIM_CHECK(ledger->agenda, order->step == ledger->steps_closed,
               "step %" PRIu64 " is ordered after %" PRIu64 " steps", order->step,
               ledger->steps_closed);
-    ledger->steps_closed++;
     for (uint32_t i = 0; i < order->contributor_count; i++) {
-        check_contributor(ledger, order, order->contributors[i]);
+        check_contributor(ledger, order, i);
         SIM_CHECK(ledger->agenda,
                   i == 0 || strcmp(sim_ledger_member(ledger, order->contributors[i - 1])->name,
                                    sim_ledger_member(ledger, order->contributors[i])->name) < 0,
                   "step %" PRIu64 ": contributors are not in the order of their names",
                   order->step);
     }
+}
+
+/* Estimates are counted with the gradients they come with, whole, or not at all. */
+static void check_estimates(struct sim_ledger *ledger, uint64_t step)
+{
+    uint64_t counted_samples = 0;
+    uint64_t left_out_samples = 0;
+
+    for (size_t i = 0; i < ledger->contribution_count; i++) {
+        const struct sim_contribution *estimate = &ledger->contributions[i];
+        if (!estimate->hessian || estimate->step != step) {
+            continue;
+        }
+        const struct sim_contribution *gradient =
+            sim_ledger_find(ledger, estimate->worker_id, step, false);
+        bool belongs = gradient != NULL && gradient->counted;
+        SIM_CHECK(ledger->agenda, belongs || !estimate->counted,
+                  "step %" PRIu64 " counts an estimate of worker %u, but no gradient", step,
+                  estimate->worker_id);
+        if (estimate->counted) {
+            counted_samples += sim_contribution_samples(estimate);
+        } else if (belongs && complete(ledger, estimate)) {
+            left_out_samples += sim_contribution_samples(estimate);
+        }
+    }
+    SIM_CHECK(ledger->agenda, left_out_samples == 0,
+              "step %" PRIu64 " leaves out whole estimates of %" PRIu64 " samples and counts "
+              "%" PRIu64,
+              step, left_out_samples, counted_samples);
+}
+
+/* The step of an order is over: all that was pushed for it in full has counted. */
+static void close_step(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    check_contributors(ledger, order);
+    ledger->steps_closed++;
     for (size_t i = 0; i < ledger->contribution_count; i++) {
         const struct sim_contribution *contribution = &ledger->contributions[i];
         SIM_CHECK(ledger->agenda,
-                  contribution->step != order->step || contribution->counted ||
-                      !complete(ledger, contribution) ||
+                  contribution->step != order->step || contribution->hessian ||
+                      contribution->counted || !complete(ledger, contribution) ||
                       sim_ledger_member(ledger, contribution->worker_id)->departed,
                   "step %" PRIu64 " leaves out the whole gradient of worker %u", order->step,
                   contribution->worker_id);
     }
+    check_estimates(ledger, order->step);
 }
 
 static void on_step(struct sim_ledger *ledger, const struct pd_order *order)
 {
     close_step(ledger, order);
+    check_weights(ledger, order);
+    check_absent(ledger, order);
+}
+
+static void on_hessian(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    check_contributors(ledger, order);
     check_weights(ledger, order);
     check_absent(ledger, order);
 }
@@ -304,6 +355,9 @@ void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order)
     case PD_ORDER_RESTORE:
         on_restore(ledger, order);
         break;
+    case PD_ORDER_HESSIAN:
+        on_hessian(ledger, order);
+        break;
     case PD_ORDER_REGISTER:
     case PD_ORDER_PUBLISH:
     case PD_ORDER_SNAPSHOT:
@@ -327,8 +381,8 @@ void sim_ledger_check(struct sim_ledger *ledger)
         bool whole =
             contribution->batches[contribution->batch_count - 1].last || member->left_ordered;
         SIM_CHECK(ledger->agenda,
-                  contribution->counted || !all_acked || !whole || member->pushed_out ||
-                      contribution->step >= ledger->steps_closed,
+                  contribution->hessian || contribution->counted || !all_acked || !whole ||
+                      member->pushed_out || contribution->step >= ledger->steps_closed,
                   "step %" PRIu64 " of worker %u was acknowledged everywhere and did not count",
                   contribution->step, contribution->worker_id);
     }
@@ -346,17 +400,19 @@ static uint64_t hash_name(const char *name)
 }
 
 uint64_t sim_ledger_draw(const struct sim_ledger *ledger, const char *name, uint64_t step,
-                         uint32_t micro_batch)
+                         bool hessian, uint32_t micro_batch)
 {
-    return sim_mix(sim_mix(sim_mix(ledger->data_seed, hash_name(name)), step), micro_batch);
+    uint64_t place = micro_batch + (hessian ? SIM_BATCH_COUNT_MAX : 0);
+    return sim_mix(sim_mix(sim_mix(ledger->data_seed, hash_name(name)), step), place);
 }
 
 /* Every element keeps its sign, so that no average comes near zero: there Adam's rules make much of
  * little rounding. */
 void sim_gradient_fill(const struct sim_ledger *ledger, const char *name, uint64_t step,
-                       uint32_t micro_batch, const struct sim_batch *batch, float *out)
+                       bool hessian, uint32_t micro_batch, const struct sim_batch *batch,
+                       float *out)
 {
-    uint64_t mine = sim_ledger_draw(ledger, name, step, micro_batch);
+    uint64_t mine = sim_ledger_draw(ledger, name, step, hessian, micro_batch);
 
     for (uint64_t i = 0; i < ledger->model->element_count; i++) {
         bool negative = sim_mix(ledger->data_seed, i) & 1u;

@@ -26,10 +26,11 @@ struct sim_batch {
     uint64_t acked_lanes;  /* bit per lane whose acknowledgement has come back */
 };
 
-/* One worker's gradient for one step. */
+/* One worker's gradient for one step, or the estimate of the Hessian it gives with it. */
 struct sim_contribution {
     uint32_t worker_id;
     uint64_t step;
+    bool hessian;
     uint32_t batch_count;
     struct sim_batch batches[SIM_BATCH_COUNT_MAX];
     uint64_t stored_us; /* when a batch arrived last */
@@ -72,10 +73,13 @@ void sim_ledger_finish(struct sim_ledger *ledger);
 struct sim_member *sim_ledger_member(struct sim_ledger *ledger, uint32_t worker_id);
 /* NULL when there is none. */
 struct sim_contribution *sim_ledger_find(struct sim_ledger *ledger, uint32_t worker_id,
-                                         uint64_t step);
+                                         uint64_t step, bool hessian);
+/* What a step or hessian order sums of its contributor at `index`. */
+struct sim_contribution *sim_ledger_summed(struct sim_ledger *ledger, const struct pd_order *order,
+                                           uint32_t index);
 /* The micro-batch, entered if it is new. */
 struct sim_batch *sim_ledger_batch(struct sim_ledger *ledger, uint32_t worker_id, uint64_t step,
-                                   uint32_t micro_batch);
+                                   bool hessian, uint32_t micro_batch);
 
 /* A push arrived whole on a lane, at a place the engine gave: for the first time. */
 void sim_ledger_stored(struct sim_ledger *ledger, uint32_t worker_id, const struct pd_push *push,
@@ -93,15 +97,16 @@ uint64_t sim_contribution_samples(const struct sim_contribution *contribution);
 /* Of its first micro-batch that has any. */
 uint64_t sim_contribution_unit(const struct sim_contribution *contribution);
 
-/* Tensors that nobody has a gradient for in the step of an order; bit per tensor. */
+/* Tensors that nobody has given anything for in what an order sums; bit per tensor. */
 uint64_t sim_ledger_absent(struct sim_ledger *ledger, const struct pd_order *order);
 
 /* A number that depends on the data's seed and on what it is for, and on nothing else. */
 uint64_t sim_ledger_draw(const struct sim_ledger *ledger, const char *name, uint64_t step,
-                         uint32_t micro_batch);
+                         bool hessian, uint32_t micro_batch);
 
-/* The gradient of a micro-batch in float32, all elements of the model. */
+/* What a micro-batch gives, in float32, all elements of the model. */
 void sim_gradient_fill(const struct sim_ledger *ledger, const char *name, uint64_t step,
-                       uint32_t micro_batch, const struct sim_batch *batch, float *out);
+                       bool hessian, uint32_t micro_batch, const struct sim_batch *batch,
+                       float *out);
 
 #endif

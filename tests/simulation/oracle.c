@@ -99,7 +99,8 @@ static void fill_batch(const struct sim_oracle *oracle, const struct sim_contrib
     const struct sim_member *member = sim_ledger_member(oracle->ledger, contribution->worker_id);
     uint64_t count = oracle->model->element_count;
 
-    sim_gradient_fill(oracle->ledger, member->name, contribution->step, index, batch, out);
+    sim_gradient_fill(oracle->ledger, member->name, contribution->step, contribution->hessian,
+                      index, batch, out);
     if (batch->dtype != PD_DTYPE_FLOAT32) {
         uint16_t *wire = sim_alloc(count, sizeof *wire);
         pd_convert_from_float32(wire, batch->dtype, out, count);
@@ -139,8 +140,7 @@ static void sum_replica(struct sim_oracle *oracle, const struct pd_order *order,
     uint32_t source_count = 0;
 
     for (uint32_t i = 0; i < order->contributor_count; i++) {
-        const struct sim_contribution *contribution =
-            sim_ledger_find(oracle->ledger, order->contributors[i], order->step);
+        const struct sim_contribution *contribution = sim_ledger_summed(oracle->ledger, order, i);
         const struct sim_member *member = sim_ledger_member(oracle->ledger, order->contributors[i]);
         if (member->replica != replica || !(order->weights[i] > 0.0)) {
             continue;
@@ -307,8 +307,7 @@ static struct sim_step *note_step(struct sim_oracle *oracle, const struct pd_ord
     step->applied = oracle->applied;
     step->trial = order->trial || order->kind == PD_ORDER_RESTORE;
     for (uint32_t i = 0; i < order->contributor_count; i++) {
-        step->samples += sim_contribution_samples(
-            sim_ledger_find(oracle->ledger, order->contributors[i], order->step));
+        step->samples += sim_contribution_samples(sim_ledger_summed(oracle->ledger, order, i));
     }
     memcpy(step->lrs, order->lrs, order->lr_count * sizeof order->lrs[0]);
     return step;
@@ -323,6 +322,29 @@ static void check_formulas(const struct sim_oracle *oracle, uint64_t version, co
                   "version %" PRIu64 ", element %" PRIu64 " is %.9g; the formulas say %.9g",
                   version, i, (double)values[i], expected);
     }
+}
+
+void sim_oracle_estimate(struct sim_oracle *oracle, const struct pd_order *order)
+{
+    const struct pd_shard_plan *plan = oracle->blocks;
+
+    oracle->absent = sim_ledger_absent(oracle->ledger, order);
+    average(oracle, order);
+    if (!all_finite(oracle->gradient, oracle->model->element_count)) {
+        return;
+    }
+    for (uint64_t i = 0; i < plan->block_count; i++) {
+        const struct pd_block *block = &plan->blocks[i];
+        const struct pd_tensor *tensor = &oracle->model->tensors[block->tensor_index];
+        struct pd_optimizer_block view = {.begin = block->element_begin - tensor->element_begin,
+                                          .count = block->element_count,
+                                          .gradient = oracle->gradient + block->element_begin};
+        if (!is_absent(oracle, block->tensor_index)) {
+            pd_optimizer_state_estimate(pd_optimizer_state_of(&oracle->state, block->tensor_index),
+                                        &view);
+        }
+    }
+    sim_formulas_estimate(oracle, order);
 }
 
 void sim_oracle_step(struct sim_oracle *oracle, const struct pd_order *order)

@@ -59,7 +59,7 @@ struct sim_oracle {
     double *exact;   /* parameters */
     double *average; /* gradient */
     double *first;   /* momentum, m */
-    double *second;  /* v */
+    double *second;  /* v, h */
     double *update;
 };
 
@@ -71,6 +71,8 @@ void sim_oracle_finish(struct sim_oracle *oracle);
 /* Version 0. */
 void sim_oracle_begin(struct sim_oracle *oracle, const float *values);
 
+/* Take the estimates of a hessian order into the state; the ledger has taken the order in. */
+void sim_oracle_estimate(struct sim_oracle *oracle, const struct pd_order *order);
 /* Compute the version that a step order makes; the ledger has taken the order in. */
 void sim_oracle_step(struct sim_oracle *oracle, const struct pd_order *order);
 

@@ -73,7 +73,7 @@ static void choose_optimizer(struct sim_plan *plan, struct sim_agenda *chance)
 {
     const char *name;
 
-    switch (sim_below(chance, 8)) {
+    switch (sim_below(chance, 10)) {
     case 0:
         add(plan, "optimizer: {name: sgd, lr: 0.05, weight_decay: 0.01}\n");
         break;
@@ -93,6 +93,10 @@ static void choose_optimizer(struct sim_plan *plan, struct sim_agenda *chance)
         name = pd_optimizer_at(sim_below(chance, optimizer_count()))->name;
         add(plan, "optimizer: {name: %s, lr: 0.01%s}\n", name,
             strcmp(name, "adafactor") == 0 ? ", relative_step: false" : "");
+        break;
+    case 6:
+    case 7:
+        add(plan, "optimizer: {name: sophia_g, lr: 0.01, bs: 50}\n");
         break;
     default:
         add(plan, "optimizer: {name: lamb, lr: 0.01, weight_decay: 0.02, max_grad_norm: %s}\n",
@@ -184,6 +188,7 @@ static void choose_worker(struct sim_worker_plan *worker, struct sim_agenda *cha
     worker->empty_one_in = sim_chance(chance, 4) ? 4 : 0;
     worker->poison_one_in = sim_chance(chance, 5) ? 8 : 0;
     worker->absent_one_in = absent_one_in;
+    worker->hessian_one_in = sim_chance(chance, 4) ? 0 : sim_between(chance, 1, 3);
     worker->repeat_one_in = sim_chance(chance, 3) ? 3 : 0;
     worker->slow = sim_chance(chance, 5) ? (uint32_t)sim_between(chance, 2, 30) : 1;
     snprintf(worker->name, sizeof worker->name, "%c%u", (char)('a' + (char)sim_below(chance, 26)),

@@ -66,7 +66,7 @@ void scenario_run_for(struct scenario *scenario, uint64_t duration_us)
                              scenario->simulation.agenda.now_us + duration_us);
 }
 
-uint32_t scenario_counted(const struct scenario *scenario, const char *name)
+static uint32_t count_of(const struct scenario *scenario, const char *name, bool hessian)
 {
     const struct sim_ledger *ledger = &scenario->simulation.ledger;
     uint32_t count = 0;
@@ -74,11 +74,22 @@ uint32_t scenario_counted(const struct scenario *scenario, const char *name)
     for (size_t i = 0; i < ledger->contribution_count; i++) {
         for (size_t k = 0; k < ledger->member_count; k++) {
             count += ledger->contributions[i].counted &&
+                     ledger->contributions[i].hessian == hessian &&
                      ledger->members[k].id == ledger->contributions[i].worker_id &&
                      strcmp(ledger->members[k].name, name) == 0;
         }
     }
     return count;
+}
+
+uint32_t scenario_counted(const struct scenario *scenario, const char *name)
+{
+    return count_of(scenario, name, false);
+}
+
+uint32_t scenario_estimates(const struct scenario *scenario, const char *name)
+{
+    return count_of(scenario, name, true);
 }
 
 uint64_t scenario_steps(const struct scenario *scenario)

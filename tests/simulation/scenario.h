@@ -27,8 +27,10 @@ void scenario_run_to(struct scenario *scenario, uint32_t worker, enum sim_phase 
 void scenario_run_to_step(struct scenario *scenario, uint64_t step);
 void scenario_run_for(struct scenario *scenario, uint64_t duration_us);
 
-/* Steps that the workers of that name had a part in. */
+/* Steps that the workers of that name had a part in; and those to which they gave an estimate of
+ * the Hessian that counted. */
 uint32_t scenario_counted(const struct scenario *scenario, const char *name);
+uint32_t scenario_estimates(const struct scenario *scenario, const char *name);
 /* Steps closed so far. */
 uint64_t scenario_steps(const struct scenario *scenario);
 

@@ -40,6 +40,8 @@ static void on_order(void *context, struct sim_rank *rank, const struct pd_order
         const char *name = sim_ledger_member(&simulation->ledger, simulation->initializer)->name;
         sim_oracle_begin(&simulation->oracle, worker_called(simulation, name)->initial);
         simulation->publish_count++;
+    } else if (order->kind == PD_ORDER_HESSIAN) {
+        sim_oracle_estimate(&simulation->oracle, order);
     } else if (order->kind == PD_ORDER_STEP) {
         sim_oracle_step(&simulation->oracle, order);
     } else if (order->kind == PD_ORDER_SNAPSHOT) {

@@ -235,7 +235,7 @@ START_TEST(push_of_a_worker_that_takes_no_part_changes_nothing)
                                        .samples = 5,
                                        .element_count = lane.element_count}};
     /* The ledger must know of what it is about to see stored. */
-    sim_ledger_batch(&scenario->simulation.ledger, peer->joined.worker_id, push.push.step, 0)
+    sim_ledger_batch(&scenario->simulation.ledger, peer->joined.worker_id, push.push.step, false, 0)
         ->samples = 5;
     scenario_peer_ask(scenario, peer, &push, values, lane.element_count * sizeof *values);
     scenario_run_for(scenario, 10000);

@@ -7,6 +7,8 @@
 
 #define RETRY_US 20000u
 #define PING_US 100000u
+/* In hessian_micro_batch: the estimate for the step has been pushed. */
+#define ESTIMATE_COMPLETE UINT32_MAX
 
 static void begin(void *context, uint64_t incarnation);
 static void advance(struct sim_contact *contact);
@@ -298,24 +300,31 @@ static void request_lanes(struct sim_worker *worker, enum sim_request kind)
     }
 }
 
+/* The number of the micro-batch being pushed. */
+static uint32_t pushed_micro_batch(const struct sim_worker *worker)
+{
+    return worker->estimating ? worker->hessian_micro_batch : worker->micro_batch;
+}
+
 static void ask_push(struct sim_contact *contact)
 {
     struct sim_worker *worker = contact->worker;
     size_t element_bytes = pd_dtype_bytes(worker->batch.dtype);
     struct pd_message message = {
-        .kind = PD_MESSAGE_PUSH,
-        .push = {.step = worker->step,
-                 .micro_batch = worker->micro_batch,
+        .kind = worker->estimating ? PD_MESSAGE_HESSIAN : PD_MESSAGE_PUSH,
+        .push = {.hessian = worker->estimating,
+                 .step = worker->step,
+                 .micro_batch = pushed_micro_batch(worker),
                  .last = worker->batch.last,
                  .samples = worker->batch.samples,
-                 .has_loss = true,
-                 .loss = 1.5,
+                 .has_loss = !worker->estimating,
+                 .loss = worker->estimating ? 0 : 1.5,
                  .dtype = worker->batch.dtype,
                  .element_begin = contact->element_begin,
                  .element_count = contact->element_count,
-                 .pull = worker->batch.last && worker->plan->combined,
+                 .pull = worker->batch.last && worker->plan->combined && !worker->estimating,
                  .pull_dtype = worker->plan->pull_dtype,
-                 .ahead = worker->plan->ahead},
+                 .ahead = worker->plan->ahead && !worker->estimating},
     };
     for (uint32_t i = 0; i < worker->oracle->model->count; i++) {
         if (worker->batch.absent >> i & 1u) {
@@ -426,8 +435,8 @@ static void finish_request(struct sim_contact *contact)
 static void push_accepted(struct sim_contact *contact)
 {
     struct sim_worker *worker = contact->worker;
-    struct sim_batch *batch =
-        sim_ledger_batch(worker->ledger, worker->worker_id, worker->step, worker->micro_batch);
+    struct sim_batch *batch = sim_ledger_batch(worker->ledger, worker->worker_id, worker->step,
+                                               worker->estimating, pushed_micro_batch(worker));
 
     SIM_CHECK(worker->agenda, (batch->stored_lanes >> contact->lane) & 1u,
               "rank %u accepts a push of '%s' that it has not got", contact->rank,
@@ -447,7 +456,7 @@ static void on_welcome(struct sim_contact *contact, const struct pd_welcome *wel
     contact->state = SIM_CONTACT_READY;
     worker->run_id = welcome->run_id;
     worker->lease_ms = welcome->lease_ms;
-    if (contact->request == SIM_REQUEST_PUSH && !contact->done && before) {
+    if (contact->request == SIM_REQUEST_PUSH && !contact->done && before && !worker->estimating) {
         push_accepted(contact);
         if (!worker->batch.last || !worker->plan->combined) {
             finish_request(contact);
@@ -486,6 +495,7 @@ static void on_registered(struct sim_contact *contact, const struct pd_registere
     worker->values_needed = registered->values_needed;
     worker->step = registered->step;
     worker->micro_batch = 0;
+    worker->hessian_micro_batch = 0;
     for (uint32_t lane = 0; lane < registered->lane_count; lane++) {
         const struct sim_rank *rank = sim_rank_at(worker->cluster, registered->lanes[lane].address);
         SIM_CHECK(worker->agenda, rank != NULL && rank->rank == registered->lanes[lane].rank,
@@ -599,7 +609,8 @@ static void on_pushed(struct sim_contact *contact, const struct pd_pushed *pushe
         return;
     }
     if (contact->done || contact->request != SIM_REQUEST_PUSH || pushed->step != worker->step ||
-        pushed->micro_batch != worker->micro_batch) {
+        pushed->micro_batch != pushed_micro_batch(worker) ||
+        pushed->hessian != worker->estimating) {
         worker->duplicates++;
         SIM_CHECK(worker->agenda, pushed->duplicate, "'%s' gets an answer it did not ask for",
                   worker->plan->name);
@@ -753,12 +764,14 @@ static void make_batch(struct sim_worker *worker)
     struct sim_batch *batch = &worker->batch;
     struct sim_agenda draw;
 
-    sim_agenda_init(&draw,
-                    sim_ledger_draw(worker->ledger, plan->name, worker->step, worker->micro_batch));
+    uint32_t micro_batch = pushed_micro_batch(worker);
+
+    sim_agenda_init(&draw, sim_ledger_draw(worker->ledger, plan->name, worker->step,
+                                           worker->estimating, micro_batch));
     memset(batch, 0, sizeof *batch);
     batch->samples = sim_chance(&draw, plan->empty_one_in) ? 0 : sim_between(&draw, 1, 64);
     batch->dtype = plan->push_dtype;
-    batch->last = worker->micro_batch + 1 == worker->accumulation_steps ||
+    batch->last = micro_batch + 1 == worker->accumulation_steps ||
                   (worker->step < plan->last_step && sim_chance(&draw, plan->short_one_in));
     if (sim_chance(&draw, plan->poison_one_in)) {
         batch->poison = sim_chance(&draw, 2) ? SIM_POISON_NAN : SIM_POISON_INFINITY;
@@ -767,11 +780,28 @@ static void make_batch(struct sim_worker *worker)
         batch->absent |= (uint64_t)sim_chance(&draw, plan->absent_one_in) << i;
     }
     sim_agenda_finish(&draw);
-    sim_gradient_fill(worker->ledger, plan->name, worker->step, worker->micro_batch, batch,
-                      worker->gradient);
+    sim_gradient_fill(worker->ledger, plan->name, worker->step, worker->estimating, micro_batch,
+                      batch, worker->gradient);
     pd_convert_from_float32(worker->wire, batch->dtype, worker->gradient, model->element_count);
-    *sim_ledger_batch(worker->ledger, worker->worker_id, worker->step, worker->micro_batch) =
-        *batch;
+    *sim_ledger_batch(worker->ledger, worker->worker_id, worker->step, worker->estimating,
+                      micro_batch) = *batch;
+}
+
+/* Whether a micro-batch of an estimate comes next: of the steps that have one, all of it before the
+ * gradient. */
+static bool is_to_estimate(const struct sim_worker *worker)
+{
+    struct sim_agenda draw;
+
+    if (worker->oracle->config->optimizer->estimate == NULL || worker->micro_batch > 0 ||
+        worker->hessian_micro_batch == ESTIMATE_COMPLETE) {
+        return false;
+    }
+    sim_agenda_init(&draw,
+                    sim_ledger_draw(worker->ledger, worker->plan->name, worker->step, true, 0) + 1);
+    bool has_estimate = sim_chance(&draw, worker->plan->hessian_one_in);
+    sim_agenda_finish(&draw);
+    return has_estimate;
 }
 
 static void push(void *context, uint64_t incarnation)
@@ -790,6 +820,7 @@ static void push(void *context, uint64_t incarnation)
         sim_after(worker->agenda, worker->plan->crash_after_us, crash, worker, worker->incarnation);
     }
     worker->has_pushed = true;
+    worker->estimating = is_to_estimate(worker);
     make_batch(worker);
     worker->phase = SIM_PHASE_PUSHING;
     request_lanes(worker, SIM_REQUEST_PUSH);
@@ -839,6 +870,12 @@ static void go_on(struct sim_worker *worker)
 
 static void after_push(struct sim_worker *worker)
 {
+    if (worker->estimating) {
+        worker->hessian_micro_batch =
+            worker->batch.last ? ESTIMATE_COMPLETE : worker->hessian_micro_batch + 1;
+        go_on(worker);
+        return;
+    }
     if (!worker->batch.last) {
         worker->micro_batch++;
         go_on(worker);
@@ -846,6 +883,7 @@ static void after_push(struct sim_worker *worker)
     }
     worker->step++;
     worker->micro_batch = 0;
+    worker->hessian_micro_batch = 0;
     worker->steps_done++;
     if (worker->plan->combined) {
         go_on(worker);

@@ -3,7 +3,9 @@
  *
  *   OUT -> JOINING -> REGISTERING -> (FEEDING ->) FETCHING -> COMPUTING -> PUSHING -+-> LEAVING ->
  * DONE ^                                               ^                              |
- *    `-- evicted, crashed: comes back as a new one   `---- the next micro-batch ----' */
+ *    `-- evicted, crashed: comes back as a new one   `---- the next micro-batch ----'
+ * Where a step has an estimate of the Hessian, its micro-batches come before those of the gradient.
+ */
 #ifndef PD_TESTS_SIMULATION_WORKER_H
 #define PD_TESTS_SIMULATION_WORKER_H
 
@@ -28,6 +30,7 @@ struct sim_worker_plan {
     uint64_t empty_one_in;   /* micro-batches without samples */
     uint64_t poison_one_in;  /* micro-batches with a NaN or an infinity */
     uint64_t absent_one_in;  /* tensors that a micro-batch has no gradient for */
+    uint64_t hessian_one_in; /* steps with an estimate of the Hessian, if the optimizer uses it */
     uint64_t repeat_one_in;  /* pushes that are sent twice */
     uint64_t crash_us;       /* it dies then; 0: never */
     uint64_t crash_after_us; /* it dies so long after its first push; 0: never */
@@ -114,6 +117,8 @@ struct sim_worker {
     bool values_needed;
     uint64_t step;
     uint32_t micro_batch;
+    bool estimating; /* the micro-batch being pushed is of an estimate of the Hessian */
+    uint32_t hessian_micro_batch;
     struct sim_batch batch; /* the one being pushed */
     float *gradient;
     uint8_t *wire;

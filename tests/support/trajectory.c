@@ -245,6 +245,29 @@ static void run_pass(struct trajectory *trajectory, uint32_t pass, const struct 
     }
 }
 
+/* Give the rule the estimate of the Hessian that the reference takes in after a step, if any. */
+static void take_estimate(struct trajectory *trajectory, const struct vectors_step *now)
+{
+    const json_t *estimates = json_object_get(now->document, "hessian_grads_after_step");
+
+    for (uint64_t i = 0; i < trajectory->plan->block_count; i++) {
+        const struct pd_block *block = &trajectory->plan->blocks[i];
+        const struct pd_tensor *tensor = &trajectory->model.tensors[block->tensor_index];
+        const json_t *list = json_object_get(estimates, tensor->name);
+        uint64_t begin = block->element_begin - tensor->element_begin;
+        struct pd_optimizer_block view = {.begin = begin, .count = block->element_count};
+        uint32_t count = 0;
+        if (list == NULL) {
+            continue;
+        }
+        float *estimate = vectors_floats(list, &count);
+        view.gradient = estimate + begin;
+        pd_optimizer_state_estimate(pd_optimizer_state_of(&trajectory->state, block->tensor_index),
+                                    &view);
+        pd_heap_free(estimate);
+    }
+}
+
 /* Whether the state of a tensor is what a case in 8 bits has after the step, if it says. */
 static bool same_codes(const struct trajectory *trajectory, uint32_t step, uint32_t tensor)
 {
@@ -308,6 +331,7 @@ static void trajectory_run(struct trajectory *trajectory)
         memcpy(trajectory->parameters, trajectory->parameters_next,
                trajectory->model.element_count * sizeof(float));
         compare(trajectory, s);
+        take_estimate(trajectory, now);
     }
     pd_heap_free(steps);
 }

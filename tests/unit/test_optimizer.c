@@ -61,6 +61,7 @@ static const char *const cases[] = {
     "lion_lucid",
     "lion_lucid_decoupled",
     "lion_zero",
+    "sophia_g",
     "adagrad",
     "adagrad_lrdecay_init_wd",
     "adagrad_zero_sparse",

@@ -48,7 +48,7 @@ START_TEST(slot_of_a_removed_worker_is_used_again)
 {
     struct pd_worker *first = add(0, "a");
     (void)add(1, "b");
-    ck_assert_int_eq(pd_roster_equip(first, 4, 2, &error), PD_OK);
+    ck_assert_int_eq(pd_roster_equip(first, false, 4, 2, &error), PD_OK);
     pd_roster_remove(&roster, first, "it was told to");
     ck_assert_ptr_null(pd_roster_find(&roster, 0));
     ck_assert_ptr_eq(add(2, "c"), first);
@@ -77,8 +77,8 @@ START_TEST(leaver_stays_until_its_step_is_closed_only_if_it_has_pushed)
     struct pd_worker *idle = add(1, "idle");
     struct pd_worker *busy = add(2, "busy");
     struct pd_push push = {.step = 5, .last = false, .samples = 1};
-    ck_assert_int_eq(pd_roster_equip(idle, 4, 2, &error), PD_OK);
-    ck_assert_int_eq(pd_roster_equip(busy, 4, 2, &error), PD_OK);
+    ck_assert_int_eq(pd_roster_equip(idle, false, 4, 2, &error), PD_OK);
+    ck_assert_int_eq(pd_roster_equip(busy, false, 4, 2, &error), PD_OK);
     pd_contribution_begin(&busy->contribution, &push);
     pd_contribution_finish_payload(&busy->contribution);
     pd_roster_leave(&roster, idle, 5);
@@ -94,13 +94,30 @@ START_TEST(leaver_stays_until_its_step_is_closed_only_if_it_has_pushed)
 }
 END_TEST
 
+START_TEST(micro_batch_still_to_be_added_is_found_whatever_it_is_of)
+{
+    struct pd_push push = {.hessian = _i, .samples = 1};
+    struct pd_worker *owner = NULL;
+    (void)add(1, "idle");
+    struct pd_worker *busy = add(2, "busy");
+    ck_assert_int_eq(pd_roster_equip(busy, false, 4, 2, &error), PD_OK);
+    ck_assert_int_eq(pd_roster_equip(busy, true, 4, 2, &error), PD_OK);
+    ck_assert_ptr_null(pd_roster_folding(&roster, &owner));
+    pd_contribution_begin(pd_roster_contribution(busy, _i), &push);
+    ck_assert_ptr_null(pd_roster_folding(&roster, &owner));
+    pd_contribution_finish_payload(pd_roster_contribution(busy, _i));
+    ck_assert_ptr_eq(pd_roster_folding(&roster, &owner), pd_roster_contribution(busy, _i));
+    ck_assert_ptr_eq(owner, busy);
+}
+END_TEST
+
 START_TEST(equip_survives_each_failed_allocation)
 {
     struct pd_worker *worker = add(1, "a");
-    pd_heap_fail_at(_i);
-    ck_assert_int_eq(pd_roster_equip(worker, 4, 2, &error), PD_ENOMEM);
+    pd_heap_fail_at(_i / 2);
+    ck_assert_int_eq(pd_roster_equip(worker, _i % 2, 4, 2, &error), PD_ENOMEM);
     pd_heap_fail_at(-1);
-    ck_assert(!worker->has_contribution);
+    ck_assert(!worker->has_contribution && !worker->has_hessian);
     ck_assert_uint_eq(pd_heap_blocks_live(), 0);
 }
 END_TEST
@@ -115,7 +132,8 @@ int main(void)
     tcase_add_test(tests, slot_of_a_removed_worker_is_used_again);
     tcase_add_test(tests, reason_of_a_departure_is_told_for_a_while);
     tcase_add_test(tests, leaver_stays_until_its_step_is_closed_only_if_it_has_pushed);
-    tcase_add_loop_test(tests, equip_survives_each_failed_allocation, 0, 2);
+    tcase_add_loop_test(tests, micro_batch_still_to_be_added_is_found_whatever_it_is_of, 0, 2);
+    tcase_add_loop_test(tests, equip_survives_each_failed_allocation, 0, 4);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);

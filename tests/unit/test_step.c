@@ -66,9 +66,11 @@ static void init_rank(struct job *job, uint32_t index)
     for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
         struct pd_order *join = pd_heap_zalloc(1, sizeof *join);
         join->worker_id = worker;
-        ck_assert_int_eq(pd_roster_equip(pd_roster_add(rank->roster, join),
-                                         rank->store.lane.element_count, 1, &error),
-                         PD_OK);
+        struct pd_worker *entry = pd_roster_add(rank->roster, join);
+        for (int hessian = 0; hessian < 2; hessian++) {
+            ck_assert_int_eq(
+                pd_roster_equip(entry, hessian, rank->store.lane.element_count, 1, &error), PD_OK);
+        }
         pd_heap_free(join);
     }
     ck_assert_msg(pd_step_create(&rank->step, job->config, &job->model, job->plan, &rank->store,
@@ -113,11 +115,12 @@ static void job_finish(struct job *job)
     pd_config_destroy(job->config);
 }
 
-/* What the workers have pushed to one rank for a step. */
-static void push(struct rank *rank, uint32_t step)
+/* What the workers have pushed to one rank for a step: gradients, or estimates of the Hessian. */
+static void push(struct rank *rank, uint32_t step, bool hessian)
 {
     for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
-        struct pd_contribution *contribution = &pd_roster_find(rank->roster, worker)->contribution;
+        struct pd_contribution *contribution =
+            pd_roster_contribution(pd_roster_find(rank->roster, worker), hessian);
         struct pd_push *header = pd_heap_zalloc(1, sizeof *header);
         header->step = step;
         header->last = true;
@@ -125,7 +128,7 @@ static void push(struct rank *rank, uint32_t step)
         pd_contribution_begin(contribution, header);
         for (uint64_t i = 0; i < contribution->element_count; i++) {
             ((float *)contribution->payload)[i] =
-                noise(step, worker + 1, rank->store.lane.element_begin + i);
+                noise(step, worker + 1 + 100 * hessian, rank->store.lane.element_begin + i);
         }
         pd_contribution_finish_payload(contribution);
         pd_heap_free(header);
@@ -164,6 +167,24 @@ static enum pd_step_want work(struct job *job)
     return want;
 }
 
+/* Have all workers push for the order and carry it out. */
+static void carry_out(struct job *job, const struct pd_order *order)
+{
+    job->gather_count = 0;
+    for (uint32_t i = 0; i < job->rank_count; i++) {
+        push(&job->ranks[i], (uint32_t)order->step, order->kind == PD_ORDER_HESSIAN);
+        pd_step_begin(job->ranks[i].step, order);
+    }
+    while (work(job) == PD_STEP_WANTS_COLLECTIVE) {
+        gather(job);
+    }
+    for (uint32_t i = 0; i < job->rank_count; i++) {
+        ck_assert(!pd_step_nonfinite(job->ranks[i].step));
+        ck_assert(!pd_step_finish(job->ranks[i].step).skipped);
+    }
+}
+
+/* A step; every second one with estimates of the Hessian, where the rule takes them. */
 static void job_step(struct job *job, uint32_t step)
 {
     struct pd_order *order = pd_heap_zalloc(1, sizeof *order);
@@ -184,17 +205,12 @@ static void job_step(struct job *job, uint32_t step)
     if (step == ABSENT_STEP) {
         pd_tensor_set_add(&order->absent, 1);
     }
-    job->gather_count = 0;
-    for (uint32_t i = 0; i < job->rank_count; i++) {
-        push(&job->ranks[i], step);
-        pd_step_begin(job->ranks[i].step, order);
+    if (job->config->optimizer->estimate != NULL && step % 2 == 0) {
+        order->kind = PD_ORDER_HESSIAN;
+        carry_out(job, order);
+        order->kind = PD_ORDER_STEP;
     }
-    while (work(job) == PD_STEP_WANTS_COLLECTIVE) {
-        gather(job);
-    }
-    for (uint32_t i = 0; i < job->rank_count; i++) {
-        ck_assert(!pd_step_finish(job->ranks[i].step).skipped);
-    }
+    carry_out(job, order);
     pd_heap_free(order);
 }
 
@@ -229,6 +245,7 @@ static const char *const rules[] = {
     "{name: lamb, lr: 0.1}",
     "{name: lars, lr: 0.1, momentum: 0.9}",
     "{name: lion, lr: 0.01, caution: true}",
+    "{name: sophia_g, lr: 0.01, bs: 1000}",
     "{name: adamw, lr: 0.1, state_bits: 8}",
     "{name: lion, lr: 0.01, caution: true, state_bits: 8}",
     "{name: adafactor}",

@@ -14,6 +14,7 @@ extern const struct pd_optimizer pd_optimizer_adamw;
 extern const struct pd_optimizer pd_optimizer_lamb;
 extern const struct pd_optimizer pd_optimizer_lars;
 extern const struct pd_optimizer pd_optimizer_lion;
+extern const struct pd_optimizer pd_optimizer_sophia_g;
 extern const struct pd_optimizer pd_optimizer_adagrad;
 extern const struct pd_optimizer pd_optimizer_rmsprop;
 extern const struct pd_optimizer pd_optimizer_rmsprop_tf;
