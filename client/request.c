@@ -112,7 +112,7 @@ static bool asks_pull(const struct pd_request *request)
 static void send_push(const struct pd_request *request, struct pd_message *message,
                       struct pd_payload *payload)
 {
-    message->kind = PD_MESSAGE_PUSH;
+    message->kind = request->push.hessian ? PD_MESSAGE_HESSIAN : PD_MESSAGE_PUSH;
     message->push = request->push;
     pd_payload_init_sources(payload, request->arrays.model, request->arrays.sources,
                             (enum pd_dtype)request->push.dtype, request->lane.element_begin,
@@ -210,7 +210,7 @@ enum pd_status pd_request_welcomed(struct pd_request *request, const struct pd_w
     if (request->kind == PD_REQUEST_GREET ||
         (request->kind == PD_REQUEST_VALUES && request->asked_before && welcome->has_version)) {
         request->state = PD_REQUEST_DONE;
-    } else if (request->kind == PD_REQUEST_PUSH && !request->accepted &&
+    } else if (request->kind == PD_REQUEST_PUSH && !request->accepted && !request->push.hessian &&
                pd_position_is_after(next, request->push.step, request->push.micro_batch)) {
         accept_push(request);
     }
@@ -314,7 +314,8 @@ static enum pd_status take_settled(struct pd_request *request, const struct pd_s
 static enum pd_status take_pushed(struct pd_request *request, const struct pd_pushed *pushed,
                                   struct pd_error *error)
 {
-    if (pushed->step != request->push.step || pushed->micro_batch != request->push.micro_batch) {
+    if (pushed->step != request->push.step || pushed->micro_batch != request->push.micro_batch ||
+        pushed->hessian != request->push.hessian) {
         return pd_error_set(error, PD_EPROTOCOL,
                             "acknowledged step %" PRIu64
                             ", micro-batch %u; pushed was step %" PRIu64 ", micro-batch %u",
@@ -482,8 +483,9 @@ const char *pd_request_missing(const struct pd_request *request, char *text, siz
     case PD_REQUEST_VALUES:
         return "initial values not stored";
     case PD_REQUEST_PUSH:
-        snprintf(text, text_bytes, "step %" PRIu64 ", micro-batch %u not acknowledged",
-                 request->push.step, request->push.micro_batch);
+        snprintf(text, text_bytes, "%sstep %" PRIu64 ", micro-batch %u not acknowledged",
+                 request->push.hessian ? "Hessian of " : "", request->push.step,
+                 request->push.micro_batch);
         return text;
     case PD_REQUEST_LEAVE:
     case PD_REQUEST_METRIC:

@@ -11,7 +11,8 @@
  *
  * After a lost connection every state but DONE goes back to ASKING, and the Welcome of the next one
  * says whether a push in doubt has been accepted: then only its parameters, if wanted, are asked
- * for. */
+ * for. It says nothing of estimates of the Hessian: they are sent again, and known as duplicates.
+ */
 #ifndef PD_CLIENT_REQUEST_H
 #define PD_CLIENT_REQUEST_H
 

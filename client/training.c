@@ -3,6 +3,7 @@
 
 #include "common/assert.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 /* Where the next push stands after this one. */
@@ -37,7 +38,7 @@ static void note_acknowledged(struct paramd_client *client)
 {
     for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
         const struct pd_request *request = &client->requests[i];
-        if (request->kind == PD_REQUEST_PUSH && request->accepted) {
+        if (request->kind == PD_REQUEST_PUSH && request->accepted && !request->push.hessian) {
             client->acknowledged[i] = after(&request->push);
         }
     }
@@ -284,8 +285,10 @@ static bool may_go_ahead(const struct paramd_client *client, const struct pd_req
 void pd_client_prepare_push(struct paramd_client *client, const struct pd_request_arrays *arrays,
                             struct pd_push *push)
 {
-    push->step = client->next.step;
-    push->micro_batch = client->next.micro_batch;
+    struct pd_position position = push->hessian ? client->next_hessian : client->next;
+
+    push->step = position.step;
+    push->micro_batch = position.micro_batch;
     push->last = push->last || push->micro_batch + 1 >= paramd_accumulation_steps(client);
     push->dtype = client->push_dtype;
     push->pull = push->last && arrays->targets != NULL;
@@ -294,8 +297,12 @@ void pd_client_prepare_push(struct paramd_client *client, const struct pd_reques
     note_absent(client, arrays, push);
     for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
         if (!lane_is_empty(client, i)) {
+            struct pd_position accepted = {0};
+            if (!push->hessian) {
+                accepted = accepted_by(client, i);
+            }
             pd_request_init_push(&client->requests[i], &client->lanes.lanes[i], arrays, push,
-                                 accepted_by(client, i));
+                                 accepted);
         }
     }
 }
@@ -343,6 +350,58 @@ enum paramd_status paramd_push(struct paramd_client *client, const float *const 
         struct pd_request_arrays arrays = {.model = &client->model, .sources = gradients};
         pd_client_prepare_push(client, &arrays, &push);
         status = pd_client_run_push(client, &call, &push, &fault);
+    }
+    pthread_mutex_unlock(&client->lock);
+    (void)status;
+    return pd_client_result(&fault, error);
+}
+
+/* The next estimate is for the step the next push is for: begin it anew if that is a later one. */
+static enum pd_status place_hessian(struct paramd_client *client, struct pd_error *error)
+{
+    if (client->next_hessian.step > client->next.step) {
+        return pd_error_set(error, PD_ESTEP,
+                            "push_hessian: the estimate for step %" PRIu64
+                            " is complete; the next is for the next step",
+                            client->next.step);
+    }
+    if (client->next_hessian.step < client->next.step) {
+        client->next_hessian = (struct pd_position){.step = client->next.step, .micro_batch = 0};
+    }
+    return PD_OK;
+}
+
+static enum pd_status push_hessian(struct paramd_client *client, const float *const *estimates,
+                                   uint64_t samples, unsigned flags, struct pd_error *error)
+{
+    struct pd_call call = pd_client_call(client, "push_hessian");
+    struct pd_push push = pd_client_describe_push(client, samples, NULL, flags);
+    struct pd_request_arrays arrays = {.model = &client->model, .sources = estimates};
+
+    enum pd_status status = place_hessian(client, error);
+    if (status != PD_OK) {
+        return status;
+    }
+    push.hessian = true;
+    pd_client_prepare_push(client, &arrays, &push);
+    status = run_lanes(client, &call, error);
+    if (status == PD_OK) {
+        client->next_hessian = after(&push);
+    }
+    return status;
+}
+
+enum paramd_status paramd_push_hessian(struct paramd_client *client, const float *const *estimates,
+                                       uint64_t samples, unsigned flags, struct paramd_error *error)
+{
+    struct pd_error fault = {0};
+
+    if (!pd_client_enter(client, "push_hessian", &fault)) {
+        return pd_client_result(&fault, error);
+    }
+    enum pd_status status = pd_client_check_registered(client, "push_hessian", estimates, &fault);
+    if (status == PD_OK) {
+        status = push_hessian(client, estimates, samples, flags, &fault);
     }
     pthread_mutex_unlock(&client->lock);
     (void)status;

@@ -139,6 +139,23 @@ PARAMD_API enum paramd_status paramd_push(struct paramd_client *client,
                                           const double *loss, unsigned flags,
                                           struct paramd_error *error);
 
+/* Give one micro-batch of an estimate of the Hessian with the step that the next push is for, as
+ * some optimizers (sophia_g) want every few steps: call it before that step's last paramd_push or
+ * paramd_step. The daemon averages over the workers that give one, as it does gradients but without
+ * clipping, and the step is taken with it; a step without estimates goes on with the last one. So
+ * workers need not agree, but should: paramd_next_step is the same for all. Of a worker that dies
+ * before its gradient is complete, the estimate is lost as well.
+ *
+ * For sophia_g `estimates` are the gradients of the loss at labels drawn from the model's own
+ * predictions, the mean over the samples; the daemon squares their average. A NULL array leaves the
+ * tensor's estimate as it is. Micro-batches are counted apart from those of gradients;
+ * PARAMD_LAST and PARAMD_SCALED mean the same. A call that failed may be repeated: nothing counts
+ * twice. Errors: those of paramd_push, PARAMD_EREFUSED if the optimizer uses no such estimate,
+ * PARAMD_ESTEP after the last micro-batch of the estimate or of the gradient. */
+PARAMD_API enum paramd_status paramd_push_hessian(struct paramd_client *client,
+                                                  const float *const *estimates, uint64_t samples,
+                                                  unsigned flags, struct paramd_error *error);
+
 #define PARAMD_CURRENT ((uint64_t)0) /* for min_version: whatever is served now */
 #define PARAMD_NEXT UINT64_MAX       /* one more than the version this handle got last */
 

@@ -45,23 +45,6 @@ static void *allocate(size_t count, size_t item_bytes)
 
 /* ---- What the case asks for ---- */
 
-/* What is compared or pushed that the protocol has no words for. */
-static const char *unknown_to_protocol(const json_t *step)
-{
-    static const struct {
-        const char *key;
-        const char *reason;
-    } unknown[] = {
-        {"hessian_grads_after_step", "workers cannot push estimates of the Hessian"},
-    };
-    for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
-        if (json_object_get(step, unknown[i].key) != NULL) {
-            return unknown[i].reason;
-        }
-    }
-    return NULL;
-}
-
 /* What each worker pushes, if the case says so: gradients, or the parameters they arrived at. */
 static json_t *by_worker_of(const json_t *step)
 {
@@ -76,12 +59,7 @@ static char *prepare(struct replay *replay)
     const json_t *first = reference->steps[0].document;
     const json_t *by_worker = by_worker_of(first);
     const json_t *micro_grads = json_object_get(first, "micro_grads");
-    const char *reason = unknown_to_protocol(first);
 
-    if (reason != NULL) {
-        replay_say(replay->result, REPLAY_SKIPPED, "%s", reason);
-        return NULL;
-    }
     replay->shared = by_worker == NULL;
     replay->worker_count =
         replay->shared ? replay->options->worker_count : (uint32_t)json_array_size(by_worker);
@@ -205,6 +183,7 @@ struct gradient {
     uint64_t samples;
     unsigned flags; /* of paramd_push */
     bool opposite;
+    bool hessian; /* an estimate of the Hessian, not a gradient */
 };
 
 static struct gradient gradient_of(const struct replay *replay, uint32_t step, uint32_t worker,
@@ -252,9 +231,12 @@ static void push(struct replay *replay, const struct gradient *gradient, struct 
             arrays[i][k] = -arrays[i][k];
         }
     }
-    ck_assert_msg(paramd_push(worker->client, pushed.taken, gradient->samples, NULL,
-                              gradient->flags, &error) == PARAMD_OK,
-                  "%s", error.message);
+    enum paramd_status status = gradient->hessian
+                                    ? paramd_push_hessian(worker->client, pushed.taken,
+                                                          gradient->samples, PARAMD_LAST, &error)
+                                    : paramd_push(worker->client, pushed.taken, gradient->samples,
+                                                  NULL, gradient->flags, &error);
+    ck_assert_msg(status == PARAMD_OK, "%s", error.message);
     for (uint32_t i = 0; i < reference->tensor_count; i++) {
         pd_heap_free(arrays[i]);
     }
@@ -279,6 +261,20 @@ static void compare(struct replay *replay, uint32_t step, const struct worker *w
     }
 }
 
+/* What the reference takes in of the Hessian after the step before comes with this one. */
+static void push_hessian(struct replay *replay, uint32_t step, uint32_t worker)
+{
+    struct gradient gradient = gradient_of(replay, step, worker, 0);
+
+    gradient.hessian = true;
+    gradient.map = step > 0 ? json_object_get(replay->reference->steps[step - 1].document,
+                                              "hessian_grads_after_step")
+                            : NULL;
+    if (gradient.map != NULL) {
+        push(replay, &gradient, &replay->workers[worker]);
+    }
+}
+
 static void do_step(struct replay *replay, uint32_t step)
 {
     struct paramd_error error = {0};
@@ -286,6 +282,7 @@ static void do_step(struct replay *replay, uint32_t step)
     set_rates(replay, &replay->reference->steps[step]);
     for (uint32_t i = 0; i < replay->worker_count; i++) {
         checks_before(replay->reference, step, replay->workers[i].client, replay->result);
+        push_hessian(replay, step, i);
         for (uint32_t k = 0; k < replay->micro_batch_count; k++) {
             struct gradient gradient = gradient_of(replay, step, i, k);
             push(replay, &gradient, &replay->workers[i]);
