@@ -45,8 +45,8 @@ void trial_begin(struct trial *trial, uint32_t rank_count, const char *aggregati
     for (uint64_t i = 0; i < trial->begins[tensor_count]; i++) {
         trial->values[i] = 1;
     }
-    cluster_start(&trial->cluster, rank_count, "aggregation: %s\nblock_size: 2\n%s", aggregation,
-                  config);
+    cluster_start(&trial->cluster, rank_count, "aggregation: %s\n%s%s", aggregation,
+                  strstr(config, "block_size") == NULL ? "block_size: 2\n" : "", config);
     connect_worker(trial, tensors);
 }
 

@@ -9,7 +9,7 @@
 #include <jansson.h>
 
 #define TRIAL_TENSOR_COUNT_MAX 64u
-#define TRIAL_ELEMENT_COUNT_MAX 256u
+#define TRIAL_ELEMENT_COUNT_MAX 1024u
 
 /* A tensor of the model; all its elements are 1 at first. */
 struct trial_tensor {
@@ -27,8 +27,8 @@ struct trial {
     float values[TRIAL_ELEMENT_COUNT_MAX];       /* of all tensors, one after the other */
 };
 
-/* Start a daemon, join and register. `config` is what the configuration says beside its blocks,
- * which are small, so that tensors span shards. */
+/* Start a daemon, join and register. `config` is what the configuration says beside aggregation and
+ * block_size, which is small unless it says one, so that tensors span shards. */
 void trial_begin(struct trial *trial, uint32_t rank_count, const char *aggregation,
                  const char *config, const struct trial_tensor *tensors, uint32_t tensor_count);
 
