@@ -29,21 +29,38 @@ void pd_ahead_advance(struct pd_engine *engine)
 
 /* ---- Sending ---- */
 
+static bool contributes(const struct pd_order *order, const struct pd_worker *worker)
+{
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        if (order->contributors[i] == worker->id) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Whether the worker's push for that step, which is here or on its way on its connection, asked to
- * be answered ahead. */
+ * be answered ahead, and in which type. One whose push is no part of the step gets nothing of it:
+ * with that push the step would be another. */
 static bool asks_ahead(const struct pd_engine *engine, const struct pd_worker *worker,
-                       uint64_t step)
+                       const struct pd_order *order, enum pd_dtype *dtype)
 {
     const struct pd_session *session = &engine->sessions[worker->connection];
-    const struct pd_contribution *contribution = &worker->contribution;
+    const struct pd_push *push = &worker->contribution.push;
+    bool asks = false;
 
-    if (!worker->has_contribution || !pd_contribution_is_single(contribution, step)) {
+    if (!worker->has_contribution ||
+        !pd_contribution_is_single(&worker->contribution, order->step)) {
         return false;
     }
-    if (session->payload == PD_SESSION_PAYLOAD_PUSH) {
-        return contribution->push.pull && contribution->push.ahead;
+    if (session->pull_waiting) {
+        asks = session->pull_ahead && session->pull.min_version == order->step + 1;
+        *dtype = (enum pd_dtype)session->pull.dtype;
+    } else if (session->payload == PD_SESSION_PAYLOAD_PUSH) {
+        asks = push->pull && push->ahead;
+        *dtype = (enum pd_dtype)push->pull_dtype;
     }
-    return session->pull_waiting && session->pull_ahead && session->pull.min_version == step + 1;
+    return asks && contributes(order, worker);
 }
 
 /* Bytes of the next version that are there to be sent in that type. */
@@ -109,11 +126,11 @@ void pd_ahead_send(struct pd_engine *engine)
             continue;
         }
         const struct pd_session *session = &engine->sessions[worker->connection];
+        enum pd_dtype dtype = PD_DTYPE_FLOAT32;
         if (session->ahead == PD_SESSION_AHEAD_OPEN) {
             go_on_sending(engine, worker->connection, (enum pd_dtype)session->ahead_dtype);
-        } else if (!session->sending && asks_ahead(engine, worker, order->step)) {
-            begin_sending(engine, worker->connection,
-                          (enum pd_dtype)worker->contribution.push.pull_dtype);
+        } else if (!session->sending && asks_ahead(engine, worker, order, &dtype)) {
+            begin_sending(engine, worker->connection, dtype);
         }
     }
 }
@@ -220,13 +237,7 @@ void pd_ahead_confirm(struct pd_engine *engine, const struct pd_order *order)
 
 void pd_ahead_lose(struct pd_engine *engine, const struct pd_worker *worker)
 {
-    if (engine->foreseen == NULL) {
-        return;
-    }
-    for (uint32_t i = 0; i < engine->foreseen->contributor_count; i++) {
-        if (engine->foreseen->contributors[i] == worker->id) {
-            pd_ahead_forget(engine);
-            return;
-        }
+    if (engine->foreseen != NULL && contributes(engine->foreseen, worker)) {
+        pd_ahead_forget(engine);
     }
 }

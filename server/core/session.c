@@ -873,7 +873,9 @@ void pd_session_tick(struct pd_engine *engine)
         }
         if (session->sending) {
             pd_actions_log(engine->actions, "closing %s: %s", session->peer, error.message);
-            close_because(engine, id, false, false, error.message);
+            /* It does not read, or it is silent before the rest of its answer exists. */
+            bool expired = session->ahead == PD_SESSION_AHEAD_OPEN;
+            close_because(engine, id, false, expired, error.message);
         } else {
             refuse_because(engine, id, &error, true, true);
         }

@@ -762,11 +762,6 @@ void pd_step_forget(struct pd_step_machine *machine)
     machine->state = PD_STEP_IDLE;
 }
 
-bool pd_step_is_ahead(const struct pd_step_machine *machine)
-{
-    return machine->ahead;
-}
-
 const struct pd_order *pd_step_order(const struct pd_step_machine *machine)
 {
     return machine->order;
@@ -795,12 +790,14 @@ void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order
     PD_ASSERT(order->kind == PD_ORDER_STEP || is_hessian(order));
     PD_ASSERT(order->step == machine->store->version);
     PD_ASSERT(is_hessian(order) || order->lr_count == machine->config->group_count);
+    if (machine->ahead && !collect_ahead(machine)) {
+        /* A worker has pushed in one micro-batch to rank 0, and in several here. */
+        pd_step_forget(machine);
+    }
     machine->order = order;
     machine->outcome = (struct pd_step_outcome){
         .skipped = order->skip, .gradient_norm = NAN, .clipped_norm = NAN, .clip_scale = 1.0};
     if (machine->ahead) {
-        bool collected = collect_ahead(machine);
-        PD_ASSERT(collected);
         machine->ahead = false;
         return;
     }

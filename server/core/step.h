@@ -84,7 +84,6 @@ bool pd_step_foresee(struct pd_step_machine *machine, const struct pd_order *ord
 bool pd_step_work_ahead(struct pd_step_machine *machine);
 /* The step will not be as foreseen: as if it had not begun. */
 void pd_step_forget(struct pd_step_machine *machine);
-bool pd_step_is_ahead(const struct pd_step_machine *machine);
 
 /* The order of the step under way, or foreseen; NULL when IDLE. */
 const struct pd_order *pd_step_order(const struct pd_step_machine *machine);

@@ -41,8 +41,13 @@ static void note(struct engine_fixture *fixture, const struct pd_action *action)
     switch (action->kind) {
     case PD_ACTION_SEND:
         note_sent(fixture, action);
+        if (action->payload_bytes > 0) {
+            fixture->may_leave[action->connection] = action->payload_ready;
+        }
         break;
     case PD_ACTION_RELEASE:
+        ck_assert_uint_ge(action->payload_ready, fixture->may_leave[action->connection]);
+        fixture->may_leave[action->connection] = action->payload_ready;
         break;
     case PD_ACTION_PLACE:
         fixture->placed[action->connection] = action->destination;
@@ -172,6 +177,19 @@ void fixture_payload(struct engine_fixture *fixture, pd_connection_id connection
     if (fixture->placed[connection] != NULL && bytes != NULL) {
         memcpy(fixture->placed[connection], bytes, byte_count);
     }
+    feed(fixture, &event);
+}
+
+void fixture_receive(struct engine_fixture *fixture, pd_connection_id connection, const void *bytes,
+                     uint64_t begin, uint64_t end)
+{
+    struct pd_event event = {.kind = PD_EVENT_PROGRESS,
+                             .connection = connection,
+                             .received = true,
+                             .payload_bytes = end};
+
+    ck_assert_ptr_nonnull(fixture->placed[connection]);
+    memcpy((char *)fixture->placed[connection] + begin, (const char *)bytes + begin, end - begin);
     feed(fixture, &event);
 }
 

@@ -33,7 +33,8 @@ struct engine_fixture {
     const struct pd_collective *collective;
     void *placed[64]; /* by connection: where its payload goes */
     bool was_placed[64];
-    bool closed[64]; /* asked to be */
+    bool closed[64];        /* asked to be */
+    uint64_t may_leave[64]; /* bytes that may leave of the last payload sent there */
     struct pd_tensor_list model;
 };
 
@@ -49,6 +50,9 @@ void fixture_say(struct engine_fixture *fixture, pd_connection_id connection,
 /* The payload that was placed is in; `bytes` may be NULL. */
 void fixture_payload(struct engine_fixture *fixture, pd_connection_id connection, const void *bytes,
                      uint64_t byte_count, bool checksum_ok);
+/* Bytes [begin, end) of it come in. */
+void fixture_receive(struct engine_fixture *fixture, pd_connection_id connection, const void *bytes,
+                     uint64_t begin, uint64_t end);
 void fixture_sent_event(struct engine_fixture *fixture, pd_connection_id connection);
 void fixture_progress(struct engine_fixture *fixture, pd_connection_id connection, bool received);
 void fixture_work_once(struct engine_fixture *fixture);

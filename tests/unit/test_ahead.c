@@ -1,0 +1,663 @@
+/* Steps begun while their gradients arrive: what leaves ahead, when it counts, and all that makes
+ * it void. */
+#include "engine_fixture.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CONFIG "compute_ahead: 1\n" PLAIN
+#define PLAIN                                                                                      \
+    "aggregation: direct\nblock_size: 4\nsend_timeout_s: 4\n"                                      \
+    "workers: {expected: 2, lease_s: 8, resume_s: 2}\noptimizer: {name: sgd, lr: 1}\n"
+
+enum {
+    A = 3,
+    B = 4,
+    C = 5,
+    ADMIN = 9,
+    BYTES = FIXTURE_ELEMENTS * sizeof(float),
+    FIRST_BLOCK = 4 * sizeof(float),
+    SECOND_BLOCK = 6 * sizeof(float), /* the blocks so far: "w" ends there */
+};
+
+static const float gradient_a[FIXTURE_ELEMENTS] = {1, 2, 3, 4, 5, 6, 7, 8};
+static const float gradient_b[FIXTURE_ELEMENTS] = {3, 2, 1, 0, -1, -2, -3, -4};
+/* What both make of the values 1 to 8 at a rate of 1. */
+static const float together[FIXTURE_ELEMENTS] = {-1, 0, 1, 2, 3, 4, 5, 6};
+
+static struct engine_fixture f;
+
+static void begin(const char *config)
+{
+    fixture_init(&f, 0, 1, config);
+    fixture_enlist(&f, A, "a");
+    fixture_enlist(&f, B, "b");
+    fixture_forget(&f);
+}
+
+static void setup(void)
+{
+    begin(CONFIG);
+}
+
+static void teardown(void)
+{
+    fixture_finish(&f);
+}
+
+static struct pd_message push_of(uint64_t step, bool ahead)
+{
+    return (struct pd_message){.kind = PD_MESSAGE_PUSH,
+                               .push = {.step = step,
+                                        .last = true,
+                                        .samples = 1,
+                                        .element_count = FIXTURE_ELEMENTS,
+                                        .pull = true,
+                                        .ahead = ahead}};
+}
+
+/* Announce a push that may be answered ahead. */
+static void announce(pd_connection_id connection, uint64_t step)
+{
+    const struct pd_message push = push_of(step, true);
+    fixture_say(&f, connection, &push, BYTES);
+    ck_assert_ptr_nonnull(f.placed[connection]);
+}
+
+/* Both have begun to push for step 0, and their first blocks are in. */
+static void begin_both(void)
+{
+    announce(A, 0);
+    announce(B, 0);
+    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
+    fixture_receive(&f, B, gradient_b, 0, FIRST_BLOCK);
+    ck_assert_ptr_nonnull(f.engine->foreseen);
+}
+
+static void end(pd_connection_id connection, const float *gradient)
+{
+    fixture_payload(&f, connection, gradient, BYTES, true);
+    fixture_work(&f);
+}
+
+static const struct fixture_sent *last_payload(pd_connection_id connection)
+{
+    for (uint32_t i = f.sent_count; i > 0; i--) {
+        if (f.sent[i - 1].connection == connection && f.sent[i - 1].payload_bytes > 0) {
+            return &f.sent[i - 1];
+        }
+    }
+    ck_abort_msg("no payload on connection %u", connection);
+    return NULL;
+}
+
+/* An open answer to step 0 of which `ready` bytes may leave. */
+static void expect_ahead(pd_connection_id connection, uint64_t ready)
+{
+    const struct fixture_sent *sent = last_payload(connection);
+
+    ck_assert_int_eq(sent->message->kind, PD_MESSAGE_PULLED);
+    ck_assert(sent->message->pulled.ahead);
+    ck_assert_uint_eq(sent->message->pulled.version, 1);
+    ck_assert_uint_eq(f.may_leave[connection], ready);
+    ck_assert_uint_eq(fixture_count(&f, connection, PD_MESSAGE_SETTLED), 0);
+}
+
+/* Told so often that what came ahead is void; nothing of the last payload is held back. */
+static void expect_void(pd_connection_id connection, uint64_t version)
+{
+    const struct pd_message *message = NULL;
+
+    for (uint32_t i = 0; i < f.sent_count; i++) {
+        if (f.sent[i].connection == connection && f.sent[i].message->kind == PD_MESSAGE_SETTLED) {
+            ck_assert_ptr_null(message);
+            message = f.sent[i].message;
+        }
+    }
+    ck_assert_ptr_nonnull(message);
+    ck_assert(!message->settled.applied);
+    ck_assert_uint_eq(message->settled.pulled.version, version);
+    ck_assert_uint_eq(f.may_leave[connection], last_payload(connection)->payload_bytes);
+}
+
+static void expect_parameters(uint64_t version, const float *expected)
+{
+    ck_assert_uint_eq(f.engine->store.version, version);
+    ck_assert_mem_eq(pd_param_store_served(&f.engine->store), expected, BYTES);
+}
+
+/* Answered without anything ahead: the served version. */
+static void expect_plain_answer(pd_connection_id connection, uint64_t version)
+{
+    const struct fixture_sent *sent = last_payload(connection);
+
+    ck_assert_int_eq(sent->message->kind, PD_MESSAGE_PULLED);
+    ck_assert(!sent->message->pulled.ahead);
+    ck_assert_uint_eq(sent->message->pulled.version, version);
+    ck_assert_uint_eq(f.may_leave[connection], sent->payload_bytes);
+}
+
+static const float *initial(void)
+{
+    static const float values[FIXTURE_ELEMENTS] = {1, 2, 3, 4, 5, 6, 7, 8};
+    return values;
+}
+
+/* ---- What leaves ahead ---- */
+
+START_TEST(parameters_leave_block_by_block_as_gradients_arrive)
+{
+    announce(A, 0);
+    fixture_receive(&f, A, gradient_a, 0, BYTES);
+    ck_assert_ptr_null(f.engine->foreseen);
+    announce(B, 0);
+    ck_assert_ptr_nonnull(f.engine->foreseen);
+    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_PULLED), 0);
+
+    fixture_receive(&f, B, gradient_b, 0, FIRST_BLOCK - 1);
+    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_PULLED), 0);
+    fixture_receive(&f, B, gradient_b, 0, FIRST_BLOCK);
+    expect_ahead(A, FIRST_BLOCK);
+    expect_ahead(B, FIRST_BLOCK);
+    ck_assert_mem_eq(last_payload(A)->payload, together, FIRST_BLOCK);
+    fixture_receive(&f, B, gradient_b, FIRST_BLOCK, SECOND_BLOCK + 1);
+    expect_ahead(A, SECOND_BLOCK);
+    ck_assert_mem_eq(last_payload(A)->payload, together, SECOND_BLOCK);
+    expect_parameters(0, initial());
+}
+END_TEST
+
+START_TEST(what_came_ahead_counts_once_the_step_is_closed)
+{
+    begin_both();
+    end(A, gradient_a);
+    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_SETTLED), 0);
+    end(B, gradient_b);
+    expect_parameters(1, together);
+    for (pd_connection_id connection = A; connection <= B; connection++) {
+        const struct pd_message *settled = fixture_last(&f, connection);
+        ck_assert_int_eq(settled->kind, PD_MESSAGE_SETTLED);
+        ck_assert(settled->settled.applied);
+        ck_assert_uint_eq(settled->settled.pulled.version, 1);
+        ck_assert_uint_eq(settled->settled.pulled.lr_count, 1);
+        ck_assert_double_eq(settled->settled.pulled.lrs[0], 1.0);
+        ck_assert_uint_eq(fixture_count(&f, connection, PD_MESSAGE_PULLED), 1);
+        ck_assert_uint_eq(fixture_count(&f, connection, PD_MESSAGE_PUSHED), 0);
+        ck_assert_uint_eq(f.may_leave[connection], BYTES);
+        ck_assert_ptr_eq(last_payload(connection)->payload,
+                         pd_param_store_served(&f.engine->store));
+    }
+}
+END_TEST
+
+START_TEST(two_byte_types_leave_ahead_as_far_as_they_are_converted)
+{
+    struct pd_message push = push_of(0, true);
+    uint16_t expected[FIXTURE_ELEMENTS];
+    push.push.pull_dtype = PD_DTYPE_BFLOAT16;
+    fixture_say(&f, A, &push, BYTES);
+    announce(B, 0);
+    fixture_receive(&f, A, gradient_a, 0, BYTES);
+    fixture_receive(&f, B, gradient_b, 0, SECOND_BLOCK);
+    expect_ahead(A, SECOND_BLOCK / 2);
+    expect_ahead(B, SECOND_BLOCK);
+    end(A, gradient_a);
+    end(B, gradient_b);
+    pd_convert_from_float32(expected, PD_DTYPE_BFLOAT16, together, FIXTURE_ELEMENTS);
+    ck_assert_uint_eq(f.may_leave[A], sizeof expected);
+    ck_assert_mem_eq(last_payload(A)->payload, expected, sizeof expected);
+    ck_assert(fixture_last(&f, A)->settled.applied);
+    ck_assert_uint_eq(fixture_last(&f, A)->settled.pulled.dtype, PD_DTYPE_BFLOAT16);
+}
+END_TEST
+
+START_TEST(worker_that_does_not_ask_is_answered_once_the_step_is_closed)
+{
+    const struct pd_message push = push_of(0, false);
+    fixture_say(&f, A, &push, BYTES);
+    announce(B, 0);
+    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
+    fixture_receive(&f, B, gradient_b, 0, FIRST_BLOCK);
+    expect_ahead(B, FIRST_BLOCK);
+    end(A, gradient_a);
+    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_PULLED), 0);
+    end(B, gradient_b);
+    expect_plain_answer(A, 1);
+    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_SETTLED), 0);
+    expect_parameters(1, together);
+}
+END_TEST
+
+/* With a norm to clip by no block is final before all are in: the sum is ahead, the parameters
+ * come one turn after the other. */
+START_TEST(with_a_norm_only_the_sum_is_ahead)
+{
+    fixture_finish(&f);
+    begin(CONFIG "clip: {norm: 1000}\n");
+    begin_both();
+    fixture_receive(&f, A, gradient_a, FIRST_BLOCK, BYTES);
+    fixture_receive(&f, B, gradient_b, FIRST_BLOCK, BYTES);
+    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_PULLED), 0);
+    end(A, gradient_a);
+    end(B, gradient_b);
+    expect_parameters(1, together);
+    ck_assert(last_payload(A)->message->pulled.ahead);
+    ck_assert(fixture_last(&f, A)->settled.applied);
+}
+END_TEST
+
+START_TEST(nothing_is_ahead_where_it_is_not_allowed)
+{
+    static const char *const configs[] = {
+        PLAIN "compute_ahead: 0\n",
+        PLAIN "compute_ahead: 9\n",
+        CONFIG "accumulation_steps: 2\n",
+    };
+    fixture_finish(&f);
+    begin(configs[_i]);
+    struct pd_message push = push_of(0, true);
+    if (_i == 2) {
+        push.push.last = false;
+        push.push.pull = false;
+    }
+    fixture_say(&f, A, &push, BYTES);
+    fixture_say(&f, B, &push, BYTES);
+    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
+    fixture_receive(&f, B, gradient_b, 0, FIRST_BLOCK);
+    ck_assert_ptr_null(f.engine->foreseen);
+    end(A, gradient_a);
+    end(B, gradient_b);
+    if (_i < 2) {
+        expect_plain_answer(A, 1);
+        expect_parameters(1, together);
+    }
+}
+END_TEST
+
+/* ---- What makes it void ---- */
+
+START_TEST(worker_lost_midway_makes_it_void)
+{
+    float alone[FIXTURE_ELEMENTS];
+    begin_both();
+    end(A, gradient_a);
+    fixture_close(&f, B);
+    expect_void(A, 1);
+    expect_parameters(0, initial());
+    ck_assert_uint_eq(f.engine->store.buffers[1 - f.engine->store.served].users, 0);
+
+    /* The worker still gets the rest of the void payload: its answer comes after that. */
+    fixture_wait(&f, 3000);
+    ck_assert(!f.closed[A]);
+    ck_assert_uint_eq(f.engine->store.version, 1);
+    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_PULLED), 1);
+    fixture_sent_event(&f, A);
+    fixture_work(&f);
+    for (uint32_t i = 0; i < FIXTURE_ELEMENTS; i++) {
+        alone[i] = initial()[i] - gradient_a[i];
+    }
+    expect_parameters(1, alone);
+    expect_plain_answer(A, 1);
+}
+END_TEST
+
+START_TEST(damaged_gradient_makes_it_void_and_is_sent_again)
+{
+    begin_both();
+    fixture_payload(&f, B, gradient_a, BYTES, false);
+    fixture_work(&f);
+    expect_void(A, 1);
+    expect_void(B, 1);
+    fixture_expect_error(&f, B, PD_ECHECKSUM, false, "nothing of it counts: send it again");
+    expect_parameters(0, initial());
+
+    fixture_sent_event(&f, A);
+    fixture_sent_event(&f, B);
+    announce(B, 0);
+    end(B, gradient_b);
+    end(A, gradient_a);
+    expect_parameters(1, together);
+    ck_assert_uint_eq(last_payload(B)->message->pulled.version, 1);
+}
+END_TEST
+
+START_TEST(nan_in_the_last_block_makes_it_void)
+{
+    float broken[FIXTURE_ELEMENTS];
+    memcpy(broken, gradient_b, sizeof broken);
+    broken[FIXTURE_ELEMENTS - 1] = NAN;
+    begin_both();
+    end(A, gradient_a);
+    end(B, broken);
+    expect_void(A, 1);
+    expect_void(B, 1);
+    expect_parameters(1, initial());
+    ck_assert_uint_eq(f.engine->skipped_steps, 1);
+    fixture_sent_event(&f, A);
+    fixture_sent_event(&f, B);
+    expect_plain_answer(A, 1);
+    expect_plain_answer(B, 1);
+    ck_assert_ptr_eq(last_payload(A)->payload, pd_param_store_served(&f.engine->store));
+}
+END_TEST
+
+START_TEST(changed_rate_makes_it_void)
+{
+    struct pd_message admin = {.kind = PD_MESSAGE_ADMIN,
+                               .admin = {.command = "set-lr", .has_value = true, .value = 0.5}};
+    fixture_greet(&f, ADMIN);
+    begin_both();
+    end(A, gradient_a);
+    fixture_say(&f, ADMIN, &admin, 0);
+    ck_assert_int_eq(fixture_last(&f, ADMIN)->kind, PD_MESSAGE_ADMIN_REPLY);
+    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_SETTLED), 0);
+    end(B, gradient_b);
+    expect_void(A, 1);
+    expect_void(B, 1);
+    ck_assert_uint_eq(f.engine->store.version, 1);
+    ck_assert_float_eq(pd_param_store_served(&f.engine->store)[0], 0);
+    fixture_sent_event(&f, A);
+    expect_plain_answer(A, 1);
+    ck_assert_double_eq(last_payload(A)->message->pulled.lrs[0], 0.5);
+}
+END_TEST
+
+START_TEST(pause_keeps_it_open_until_the_step_closes)
+{
+    struct pd_message admin = {.kind = PD_MESSAGE_ADMIN, .admin = {.command = "pause"}};
+    fixture_greet(&f, ADMIN);
+    begin_both();
+    fixture_say(&f, ADMIN, &admin, 0);
+    fixture_sent_event(&f, ADMIN);
+    end(A, gradient_a);
+    end(B, gradient_b);
+    expect_ahead(A, BYTES);
+    expect_parameters(0, initial());
+    admin = (struct pd_message){.kind = PD_MESSAGE_ADMIN, .admin = {.command = "resume"}};
+    fixture_say(&f, ADMIN, &admin, 0);
+    fixture_work(&f);
+    expect_parameters(1, together);
+    ck_assert(fixture_last(&f, A)->settled.applied);
+}
+END_TEST
+
+START_TEST(drain_makes_it_void)
+{
+    struct pd_event drain = {.kind = PD_EVENT_DRAIN, .now_ms = f.now_ms, .text = "SIGTERM"};
+    begin_both();
+    pd_actions_reset(&f.actions);
+    pd_engine_step(f.engine, &drain, &f.actions);
+    fixture_note(&f);
+    expect_void(A, 1);
+    ck_assert_int_eq(fixture_last(&f, A)->kind, PD_MESSAGE_DRAINING);
+    ck_assert(f.exited);
+}
+END_TEST
+
+/* With the newcomer's gradient the step is another one, and it is sent nothing of the one that was
+ * foreseen. */
+START_TEST(worker_that_joins_midway_makes_it_void)
+{
+    begin_both();
+    fixture_enlist(&f, C, "c");
+    announce(C, 0);
+    fixture_receive(&f, C, gradient_a, 0, BYTES);
+    ck_assert_uint_eq(fixture_count(&f, C, PD_MESSAGE_PULLED), 0);
+    end(A, gradient_a);
+    end(B, gradient_b);
+    expect_parameters(0, initial());
+    end(C, gradient_a);
+    expect_void(A, 1);
+    expect_void(B, 1);
+    ck_assert_uint_eq(f.engine->store.version, 1);
+    ck_assert_float_eq_tol(pd_param_store_served(&f.engine->store)[0], 1.0f - 5.0f / 3.0f, 1e-6f);
+}
+END_TEST
+
+/* ---- What its connection may do meanwhile ---- */
+
+START_TEST(reconnected_worker_is_sent_all_of_it_anew)
+{
+    struct pd_message hello = {.kind = PD_MESSAGE_HELLO,
+                               .hello = {.has_worker_id = true, .run_id = 99}};
+    hello.hello.worker_id = f.engine->sessions[A].worker_id;
+    hello.hello.token = pd_roster_find(f.engine->roster, hello.hello.worker_id)->token;
+    begin_both();
+    end(A, gradient_a);
+    fixture_close(&f, A);
+    ck_assert_uint_eq(fixture_count(&f, B, PD_MESSAGE_SETTLED), 0);
+    ck_assert_uint_eq(f.engine->store.buffers[1 - f.engine->store.served].users, 1);
+
+    fixture_open(&f, C);
+    fixture_say(&f, C, &hello, 0);
+    ck_assert_uint_eq(fixture_last(&f, C)->welcome.next_step, 1);
+    struct pd_message push = push_of(0, true);
+    push.push.pull_dtype = PD_DTYPE_FLOAT16; /* it may have changed its mind */
+    fixture_say(&f, C, &push, BYTES);
+    expect_ahead(C, FIRST_BLOCK / 2);
+    fixture_payload(&f, C, NULL, 0, true);
+    end(B, gradient_b);
+    expect_parameters(1, together);
+    ck_assert(fixture_last(&f, C)->settled.applied);
+    ck_assert(fixture_last(&f, B)->settled.applied);
+    ck_assert_uint_eq(f.may_leave[C], BYTES / 2);
+}
+END_TEST
+
+START_TEST(silent_worker_with_an_open_answer_is_evicted_when_its_lease_is_over)
+{
+    struct pd_message ping = {.kind = PD_MESSAGE_PING};
+    begin_both();
+    end(A, gradient_a);
+    for (uint32_t s = 0; s < 9; s++) {
+        ck_assert(!f.closed[B] || s == 8);
+        fixture_wait(&f, 1000);
+        fixture_say(&f, A, &ping, 0);
+    }
+    ck_assert(f.closed[B]);
+    ck_assert(!f.closed[A]);
+    ck_assert_ptr_nonnull(strstr(f.logged, "evicted at step 0: the lease is over"));
+    expect_void(A, 1);
+    ck_assert_uint_eq(f.engine->store.version, 1);
+}
+END_TEST
+
+/* It lives, but does not read: that is held against it from when the rest is there to be read. */
+START_TEST(worker_that_does_not_read_is_cut_off_once_it_is_settled)
+{
+    begin_both();
+    fixture_wait(&f, 5000);
+    fixture_receive(&f, A, gradient_a, FIRST_BLOCK, SECOND_BLOCK);
+    ck_assert(!f.closed[A]);
+    end(A, gradient_a);
+    end(B, gradient_b);
+    fixture_sent_event(&f, B);
+    fixture_wait(&f, 3000);
+    ck_assert(!f.closed[A]);
+    fixture_wait(&f, 1500);
+    ck_assert(f.closed[A]);
+    ck_assert(!f.closed[B]);
+    ck_assert_ptr_nonnull(strstr(f.logged, "nothing was read of an answer for 4 s"));
+    fixture_close(&f, A);
+    ck_assert_uint_eq(f.engine->store.buffers[0].users + f.engine->store.buffers[1].users, 0);
+}
+END_TEST
+
+START_TEST(worker_that_does_not_read_what_is_void_is_cut_off)
+{
+    struct pd_message ping = {.kind = PD_MESSAGE_PING};
+    begin_both();
+    end(A, gradient_a);
+    fixture_close(&f, B);
+    for (uint32_t s = 0; s < 5; s++) {
+        ck_assert(!f.closed[A] || s == 4);
+        fixture_wait(&f, 1000);
+        fixture_say(&f, A, &ping, 0);
+    }
+    ck_assert(f.closed[A]);
+}
+END_TEST
+
+/* A push is no answer to a pull before it. */
+START_TEST(pull_that_waits_is_not_answered_ahead)
+{
+    struct pd_message pull = {.kind = PD_MESSAGE_PULL, .pull = {.min_version = 1}};
+    fixture_say(&f, A, &pull, 0);
+    begin_both();
+    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_PULLED), 0);
+    expect_ahead(B, FIRST_BLOCK);
+    end(A, gradient_a);
+    fixture_expect_error(&f, A, PD_EPROTOCOL, true, "before the answer to the one before");
+}
+END_TEST
+
+START_TEST(fault_of_a_connection_with_an_open_answer_lets_go_of_it)
+{
+    struct pd_message welcome = {.kind = PD_MESSAGE_WELCOME};
+    begin_both();
+    fixture_say(&f, B, &welcome, 0);
+    fixture_expect_error(&f, B, PD_EPROTOCOL, true, "welcome is a message from a rank");
+    ck_assert_uint_eq(f.may_leave[B], BYTES);
+    expect_void(A, 1);
+    fixture_sent_event(&f, B);
+    fixture_close(&f, B);
+    ck_assert_uint_eq(f.engine->store.buffers[1 - f.engine->store.served].users, 0);
+}
+END_TEST
+
+/* ---- A rank that is told what rank 0 foresees ---- */
+
+static void link_to_leader(void)
+{
+    struct pd_event event = {
+        .kind = PD_EVENT_OPENED, .now_ms = f.now_ms, .outgoing = true, .peer = "a:1"};
+
+    fixture_init(&f, 1, 2, CONFIG "accumulation_steps: 2\n");
+    pd_actions_reset(&f.actions);
+    pd_engine_step(f.engine, &event, &f.actions);
+    fixture_note(&f);
+}
+
+static void order(uint64_t index, enum pd_order_kind kind, struct pd_order *body)
+{
+    struct pd_message *message = calloc(1, sizeof *message);
+
+    body->index = index;
+    body->kind = kind;
+    message->kind = PD_MESSAGE_ORDER;
+    message->order = *body;
+    fixture_say(&f, 0, message, 0);
+    free(message);
+}
+
+/* Rank 1 of two, with a worker that has joined and connected. */
+static void set_up_rank_1(struct pd_order *body)
+{
+    struct pd_message hello = {.kind = PD_MESSAGE_HELLO,
+                               .hello = {.has_worker_id = true, .run_id = 99, .token = 5}};
+
+    link_to_leader();
+    *body = (struct pd_order){.token = 5, .name = "a"};
+    order(0, PD_ORDER_JOIN, body);
+    *body = (struct pd_order){.tensors = f.model};
+    order(1, PD_ORDER_REGISTER, body);
+    *body = (struct pd_order){0};
+    order(2, PD_ORDER_PUBLISH, body);
+    ck_assert_uint_eq(f.engine->store.version, 0);
+    ck_assert(f.engine->store.has_version);
+    fixture_open(&f, A);
+    fixture_say(&f, A, &hello, 0);
+    ck_assert_int_eq(fixture_last(&f, A)->kind, PD_MESSAGE_WELCOME);
+    *body = (struct pd_order){.contributor_count = 1, .weights = {1}, .lr_count = 1, .lrs = {1}};
+}
+
+static void say_push(uint32_t micro_batch, bool last)
+{
+    struct pd_message push = push_of(0, last);
+    push.push.micro_batch = micro_batch;
+    push.push.last = last;
+    push.push.pull = last;
+    push.push.element_begin = f.engine->store.lane.element_begin;
+    push.push.element_count = f.engine->store.lane.element_count;
+    uint64_t byte_count = push.push.element_count * sizeof(float);
+    fixture_say(&f, A, &push, byte_count);
+    fixture_payload(&f, A, gradient_a, byte_count, true);
+    fixture_work(&f);
+}
+
+START_TEST(rank_begins_what_rank_0_foresees_once_its_own_gradients_come)
+{
+    struct pd_order *body = calloc(1, sizeof *body);
+    fixture_finish(&f);
+    set_up_rank_1(body);
+    order(3, PD_ORDER_AHEAD, body);
+    ck_assert_ptr_nonnull(f.engine->foreseen);
+    ck_assert_uint_eq(pd_step_next_elements(f.engine->step), 0);
+    say_push(0, true);
+    ck_assert_uint_eq(pd_step_next_elements(f.engine->step), f.engine->store.lane.element_count);
+    ck_assert(last_payload(A)->message->pulled.ahead);
+    body->foreseen = true;
+    order(4, PD_ORDER_STEP, body);
+    ck_assert_ptr_null(f.engine->foreseen);
+    fixture_work(&f);
+    ck_assert_ptr_nonnull(f.collective);
+    free(body);
+}
+END_TEST
+
+/* Its word to rank 0 was that there is one micro-batch. That ends nothing but its own luck. */
+START_TEST(worker_that_pushes_otherwise_here_than_to_rank_0_is_not_ahead)
+{
+    struct pd_order *body = calloc(1, sizeof *body);
+    fixture_finish(&f);
+    set_up_rank_1(body);
+    order(3, PD_ORDER_AHEAD, body);
+    say_push(0, false);
+    say_push(1, true);
+    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_PULLED), 0);
+    body->foreseen = true;
+    order(4, PD_ORDER_STEP, body);
+    fixture_work(&f);
+    ck_assert_str_eq(f.aborted, "");
+    ck_assert_ptr_nonnull(f.collective);
+    free(body);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("ahead");
+    TCase *tests = tcase_create("ahead");
+
+    tcase_add_checked_fixture(tests, setup, teardown);
+    tcase_add_test(tests, parameters_leave_block_by_block_as_gradients_arrive);
+    tcase_add_test(tests, what_came_ahead_counts_once_the_step_is_closed);
+    tcase_add_test(tests, two_byte_types_leave_ahead_as_far_as_they_are_converted);
+    tcase_add_test(tests, worker_that_does_not_ask_is_answered_once_the_step_is_closed);
+    tcase_add_test(tests, with_a_norm_only_the_sum_is_ahead);
+    tcase_add_loop_test(tests, nothing_is_ahead_where_it_is_not_allowed, 0, 3);
+    tcase_add_test(tests, worker_lost_midway_makes_it_void);
+    tcase_add_test(tests, damaged_gradient_makes_it_void_and_is_sent_again);
+    tcase_add_test(tests, nan_in_the_last_block_makes_it_void);
+    tcase_add_test(tests, changed_rate_makes_it_void);
+    tcase_add_test(tests, pause_keeps_it_open_until_the_step_closes);
+    tcase_add_test(tests, drain_makes_it_void);
+    tcase_add_test(tests, worker_that_joins_midway_makes_it_void);
+    tcase_add_test(tests, reconnected_worker_is_sent_all_of_it_anew);
+    tcase_add_test(tests, silent_worker_with_an_open_answer_is_evicted_when_its_lease_is_over);
+    tcase_add_test(tests, worker_that_does_not_read_is_cut_off_once_it_is_settled);
+    tcase_add_test(tests, worker_that_does_not_read_what_is_void_is_cut_off);
+    tcase_add_test(tests, pull_that_waits_is_not_answered_ahead);
+    tcase_add_test(tests, fault_of_a_connection_with_an_open_answer_lets_go_of_it);
+    tcase_add_test(tests, rank_begins_what_rank_0_foresees_once_its_own_gradients_come);
+    tcase_add_test(tests, worker_that_pushes_otherwise_here_than_to_rank_0_is_not_ahead);
+    suite_add_tcase(suite, tests);
+
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
