@@ -63,18 +63,41 @@ static void synchronise(float *restrict slow, float *restrict fast, float alpha,
     }
 }
 
-void pd_lookahead_block(float *slow, float *fast, const struct pd_lookahead_options *options,
-                        uint64_t step, uint32_t count)
+/* Which synchronisation there is after step `step`, counted from 1; 0: none. */
+static uint64_t synchronisation(const struct pd_lookahead_options *options, uint64_t step)
 {
     uint64_t number = step + 1;
     uint64_t first = options->variant == PD_LOOKAHEAD_ALPHADL ? 1 : options->k;
 
     if (number < first || (number - first) % options->k != 0) {
+        return 0;
+    }
+    return 1 + (number - first) / options->k;
+}
+
+void pd_lookahead_block(float *slow, float *fast, const struct pd_lookahead_options *options,
+                        uint64_t step, uint32_t count)
+{
+    uint64_t which = synchronisation(options, step);
+
+    if (which == 0) {
         return;
     }
-    if (number == first && options->variant != PD_LOOKAHEAD_PAPER) {
+    if (which == 1 && options->variant != PD_LOOKAHEAD_PAPER) {
         memcpy(slow, fast, count * sizeof *slow);
         return;
     }
     synchronise(slow, fast, (float)options->alpha, count);
+}
+
+double pd_lookahead_momentum_factor(const struct pd_lookahead_options *options, uint64_t step)
+{
+    if (options->pullback_momentum == PD_LOOKAHEAD_MOMENTUM_NONE ||
+        synchronisation(options, step) == 0) {
+        return 1;
+    }
+    if (options->pullback_momentum == PD_LOOKAHEAD_MOMENTUM_RESET) {
+        return 0;
+    }
+    return options->alpha * (synchronisation(options, step) == 1 ? 1 : 2 - options->alpha);
 }

@@ -25,10 +25,18 @@ enum pd_lookahead_variant {
                            */
 };
 
+/* What becomes of the optimizer's momentum buffers then. */
+enum pd_lookahead_momentum {
+    PD_LOOKAHEAD_MOMENTUM_NONE,  /* they stay as they are */
+    PD_LOOKAHEAD_MOMENTUM_RESET, /* they begin at zero again */
+    PD_LOOKAHEAD_MOMENTUM_PULLBACK,
+};
+
 struct pd_lookahead_options {
     uint64_t k; /* 0: no Lookahead */
     double alpha;
-    int variant; /* enum pd_lookahead_variant */
+    int variant;           /* enum pd_lookahead_variant */
+    int pullback_momentum; /* enum pd_lookahead_momentum */
 };
 
 bool pd_average_enabled(const struct pd_average_options *options);
@@ -48,5 +56,11 @@ void pd_average_block(float *next, const float *average, const float *parameters
  * fast ones. */
 void pd_lookahead_block(float *slow, float *fast, const struct pd_lookahead_options *options,
                         uint64_t step, uint32_t count);
+
+/* What momentum buffers are multiplied by after step `step`; 1 leaves them alone.
+ * Source: michaelrzhang/lookahead, whose pullback blends a buffer with what it kept of it at the
+ * last synchronisation, zero at first: alpha * m + (1 - alpha) * kept. What it keeps is the buffer
+ * itself, so that from the second time on, both are alpha * m by then. */
+double pd_lookahead_momentum_factor(const struct pd_lookahead_options *options, uint64_t step);
 
 #endif

@@ -26,6 +26,7 @@ static const char *const mode_words[] = {"sync", NULL};
 static const char *const lr_scaling_words[] = {"none", "linear", "sqrt", NULL};
 
 static const char *const lookahead_words[] = {"paper", "timm", "alphadl", NULL};
+static const char *const pullback_words[] = {"none", "reset", "pullback", NULL};
 
 static const struct pd_option config_rows[] = {
     {.key = "listen",
@@ -200,6 +201,13 @@ static const struct pd_option config_rows[] = {
      .choices = lookahead_words,
      .help = "paper: slow weights begin as the initial ones; timm: as those after step k; alphadl: "
              "as those after step 1, from which the steps are counted"},
+    {.key = "lookahead.pullback_momentum",
+     .type = PD_OPTION_CHOICE,
+     FIELD(lookahead.pullback_momentum),
+     .default_text = "none",
+     .choices = pullback_words,
+     .help = "momentum buffers (not moments, as Adam's) at a synchronisation: left alone, set to "
+             "zero, or scaled by alpha, from the second time on by alpha * (2 - alpha)"},
     {.key = "ema",
      .type = PD_OPTION_SECTION,
      .help = "exponential moving average of the parameters, to be pulled and evaluated"},

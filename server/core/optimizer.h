@@ -140,6 +140,8 @@ struct pd_optimizer {
     /* Bit per array: it holds numbers of both signs. For rules that offer state_bits, whose passes
      * beyond the first leave the state alone. */
     uint32_t signed_states;
+    /* Bit per array: it is a momentum buffer, kept where `momentum` is not 0. */
+    uint32_t momentum_states;
     /* Further float32 numbers it keeps of a tensor as a whole; NULL: none. */
     uint64_t (*vector_count)(const struct pd_hyper *hyper, const struct pd_tensor *tensor);
     /* Passes that these hyperparameters need, at least 1; NULL: all. */

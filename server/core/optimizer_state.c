@@ -275,6 +275,31 @@ static void fill_block(const struct pd_tensor_state *state, struct pd_optimizer_
     }
 }
 
+static void scale(float *numbers, uint64_t count, float factor)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        numbers[i] *= factor;
+    }
+}
+
+void pd_optimizer_state_scale_momentum(struct pd_tensor_state *state, uint64_t begin,
+                                       uint32_t count, double factor)
+{
+    uint64_t at = begin - state->begin;
+
+    for (uint32_t i = 0; i < state->array_count; i++) {
+        if (!(state->hyper->momentum != 0) || !(state->optimizer->momentum_states >> i & 1u)) {
+            continue;
+        }
+        if (state->hyper->state_bits == PD_STATE_BITS_32) {
+            scale(state->arrays[i] + at, count, (float)factor);
+        } else {
+            scale(state->magnitudes[i] + at / PD_QUANTIZE_RUN,
+                  (count + PD_QUANTIZE_RUN - 1) / PD_QUANTIZE_RUN, (float)factor);
+        }
+    }
+}
+
 void pd_optimizer_state_estimate(struct pd_tensor_state *state, struct pd_optimizer_block *block)
 {
     PD_ASSERT(state->hyper->state_bits == PD_STATE_BITS_32);

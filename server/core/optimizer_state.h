@@ -73,6 +73,10 @@ void pd_optimizer_state_begin(struct pd_tensor_state *state, uint32_t pass,
 void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
                             const struct pd_optimizer_step *step, struct pd_optimizer_block *block);
 
+/* Multiply the momentum buffers of `count` elements from `begin` of the tensor on. */
+void pd_optimizer_state_scale_momentum(struct pd_tensor_state *state, uint64_t begin,
+                                       uint32_t count, double factor);
+
 /* Take a block of an estimate of the Hessian, in `gradient`, into the state of a rule that has a
  * use for it. */
 void pd_optimizer_state_estimate(struct pd_tensor_state *state, struct pd_optimizer_block *block);

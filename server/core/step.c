@@ -579,12 +579,22 @@ static void update_block(struct pd_step_machine *machine, uint64_t index)
 static void finish_block(struct pd_step_machine *machine, const struct pd_block *block)
 {
     struct pd_param_store *store = machine->store;
+    const struct pd_lookahead_options *options = &machine->config->lookahead;
+    uint64_t step = machine->order->optimizer_step;
 
-    if (store->slow != NULL) {
-        pd_lookahead_block(store->slow + in_shard(machine, block),
-                           pd_param_store_spare(store) + in_lane(machine, block),
-                           &machine->config->lookahead, machine->order->optimizer_step,
-                           block->element_count);
+    if (store->slow == NULL) {
+        return;
+    }
+    pd_lookahead_block(store->slow + in_shard(machine, block),
+                       pd_param_store_spare(store) + in_lane(machine, block), options, step,
+                       block->element_count);
+    double factor = pd_lookahead_momentum_factor(options, step);
+    if (factor != 1) {
+        uint64_t begin =
+            block->element_begin - machine->model->tensors[block->tensor_index].element_begin;
+        pd_optimizer_state_scale_momentum(
+            pd_optimizer_state_of(&machine->optimizer_state, block->tensor_index), begin,
+            block->element_count, factor);
     }
 }
 

@@ -106,6 +106,7 @@ static const struct {
     {"base_lr", "optimizer.lr"},
     {"la_steps", "lookahead.k"},
     {"la_alpha", "lookahead.alpha"},
+    {"pullback_momentum", "lookahead.pullback_momentum"},
     {"k", "lookahead.k"},
     {"alpha", "lookahead.alpha"},
     {"decay", "ema.decay"},

@@ -107,6 +107,22 @@ START_TEST(the_third_lookahead_counts_from_the_first_step)
 }
 END_TEST
 
+START_TEST(momentum_is_left_alone_reset_or_pulled_back_when_weights_are_synchronised)
+{
+    static const double expected[][6] = {
+        {1, 1, 1, 1, 1, 1},
+        {1, 0, 1, 0, 1, 0},
+        {1, 0.8, 1, 0.8 * 1.2, 1, 0.8 * 1.2},
+    };
+    struct pd_lookahead_options options = {.k = 2, .alpha = 0.8, .pullback_momentum = _i};
+
+    for (uint64_t step = 0; step < 6; step++) {
+        ck_assert_double_eq_tol(pd_lookahead_momentum_factor(&options, step), expected[_i][step],
+                                1e-15);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("average");
@@ -119,6 +135,8 @@ int main(void)
     tcase_add_test(cases, the_papers_lookahead_goes_half_way_from_the_initial_weights);
     tcase_add_test(cases, timms_lookahead_first_takes_the_weights_after_step_k);
     tcase_add_test(cases, the_third_lookahead_counts_from_the_first_step);
+    tcase_add_loop_test(
+        cases, momentum_is_left_alone_reset_or_pulled_back_when_weights_are_synchronised, 0, 3);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

@@ -131,5 +131,6 @@ const struct pd_optimizer pd_optimizer_lars = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
+    .momentum_states = 1u << 0,
     .passes = {{.run = update, .sum_count = pd_optimizer_two_sums}, {.run = apply}},
 };

@@ -114,5 +114,6 @@ const struct pd_optimizer pd_optimizer_rmsprop = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
+    .momentum_states = 1u << 1,
     .passes = {{.run = update}},
 };

@@ -94,6 +94,7 @@ const struct pd_optimizer pd_optimizer_sgd = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
+    .momentum_states = 1u << 0,
     .signed_states = 1u << 0,
     .passes = {{.run = update}},
 };

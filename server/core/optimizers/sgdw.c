@@ -105,6 +105,7 @@ const struct pd_optimizer pd_optimizer_sgdw = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
+    .momentum_states = 1u << 0,
     .pass_count = pass_count,
     .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
                {.run = pd_optimizer_apply_cautious}},
