@@ -82,6 +82,7 @@ static const struct change optimizer_changes[] = {
     {NULL, "beta2_decay", "", "beta2_decay: -0.5", NULL},
     {NULL, "betas", "", "betas: [0.5, 0.7]", NULL},
     {NULL, "bias_correction", "", "bias_correction: false", NULL},
+    {NULL, "bs", "", "bs: 64", NULL},
     {NULL, "caution", "", "caution: true", NULL},
     {NULL, "centered", "", "centered: true", NULL},
     {NULL, "clip_threshold", "", "clip_threshold: 0.1", NULL},
@@ -141,6 +142,9 @@ static void train(const char *rule, const char *beside, const char *changed, flo
     trial_begin(&trial, CLUSTER_ALONE, "direct", config, model, TENSOR_COUNT);
     for (uint32_t step = 0; step < STEP_COUNT; step++) {
         fill(gradient, step);
+        if (pd_optimizer_find(rule)->estimate != NULL && step % 3 == 0) {
+            trial_push_hessian(&trial, gradient);
+        }
         trial_step(&trial, gradient, 0);
     }
     memcpy(values, trial.values, ELEMENT_COUNT * sizeof *values);
@@ -205,7 +209,7 @@ static const struct change schedule_changes[] = {
     {"multistep", "unit", "milestones: [5]", "unit: epochs", NULL},
     {"piecewise", "chain", "points: [[0, 1], [9, 3]]", "chain: true", NULL},
     {"piecewise", "unit", "points: [[0, 1], [9, 3]]", "unit: epochs", NULL},
-    {"plateau", "chain", "patience: 2", "chain: true", NULL},
+    {"plateau", "chain", "patience: 2, mode: max", "chain: true", NULL},
     {"plateau", "cooldown", "patience: 1", "cooldown: 3", NULL},
     {"plateau", "eps", "patience: 2", "eps: 0.5", NULL},
     {"plateau", "factor", "patience: 2", "factor: 0.5", NULL},
@@ -215,7 +219,7 @@ static const struct change schedule_changes[] = {
     {"plateau", "patience", "", "patience: 2", NULL},
     {"plateau", "threshold", "patience: 2", "threshold: 0.5", NULL},
     {"plateau", "threshold_mode", "patience: 2, threshold: 0.06", "threshold_mode: abs", NULL},
-    {"plateau", "unit", "patience: 2", "unit: epochs", NULL},
+    {"plateau", "unit", "patience: 2, steps: 3", "unit: epochs", NULL},
     {"step", "gamma", "step_size: 5", "gamma: 0.5", NULL},
     {"wsd", "decay_type", "num_decay_steps: 20", "decay_type: linear", NULL},
     {"wsd", "num_cycles", "num_decay_steps: 20", "num_cycles: 1.5", NULL},
@@ -296,7 +300,7 @@ static char *rates_of(const char *rule, const char *beside, const char *changed)
 {
     struct trial trial;
     char config[1024];
-    bool ends = strncmp(changed, "steps: ", 7) == 0;
+    bool ends = strstr(beside, "steps: ") != NULL || strstr(changed, "steps: ") != NULL;
 
     snprintf(config, sizeof config,
              "optimizer: {name: adam, lr: 0.1}\nsteps_per_epoch: 3\n"

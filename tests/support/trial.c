@@ -77,6 +77,19 @@ struct paramd_step_info trial_step_all(struct trial *trial, float element)
     return trial_step(trial, gradient, 0);
 }
 
+void trial_push_hessian(struct trial *trial, const float *estimate)
+{
+    const float *estimates[TRIAL_TENSOR_COUNT_MAX];
+    struct paramd_error error = {0};
+
+    for (uint32_t i = 0; i < trial->tensor_count; i++) {
+        estimates[i] = estimate + trial->begins[i];
+    }
+    ck_assert_msg(paramd_push_hessian(trial->client, estimates, trial->samples, PARAMD_LAST,
+                                      &error) == PARAMD_OK,
+                  "%s", error.message);
+}
+
 json_t *trial_ask(struct trial *trial, const char *command, uint64_t begin, uint64_t count)
 {
     struct paramd_command admin = {.command = command, .begin = begin, .count = count};

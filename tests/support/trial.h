@@ -38,6 +38,9 @@ struct paramd_step_info trial_step(struct trial *trial, const float *gradient, u
 /* The same with every element of the gradient `element`. */
 struct paramd_step_info trial_step_all(struct trial *trial, float element);
 
+/* An estimate of the Hessian for the next step, flat. */
+void trial_push_hessian(struct trial *trial, const float *estimate);
+
 /* The reply to a command; new, for json_decref. */
 json_t *trial_ask(struct trial *trial, const char *command, uint64_t begin, uint64_t count);
 
