@@ -136,15 +136,24 @@ void cluster_drain(struct cluster *cluster)
     }
 }
 
-/* mpirun is asked first, so that it takes its ranks with it. */
+/* mpirun would take two seconds to end them. */
+static void kill_ranks(const struct cluster *cluster)
+{
+    for (uint32_t rank = 0; rank < cluster->rank_count; rank++) {
+        pid_t pid = proc_rank_pid(process_pid(cluster->process), rank);
+        if (pid != 0) {
+            (void)kill(pid, SIGKILL);
+        }
+    }
+}
+
 void cluster_stop(struct cluster *cluster)
 {
     if (cluster->process == NULL) {
         return;
     }
-    if (process_wait_for(cluster->process, 0) < 0) {
-        process_signal(cluster->process, SIGTERM);
-        (void)process_wait_for(cluster->process, PROCESS_DEADLINE_MS);
+    if (cluster->launched && process_wait_for(cluster->process, 0) < 0) {
+        kill_ranks(cluster);
     }
     process_stop(cluster->process);
     cluster->process = NULL;

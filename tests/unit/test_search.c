@@ -131,8 +131,8 @@ static const char *const configs[] = {
     "optimizer: {name: adam, lr: 0.1, state_bits: 8, amsgrad: false}\n",
     "optimizer: {name: lamb, lr: 0.1}\nswa: {start: 1, every: 2}\nclip: {norm: 0.5}\n",
     "optimizer: {name: adafactor, lr: 0.1, relative_step: false, beta1: 0.9}\n",
-    "optimizer: {name: sgd, lr: 0.1, momentum: 0.9}\n"
-    "schedule: {name: onecycle, max_lr: 0.3, total_steps: 9}\n",
+    ("optimizer: {name: sgd, lr: 0.1, momentum: 0.9}\n"
+     "schedule: {name: onecycle, max_lr: 0.3, total_steps: 9}\n"),
     "optimizer: {name: nadam, lr: 0.1}\nloss_scale: {init_scale: 1024, growth_interval: 3}\n",
 };
 #define CONFIG_COUNT ((int)(sizeof configs / sizeof configs[0]))
