@@ -61,8 +61,8 @@ struct paramd_step_info trial_step(struct trial *trial, const float *gradient, u
         gradients[i] = (absent >> i & 1) != 0 ? NULL : gradient + trial->begins[i];
         values[i] = trial->values + trial->begins[i];
     }
-    ck_assert_msg(paramd_step(trial->client, gradients, trial->samples, NULL, 0, values, &info,
-                              &error) == PARAMD_OK,
+    ck_assert_msg(paramd_step(trial->client, gradients, trial->samples, NULL, trial->flags, values,
+                              &info, &error) == PARAMD_OK,
                   "%s", error.message);
     return info;
 }

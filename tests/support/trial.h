@@ -22,6 +22,7 @@ struct trial {
     struct cluster cluster;
     struct paramd_client *client;
     uint64_t samples; /* of the next micro-batch; 1 at first */
+    unsigned flags;   /* of paramd_step, with it */
     uint32_t tensor_count;
     uint64_t begins[TRIAL_TENSOR_COUNT_MAX + 1]; /* of each tensor's elements */
     float values[TRIAL_ELEMENT_COUNT_MAX];       /* of all tensors, one after the other */
