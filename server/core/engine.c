@@ -279,6 +279,7 @@ static void carry_out_drain(struct pd_engine *engine, const struct pd_order *ord
 {
     struct pd_message message = {.kind = PD_MESSAGE_DRAINING, .draining = {.step = order->step}};
 
+    engine->drained = true;
     pd_ahead_forget(engine);
     for (pd_connection_id id = 0; id < engine->session_end; id++) {
         struct pd_session *session = &engine->sessions[id];

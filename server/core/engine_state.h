@@ -77,6 +77,7 @@ struct pd_engine {
 
     bool work_asked;       /* a WORK event is on its way */
     bool collective_asked; /* a COLLECTIVE event is on its way */
+    bool drained;          /* workers have been told: what they still push is not taken */
     bool exiting;          /* EXIT or ABORT was asked for: nothing matters any more */
     uint64_t started_ms;
     uint64_t tick_ms; /* time of the last tick */

@@ -235,7 +235,8 @@ void pd_search_step_closed(struct pd_engine *engine, const struct pd_order *orde
 void pd_search_snapshot_failed(struct pd_engine *engine, uint32_t rank, const char *text);
 /* End an active search, with the step in collection if trials were made. */
 void pd_search_cancel(struct pd_engine *engine, const char *reason);
-/* The job ends: have the state back without waiting for the step in collection. */
+/* The job ends, and workers have been told: have the state back without waiting for the step in
+ * collection. */
 void pd_search_end_now(struct pd_engine *engine);
 void pd_search_connection_closed(struct pd_engine *engine, pd_connection_id connection);
 void pd_search_advance(struct pd_engine *engine);

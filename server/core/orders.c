@@ -692,11 +692,11 @@ static void advance_drain(struct pd_engine *engine)
 
     if (leader->drain == PD_DRAIN_WAITING &&
         (!step_is_running(engine) || engine->now_ms >= leader->drain_ms || leader->paused)) {
-        pd_search_end_now(engine);
         struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_DRAIN);
         snprintf(order->reason, sizeof order->reason, "%s", leader->drain_reason);
         leader->drain = PD_DRAIN_ORDERED;
         pd_leader_issue(engine);
+        pd_search_end_now(engine);
     } else if (leader->drain == PD_DRAIN_ORDERED &&
                pd_leader_executed_by_all(engine) == leader->order_next) {
         struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_STOP);

@@ -371,6 +371,10 @@ static enum pd_status check_push(const struct pd_engine *engine, const struct pd
 
     snprintf(what, sizeof what, "%s of step %" PRIu64, push->hessian ? "hessian" : "push",
              push->step);
+    if (engine->drained) {
+        return pd_error_set(error, PD_EDRAINING, "%s: the daemon is draining: no step will close",
+                            what);
+    }
     if (push->hessian && engine->config->optimizer->estimate == NULL) {
         return pd_error_set(error, PD_EREFUSED,
                             "%s: the optimizer, %s, makes no use of an estimate of the Hessian",

@@ -330,14 +330,19 @@ static void on_hessian(struct sim_ledger *ledger, const struct pd_order *order)
 }
 
 /* The last step of a search counts for its loss alone. One that ends with the job, or because
- * nobody is left, waits for nobody's. */
+ * nobody is left, takes nothing in, and leaves nothing out. */
 static void on_restore(struct sim_ledger *ledger, const struct pd_order *order)
 {
-    for (size_t i = 0; i < ledger->contribution_count && order->contributor_count == 0; i++) {
+    if (order->contributor_count > 0) {
+        close_step(ledger, order);
+        return;
+    }
+    check_contributors(ledger, order);
+    ledger->steps_closed++;
+    for (size_t i = 0; i < ledger->contribution_count; i++) {
         struct sim_contribution *contribution = &ledger->contributions[i];
         contribution->counted = contribution->counted || contribution->step == order->step;
     }
-    close_step(ledger, order);
 }
 
 void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order)

@@ -216,7 +216,7 @@ static void choose_commands(struct sim_plan *plan, struct sim_agenda *chance)
     for (uint32_t i = 0; i < plan->command_count; i++) {
         struct sim_command *command = &plan->commands[i];
         command->time_us = 1500000 + sim_below(chance, 6000000);
-        switch (sim_below(chance, 5)) {
+        switch (sim_below(chance, 6)) {
         case 0:
             snprintf(command->command, sizeof command->command, "set-lr");
             command->has_value = !sim_chance(chance, 4);
@@ -226,6 +226,11 @@ static void choose_commands(struct sim_plan *plan, struct sim_agenda *chance)
             break;
         case 1:
             snprintf(command->command, sizeof command->command, "pause");
+            break;
+        case 2:
+            snprintf(command->command, sizeof command->command, "lr-find");
+            command->steps = sim_between(chance, 2, 6);
+            command->after_us = sim_below(chance, 4000000);
             break;
         default:
             snprintf(command->command, sizeof command->command, "%s",

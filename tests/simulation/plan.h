@@ -15,6 +15,8 @@ struct sim_command {
     bool has_value;
     double value;
     char target[32];
+    uint64_t steps;    /* of lr-find */
+    uint64_t after_us; /* lr-find: the administrator hangs up so long after the answer */
 };
 
 struct sim_plan {

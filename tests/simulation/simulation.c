@@ -114,8 +114,27 @@ static bool caller_opened(void *owner, struct sim_link *link, int side)
     snprintf(admin.admin.target, sizeof admin.admin.target, "%s", command->target);
     admin.admin.has_value = command->has_value;
     admin.admin.value = command->value;
+    if (strcmp(command->command, "lr-find") == 0) {
+        admin.admin.setting_count = 3;
+        snprintf(admin.admin.settings[0], sizeof admin.admin.settings[0], "start=1e-4");
+        snprintf(admin.admin.settings[1], sizeof admin.admin.settings[1], "end=0.02");
+        snprintf(admin.admin.settings[2], sizeof admin.admin.settings[2], "steps=%" PRIu64,
+                 command->steps);
+    }
     sim_link_say(link, 0, &admin, NULL, 0, true);
     return true;
+}
+
+static void hang_up(void *context, uint64_t argument)
+{
+    struct sim_caller *caller = context;
+    (void)argument;
+
+    if (!caller->closed) {
+        caller->closed = true;
+        caller->link->ends[0].gone = true;
+        sim_link_close(caller->link, 0, true);
+    }
 }
 
 static void caller_message(void *owner, struct sim_link *link, int side,
@@ -133,8 +152,7 @@ static void caller_message(void *owner, struct sim_link *link, int side,
     } else if (message->kind == PD_MESSAGE_ERROR) {
         snprintf(caller->error, sizeof caller->error, "%s", message->error.text);
         caller->done = true;
-        link->ends[0].gone = true;
-        sim_link_close(link, 0, true);
+        hang_up(caller, 0);
     }
 }
 
@@ -165,6 +183,7 @@ static void note_rate(struct sim_caller *caller)
 static void caller_payload(void *owner, struct sim_link *link, int side, bool checksum_ok)
 {
     struct sim_caller *caller = owner;
+    (void)link;
     (void)side;
     (void)checksum_ok;
 
@@ -176,8 +195,7 @@ static void caller_payload(void *owner, struct sim_link *link, int side, bool ch
         note_rate(caller);
     }
     caller->done = true;
-    link->ends[0].gone = true;
-    sim_link_close(link, 0, true);
+    sim_after(&caller->simulation->agenda, caller->command->after_us, hang_up, caller, 0);
 }
 
 static void caller_progress(void *owner, struct sim_link *link, int side, bool received,
@@ -205,6 +223,7 @@ static void caller_closed(void *owner, struct sim_link *link, int side, const ch
 
     snprintf(caller->error, sizeof caller->error, "%s", why);
     caller->done = true;
+    caller->closed = true;
 }
 
 static const struct sim_end_calls caller_calls = {

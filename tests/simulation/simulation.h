@@ -5,7 +5,7 @@
 
 #include "tests/simulation/plan.h"
 
-/* A caller of rank 0 that asks one thing and hangs up. */
+/* A caller of rank 0 that asks one thing and hangs up, later if a search goes on for it. */
 struct sim_caller {
     struct sim_simulation *simulation;
     const struct sim_command *command;
@@ -13,6 +13,7 @@ struct sim_caller {
     char *reply;
     uint64_t reply_bytes;
     bool done;
+    bool closed;
     char error[PD_ERROR_BYTES_MAX];
 };
 

@@ -184,6 +184,23 @@ START_TEST(drain_is_told_to_peers_and_then_ends_every_rank)
 }
 END_TEST
 
+START_TEST(push_after_a_drain_is_refused_as_such)
+{
+    struct pd_message admin = {.kind = PD_MESSAGE_ADMIN, .admin = {.command = "drain"}};
+    struct pd_message push = {.kind = PD_MESSAGE_PUSH,
+                              .push = {.last = true, .element_count = FIXTURE_ELEMENTS}};
+    struct pd_error error = {0};
+    fixture_init(&f, 0, 2, "{}\n");
+    ck_assert_int_eq(pd_engine_load_model(f.engine, &f.model, &error), PD_OK);
+    fixture_link_ranks(&f);
+    fixture_enlist(&f, 3, "a");
+    fixture_greet(&f, 4);
+    fixture_say(&f, 4, &admin, 0);
+    fixture_say(&f, 3, &push, FIXTURE_ELEMENTS * sizeof(float));
+    fixture_expect_error(&f, 3, PD_EDRAINING, false, "push of step 0: the daemon is draining");
+}
+END_TEST
+
 START_TEST(orders_hash_alike_for_those_who_did_the_same)
 {
     uint64_t hash = 0;
@@ -221,6 +238,7 @@ int main(void)
     tcase_add_test(tests, rank_that_is_silent_ends_the_job);
     tcase_add_test(tests, rank_0_that_is_silent_ends_the_job_elsewhere);
     tcase_add_test(tests, drain_is_told_to_peers_and_then_ends_every_rank);
+    tcase_add_test(tests, push_after_a_drain_is_refused_as_such);
     tcase_add_test(tests, orders_hash_alike_for_those_who_did_the_same);
     suite_add_tcase(suite, tests);
 
