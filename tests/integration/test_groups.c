@@ -280,10 +280,32 @@ START_TEST(groups_may_differ_in_what_schedules_make_of_the_momentum)
 }
 END_TEST
 
+/* The first group that matches a tensor has it; a list of names, a glob and dimensions say which.
+ */
+START_TEST(tensors_are_found_by_names_globs_and_dimensions)
+{
+    struct trial trial;
+
+    begin(&trial, _i,
+          "optimizer: {name: sgd, lr: 1}\n"
+          "groups:\n"
+          "  - {name: named, match: [head.bias, nothing, body.weight], lr: 0.5}\n"
+          "  - {name: flat, match: \"*.bias\", min_dims: 1, max_dims: 1, lr: 0.25}\n"
+          "  - {name: cubes, min_dims: 3, lr: 7}\n");
+    trial_step_all(&trial, 1);
+    ck_assert_float_eq(trial.values[trial.begins[BODY_WEIGHT]], 0.5f);
+    ck_assert_float_eq(trial.values[trial.begins[BODY_BIAS]], 0.75f);
+    ck_assert_float_eq(trial.values[trial.begins[HEAD_WEIGHT]], 0);
+    ck_assert_float_eq(trial.values[trial.begins[HEAD_BIAS]], 0.5f);
+    trial_end(&trial);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("groups");
 
+    suite_add_loop(suite, tensors_are_found_by_names_globs_and_dimensions, 2);
     suite_add_loop(suite, each_group_is_clipped_by_its_own_norm_and_the_rest_together, 2);
     suite_add_loop(suite, a_group_may_cut_its_elements_at_a_value_of_its_own, 2);
     suite_add_loop(suite, a_frozen_group_stays_whether_its_gradients_are_pushed_or_not, 2);

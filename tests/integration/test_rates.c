@@ -135,12 +135,16 @@ START_TEST(early_stop_tells_workers_of_every_rank_and_forces_nobody)
     struct trial trial;
     struct paramd_error error = {0};
 
-    begin(&trial, 1 + (uint32_t)_i,
-          "optimizer: {name: sgd, lr: 0.5}\n"
-          "early_stop: {metric: loss, patience: 2, min_delta: 0.1}\n");
+    double sign = _i / 2 == 0 ? 1 : -1;
+
+    begin(&trial, 1 + (uint32_t)_i % 2,
+          _i / 2 == 0 ? "optimizer: {name: sgd, lr: 0.5}\n"
+                        "early_stop: {metric: loss, patience: 2, min_delta: 0.1}\n"
+                      : "optimizer: {name: sgd, lr: 0.5}\n"
+                        "early_stop: {metric: loss, mode: max, patience: 2, min_delta: 0.1}\n");
     for (uint64_t at = 0; at < 6; at++) {
         ck_assert_int_eq(step(&trial).stop, at > 4);
-        ck_assert_int_eq(report(&trial, "loss", losses[at], at + 1, &error), PARAMD_OK);
+        ck_assert_int_eq(report(&trial, "loss", sign * losses[at], at + 1, &error), PARAMD_OK);
     }
     ck_assert_int_eq(step(&trial).stop, 1);
     json_t *reply = trial_ask(&trial, "status", 0, 0);
@@ -241,7 +245,7 @@ int main(void)
     suite_add_loop(suite, the_momentum_of_sgd_follows_the_schedule_even_from_none, 3);
     suite_add(suite, beta1_of_adam_follows_the_schedule);
     suite_add_loop(suite, a_plateau_reduces_the_rate_from_the_next_step_on, 2);
-    suite_add_loop(suite, early_stop_tells_workers_of_every_rank_and_forces_nobody, 2);
+    suite_add_loop(suite, early_stop_tells_workers_of_every_rank_and_forces_nobody, 4);
     suite_add(suite, history_says_what_the_last_steps_came_to);
     suite_add(suite, a_metric_counts_once_for_each_step);
     suite_add(suite, a_wrong_metric_is_refused_with_what_is_allowed);

@@ -4,6 +4,7 @@
 #include "tests/support/peer.h"
 #include "tests/support/suite.h"
 #include "tests/support/training.h"
+#include "tests/support/trial.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -123,6 +124,26 @@ START_TEST(setting_goes_over_the_file)
     process_await_output(daemon, "paramd ready: 1 rank: 0 at 127.0.0.1:");
     process_stop(daemon);
     free(path);
+}
+END_TEST
+
+/* Beyond loopback, workers are told the name that is advertised, and come by it. */
+START_TEST(workers_come_by_the_name_that_is_advertised)
+{
+    static const struct trial_tensor model[] = {{"w", 1, {8}}};
+    struct trial trial;
+
+    trial_begin(&trial, 2, "direct",
+                "listen: 0.0.0.0:0\ninsecure: true\nadvertise: localhost\n"
+                "optimizer: {name: sgd, lr: 0.5}\n",
+                model, 1);
+    for (uint32_t rank = 0; rank < 2; rank++) {
+        const char *address = trial.cluster.addresses[rank];
+        ck_assert_msg(strncmp(address, "localhost:", 10) == 0, "%s", address);
+    }
+    trial_step_all(&trial, 1);
+    ck_assert_float_eq(trial.values[7], 0.5f);
+    trial_end(&trial);
 }
 END_TEST
 
@@ -292,6 +313,7 @@ int main(void)
     suite_add_loop(suite, fault_in_a_file_is_named_with_line_and_key_and_nothing_starts,
                    sizeof faults / sizeof faults[0]);
     suite_add(suite, setting_goes_over_the_file);
+    suite_add(suite, workers_come_by_the_name_that_is_advertised);
     suite_add(suite, bad_configuration_starts_no_rank);
     suite_add_loop(suite, port_in_use_is_named, 2);
     suite_add(suite, missing_or_broken_model_file_is_named);
