@@ -2,13 +2,11 @@
 
 #include "common/heap.h"
 #include "common/kernel.h"
+#include "tests/bench/loopback.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -30,38 +28,6 @@ static enum pd_status socket_fault(struct pd_error *error, const char *call)
     return pd_error_set(error, PD_ECONNECTION, "limit: %s: %s", call, strerror(errno));
 }
 
-/* As paramd has it: best effort. */
-static void tune(int fd)
-{
-    int one = 1;
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", strlen("cubic"));
-}
-
-static struct sockaddr_in loopback(uint16_t port)
-{
-    return (struct sockaddr_in){
-        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-}
-
-static enum pd_status listen_on(int *fd, uint16_t *port, struct pd_error *error)
-{
-    struct sockaddr_in address = loopback(0);
-    socklen_t address_bytes = sizeof address;
-
-    *fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (*fd < 0) {
-        return socket_fault(error, "socket");
-    }
-    if (bind(*fd, (struct sockaddr *)&address, sizeof address) != 0 ||
-        listen(*fd, (int)BENCH_WORKER_COUNT_MAX) != 0 ||
-        getsockname(*fd, (struct sockaddr *)&address, &address_bytes) != 0) {
-        return socket_fault(error, "listen");
-    }
-    *port = ntohs(address.sin_port);
-    return PD_OK;
-}
-
 enum pd_status limit_servers_listen(struct limit_servers *servers, enum bench_limit kind,
                                     uint32_t worker_count, uint64_t element_count,
                                     struct pd_error *error)
@@ -75,7 +41,7 @@ enum pd_status limit_servers_listen(struct limit_servers *servers, enum bench_li
         .element_count = element_count,
     };
     for (uint32_t i = 0; i < servers->count && status == PD_OK; i++) {
-        status = listen_on(&servers->listening[i], &servers->ports[i], error);
+        status = loopback_listen(&servers->listening[i], &servers->ports[i], error);
     }
     return status;
 }
@@ -320,7 +286,7 @@ static enum pd_status accept_peers(struct server *server, int listening, struct 
         if (fd < 0) {
             return socket_fault(error, "accept");
         }
-        tune(fd);
+        loopback_tune(fd);
         server->peers[i].fd = fd;
         server->polls[i].fd = fd;
     }
@@ -390,21 +356,6 @@ struct limit_client {
     struct lane lanes[LIMIT_SERVER_COUNT_MAX];
 };
 
-static enum pd_status connect_to(int *fd, uint16_t port, struct pd_error *error)
-{
-    struct sockaddr_in address = loopback(port);
-
-    *fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (*fd < 0) {
-        return socket_fault(error, "socket");
-    }
-    tune(*fd);
-    if (connect(*fd, (struct sockaddr *)&address, sizeof address) != 0) {
-        return socket_fault(error, "connect");
-    }
-    return PD_OK;
-}
-
 enum pd_status limit_client_create(struct limit_client **out, const struct limit_servers *servers,
                                    const float *gradient, float *values, struct pd_error *error)
 {
@@ -421,7 +372,7 @@ enum pd_status limit_client_create(struct limit_client **out, const struct limit
         lane->gradient = (const char *)(gradient + begin);
         lane->values = (char *)(values + begin);
         lane->byte_count = (part_begin(servers, i + 1) - begin) * sizeof(float);
-        status = connect_to(&lane->fd, servers->ports[i], error);
+        status = loopback_connect(&lane->fd, servers->ports[i], error);
     }
     return status;
 }

@@ -1,7 +1,9 @@
 /* paramd-bench: how fast paramd is, beside what the machine allows.
  * options -> [main] -> one command. */
+#include "tests/bench/allreduce.h"
 #include "tests/bench/child.h"
 #include "tests/bench/kernel.h"
+#include "tests/bench/machine.h"
 #include "tests/bench/options.h"
 #include "tests/bench/roundtrip.h"
 
@@ -26,11 +28,17 @@ int main(int argc, char **argv)
     }
     child_catch_signals();
     switch (options.command) {
+    case BENCH_LIMITS:
+        status = machine_run(&options, &error);
+        break;
     case BENCH_KERNEL:
         status = kernel_run(&options, &error);
         break;
     case BENCH_ROUNDTRIP:
         status = roundtrip_run(&options, &error);
+        break;
+    case BENCH_ALLREDUCE:
+        status = allreduce_run(&options, &error);
         break;
     case BENCH_COMMAND_COUNT:
         break;

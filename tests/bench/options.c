@@ -16,8 +16,10 @@ static const char usage[] =
     "usage: paramd-bench COMMAND [option]...\n"
     "Measure paramd on this machine beside what the machine allows, in one run.\n"
     "\n"
+    "  limits                memory, TCP and MPI on this machine\n"
     "  kernel                the loops of a step beside memory, on one thread and two\n"
     "  roundtrip             push, average, step and pull through a real daemon\n"
+    "  allreduce             one rank of a sum over MPI: limits starts it with mpirun\n"
     "\n"
     "  --params N            parameters, such as 25M or 100k (default 25M)\n"
     "  --workers N           worker processes (default 1)\n"
@@ -75,7 +77,10 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
-static const char *const commands[] = {[BENCH_KERNEL] = "kernel", [BENCH_ROUNDTRIP] = "roundtrip"};
+static const char *const commands[] = {[BENCH_LIMITS] = "limits",
+                                       [BENCH_KERNEL] = "kernel",
+                                       [BENCH_ROUNDTRIP] = "roundtrip",
+                                       [BENCH_ALLREDUCE] = "allreduce"};
 static const char *const aggregations[] = {"allreduce", "direct"};
 static const char *const wires[] = {
     [PARAMD_FLOAT32] = "float32", [PARAMD_BFLOAT16] = "bfloat16", [PARAMD_FLOAT16] = "float16"};
