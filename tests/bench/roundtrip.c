@@ -5,6 +5,7 @@
 #include "tests/bench/crew.h"
 #include "tests/bench/daemon.h"
 #include "tests/bench/limit.h"
+#include "tests/bench/memory.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -96,12 +97,21 @@ static void note_memory(struct run *run, struct roundtrip *roundtrip)
     }
 }
 
+/* A fault if the run cannot go on: nothing has been heard of the workers since `heard_ms`. */
+static enum pd_status check(struct run *run, int64_t heard_ms, struct pd_error *error)
+{
+    if (child_now_ms() - heard_ms > STALL_MS) {
+        return pd_error_set(error, PD_ETIMEOUT, "no step within %d s", STALL_MS / 1000);
+    }
+    return daemon_check(&run->daemon, error);
+}
+
 /* Until the workers are done. */
 static enum pd_status collect(struct run *run, struct roundtrip *roundtrip, struct pd_error *error)
 {
     int64_t heard_ms = child_now_ms();
 
-    for (;;) {
+    while (child_signal_caught() == 0) {
         struct crew_sample sample;
         bool ended = false;
         enum pd_status status = crew_next(&run->crew, POLL_MS, &sample, &ended, error);
@@ -114,22 +124,14 @@ static enum pd_status collect(struct run *run, struct roundtrip *roundtrip, stru
             if (run->sample_counts[CREW_PARAMD] == run->options->iterations) {
                 note_memory(run, roundtrip);
             }
-            continue;
+        } else if (status == PD_ETIMEOUT) {
+            status = check(run, heard_ms, error);
         }
-        if (status != PD_ETIMEOUT) {
-            return status;
-        }
-        status = daemon_check(&run->daemon, error);
         if (status != PD_OK) {
             return status;
         }
-        if (child_signal_caught() != 0) {
-            return pd_error_set(error, PD_EIO, "interrupted");
-        }
-        if (child_now_ms() - heard_ms > STALL_MS) {
-            return pd_error_set(error, PD_ETIMEOUT, "no step within %d s", STALL_MS / 1000);
-        }
     }
+    return pd_error_set(error, PD_EIO, "interrupted");
 }
 
 enum pd_status roundtrip_measure(struct roundtrip *roundtrip, const struct bench_options *options,
@@ -145,6 +147,9 @@ enum pd_status roundtrip_measure(struct roundtrip *roundtrip, const struct bench
             status = pd_error_set(error, PD_ENOMEM, "no memory for %" PRIu32 " samples",
                                   options->iterations);
         }
+    }
+    if (status == PD_OK) {
+        status = memory_allowed(options, &roundtrip->allowed_bytes, error);
     }
     if (status == PD_OK) {
         status = start(&run, error);
@@ -183,8 +188,9 @@ static void print_text(const struct bench_options *options, const struct roundtr
         printf("%-8s %10.3f\n", "ratio", roundtrip->paramd.median / roundtrip->limit.median);
     }
     for (uint32_t rank = 0; rank < options->shards; rank++) {
-        printf("rank %" PRIu32 ": %.0f MB resident\n", rank,
-               (double)roundtrip->resident_bytes[rank] / 1e6);
+        printf("rank %" PRIu32 ": %.0f MB resident, %.0f MB allowed\n", rank,
+               (double)roundtrip->resident_bytes[rank] / 1e6,
+               (double)roundtrip->allowed_bytes / 1e6);
     }
 }
 
@@ -204,9 +210,12 @@ static void print_json(const struct bench_options *options, const struct roundtr
                             json_real(roundtrip->paramd.median / roundtrip->limit.median));
     }
     for (uint32_t rank = 0; rank < options->shards; rank++) {
-        json_array_append_new(memory, json_integer((json_int_t)roundtrip->resident_bytes[rank]));
+        json_array_append_new(
+            memory, json_pack("{s:I, s:I, s:I}", "rank", (json_int_t)rank, "resident_bytes",
+                              (json_int_t)roundtrip->resident_bytes[rank], "allowed_bytes",
+                              (json_int_t)roundtrip->allowed_bytes));
     }
-    json_object_set_new(object, "resident_bytes", memory);
+    json_object_set_new(object, "memory", memory);
     report_print_json(object);
 }
 

@@ -13,6 +13,7 @@ struct roundtrip {
     struct report_times paramd;
     struct report_times limit; /* without a limit: zeros */
     uint64_t resident_bytes[PD_RANK_COUNT_MAX];
+    uint64_t allowed_bytes; /* of each rank */
 };
 
 /* Measure; nothing is left behind, whatever happens. */

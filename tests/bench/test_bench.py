@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""paramd-bench at small sizes: its commands, its JSON, and what it says about wrong options."""
+import glob
+import json
+import os
+import signal
+import subprocess
+import time
+import unittest
+
+PROGRAM = os.environ["PARAMD_BENCH"]
+SMALL = ["--params", "5000", "--iters", "3"]
+SETTINGS = {"command", "params", "workers", "shards", "aggregation", "optimizer", "clip", "wire", "checksum",
+            "limit", "limit_workers", "iters", "seed"}  # yapf: disable
+
+
+def run(*words):
+    return subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=240, check=False)
+
+
+def measured(*words):
+    done = run(*words, "--json")
+    if done.returncode != 0:
+        raise AssertionError(f"{words}: exit code {done.returncode}: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+class Options(unittest.TestCase):
+
+    def test_a_wrong_option_gives_one_line_that_says_what_is_allowed(self):
+        for words, said in (
+            ([], "no command"),
+            (["fly"], "command fly: not limits, kernel, roundtrip"),
+            (["kernel", "limits"], "limits: one command at a time"),
+            (["roundtrip", "--params", "1"], "--params 1: not a whole number from 2 to"),
+            (["roundtrip", "--params", "25m"], "--params 25m: not a whole number"),
+            (["roundtrip", "--workers", "0"], "--workers 0: not a whole number from 1 to 1024"),
+            (["roundtrip", "--shards", "65"], "--shards 65: not a whole number from 1 to 64"),
+            (["roundtrip", "--aggregation", "ring"], "--aggregation ring: not allreduce or direct"),
+            (["roundtrip", "--optimizer", "adamx"], "--optimizer adamx: not a rule of paramd"),
+            (["roundtrip", "--clip", "0"], "--clip 0: not a norm above 0"),
+            (["roundtrip", "--wire", "int8"], "--wire int8: not float32, bfloat16 or float16"),
+            (["roundtrip", "--checksum", "yes"], "--checksum yes: not off or on"),
+            (["roundtrip", "--limit", "sky"], "--limit sky: not pair, echo or none"),
+            (["roundtrip", "--limit-workers", "2"], "--limit-workers 2: more than --workers 1"),
+            (["roundtrip", "--iters", "0"], "--iters 0: not a whole number from 1 to 100000"),
+            (["roundtrip", "--seed", "-1"], "--seed -1: not a whole number"),
+        ):
+            with self.subTest(words=words):
+                done = run(*words)
+                self.assertEqual(done.returncode, 2)
+                self.assertEqual(done.stdout, "")
+                self.assertTrue(done.stderr.startswith("paramd-bench: "), done.stderr)
+                self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+                self.assertIn(said, done.stderr)
+
+    def test_help_names_every_command_and_option(self):
+        done = run("--help")
+        self.assertEqual(done.returncode, 0)
+        for word in ("limits", "kernel", "roundtrip", "--params", "--workers", "--shards", "--aggregation",
+                     "--optimizer", "--clip", "--wire", "--checksum", "--iters", "--seed", "--json"):
+            self.assertIn(word, done.stdout)
+
+
+class Roundtrip(unittest.TestCase):
+
+    def check_times(self, result):
+        self.assertLessEqual(SETTINGS, result.keys())
+        self.assertLessEqual(0 < result["min_ms"], result["median_ms"] <= result["max_ms"])
+        self.assertLessEqual(result["limit_min_ms"], result["limit_median_ms"])
+        self.assertAlmostEqual(result["ratio"], result["median_ms"] / result["limit_median_ms"], places=3)
+
+    def test_a_lone_rank_and_one_worker(self):
+        result = measured("roundtrip", "--shards", "1", *SMALL)
+        self.check_times(result)
+        self.assertEqual((result["params"], result["workers"], result["shards"]), (5000, 1, 1))
+        self.assertEqual(len(result["memory"]), 1)
+        self.assertGreater(result["memory"][0]["resident_bytes"], 0)
+
+    def test_ranks_and_workers_with_every_option(self):
+        result = measured("roundtrip", "--workers", "3", "--shards", "2", "--aggregation", "allreduce",
+                          "--optimizer", "lamb", "--clip", "0.5", "--wire", "bfloat16", "--checksum", "off",
+                          "--limit", "echo", "--limit-workers", "1", "--seed", "7", *SMALL)
+        self.check_times(result)
+        self.assertEqual(result["aggregation"], "allreduce")
+        self.assertEqual(result["optimizer"], "lamb")
+        self.assertEqual(result["clip"], 0.5)
+        self.assertEqual(result["wire"], "bfloat16")
+        self.assertIs(result["checksum"], False)
+        self.assertEqual((result["limit"], result["limit_workers"]), ("echo", 1))
+        self.assertEqual(len(result["memory"]), 2)
+
+    def test_without_a_limit_there_is_no_ratio(self):
+        result = measured("roundtrip", "--shards", "1", "--limit", "none", *SMALL)
+        self.assertNotIn("ratio", result)
+        self.assertNotIn("limit_median_ms", result)
+
+    def test_text_shows_paramd_the_limit_and_the_ratio(self):
+        done = run("roundtrip", "--shards", "1", *SMALL)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for word in ("roundtrip: 5000 parameters, 1 worker, 1 shard", "paramd ", "limit ", "ratio ", "rank 0:"):
+            self.assertIn(word, done.stdout)
+
+    def test_a_signal_ends_it_and_leaves_nothing(self):
+        before = set(glob.glob("/dev/shm/paramd-bench.*"))
+        bench = subprocess.Popen([PROGRAM, "roundtrip", "--params", "5000", "--iters", "100000"],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in bench.stderr:
+            if line.startswith("measuring"):
+                break
+        bench.send_signal(signal.SIGTERM)
+        _, errors = bench.communicate(timeout=60)
+        self.assertEqual(bench.returncode, 1)
+        self.assertIn("paramd-bench: interrupted", errors)
+        self.assertEqual(set(glob.glob("/dev/shm/paramd-bench.*")) - before, set())
+
+    def test_nothing_outlives_a_bench_that_is_killed(self):
+        bench = subprocess.Popen([PROGRAM, "roundtrip", "--params", "5000", "--iters", "100000", "--shards", "1"],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in bench.stderr:
+            if line.startswith("measuring"):
+                break
+        with open(f"/proc/{bench.pid}/task/{bench.pid}/children", encoding="ascii") as file:
+            children = file.read().split()
+        self.assertGreaterEqual(len(children), 4)  # the daemon, two servers, a worker
+        bench.kill()
+        bench.communicate(timeout=60)
+        deadline = time.monotonic() + 60
+        while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.assertFalse([pid for pid in children if os.path.exists(f"/proc/{pid}")])
+
+
+class Machine(unittest.TestCase):
+
+    def test_kernels_have_a_rate_and_a_limit(self):
+        rows = measured("kernel", *SMALL)["kernels"]
+        names = {row["name"] for row in rows}
+        self.assertLessEqual({"adamw", "adam", "sgd", "lion", "lamb, pass 1", "sum of 2", "to bfloat16"}, names)
+        for row in rows:
+            self.assertGreater(row["gb_s"], 0)
+            self.assertAlmostEqual(row["ratio"] * row["limit_gb_s"] / row["gb_s"], 1, places=2)
+
+    def test_limits_are_those_of_memory_tcp_and_mpi(self):
+        values = measured("limits", *SMALL)["limits"]
+        for name in ("read_1_threads", "triad_1_threads", "memcpy_1_threads", "tcp", "ping_pong_4_bytes",
+                     "ping_pong_40000_bytes", "mpi_allreduce_2_ranks"):
+            self.assertGreater(values[name], 0)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
