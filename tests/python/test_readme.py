@@ -60,6 +60,14 @@ def test_a_numpy_worker_finds_the_minimum(start, run):
     assert run("numpy, paramd", address, 1) == ["[1. 2. 3.] 200\n"]
 
 
+def test_the_configuration_said_in_the_table_is_valid(tmp_path):
+    said = re.findall(r"`((?:accumulation_steps|loss_scale|schedule): [^`…]+)`", SECTION)
+    assert len(said) == 3
+    file = tmp_path / "train.yaml"
+    file.write_text("\n".join(said))
+    subprocess.run([os.environ["PARAMD"], "--check-config", file], check=True)
+
+
 def test_the_first_program_is_a_matter_of_ten_lines():
     lines = blocks("python")[0].splitlines()
     assert sum(bool(line) for line in lines) <= 11  # the last one only says how it went

@@ -349,6 +349,24 @@ def test_frozen_parameters_stay_here_and_as_they_are(optimize):
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
 
 
+def test_a_parameter_that_thaws_too_late_is_named(optimize):
+    model = mlp()
+    model[0].requires_grad_(False)
+    optimizer = optimize(model)
+    model[2].requires_grad_(False)  # later, and back again
+    backward(model)
+    optimizer.step()
+    model.requires_grad_(True)
+    with pytest.warns(UserWarning, match="parameter '0.weight' was frozen when this optimizer was made") as caught:
+        for _ in range(2):
+            before = model[2].weight.clone()
+            optimizer.zero_grad()
+            backward(model)
+            optimizer.step()
+            assert not torch.equal(model[2].weight, before)
+    assert len([warning for warning in caught if "frozen" in str(warning.message)]) == 1
+
+
 @pytest.mark.filterwarnings("ignore:paramd")
 def test_parameters_without_gradient_are_left_alone(optimize):
     class Partly(torch.nn.Module):
@@ -499,7 +517,11 @@ def test_param_groups_show_the_daemon_s_and_their_rates_in_the_step_taken(optimi
     model = mlp()
     optimizer = optimize(model, GROUPS)
     default, biases = optimizer.param_groups
-    assert (default["name"], default["lr"], default["weight_decay"]) == ("default", 0.1, 0.5)
+    assert {key: default[key] for key in default if key != "params"} == {
+        "name": "default",
+        "lr": 0.1,
+        "weight_decay": 0.5,
+    }
     assert (biases["name"], biases["lr"], biases["weight_decay"]) == ("biases", pytest.approx(0.01), 0)
     assert [id(p) for p in biases["params"]] == [id(model[i].bias) for i in (0, 2, 4)]
     rates = []

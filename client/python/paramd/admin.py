@@ -18,7 +18,8 @@ _REFUSED = 15  # enum paramd_status
 class Admin:
     """An observer of a daemon: asks and tells it things, pushes nothing.
 
-    Each method returns the daemon's answer, the object that ``paramctl --json`` prints.
+    Each method returns the daemon's answer, the object that ``paramctl --json`` prints. Of those that
+    change something, "step" is the first with the change, and "text" says it in words.
 
     Args:
         address: "host:port" of any rank; default $PARAMD_SERVER or "127.0.0.1:7070".
@@ -36,35 +37,56 @@ class Admin:
         self._handle = Handle(address, observer=True, timeout=timeout, connect_timeout=connect_timeout)
 
     def status(self) -> dict[str, Any]:
-        """State, step, learning rates, workers, norms and more."""
+        """All there is to know at a glance.
+
+        Among others: state, step, version, lr, groups [{name, lr, weight_decay, ...}], workers [{id, name, state, step,
+        samples, ...}], shards, effective_batch, loss, grad_norm, clip_scale, loss_scale, skipped_steps,
+        last_skip_reason, uptime_s. What is not known yet is None.
+        """
         return self._handle.admin("status")
 
     def lr(self) -> dict[str, Any]:
-        """The learning rate of each parameter group in the step to come."""
+        """The learning rate of each parameter group in the step to come: step, lr, groups [{name, lr, ...}]."""
         return self._handle.admin("lr")
 
     def step(self) -> dict[str, Any]:
-        """The step, the version of the parameters and the steps skipped."""
+        """Where the training is: step, version (of the parameters), skipped_steps."""
         return self._handle.admin("step")
 
     def history(self, begin: int = 0, count: int = 0) -> dict[str, Any]:
-        """What `count` steps from `begin` on came to; without `begin`, the last ones."""
+        """What `count` steps from `begin` on came to; without `begin`, the last ones.
+
+        Returns:
+            "rows", each with step, lr, grad_norm, clipped_norm, loss, effective_batch, skipped and metrics {name: value};
+            "kept", how many steps there are to ask for.
+        """
         return self._handle.admin("history", begin=begin, count=count)
 
     def schedule(self, begin: int = 0, count: int = 0) -> dict[str, Any]:
-        """The learning rates from step `begin` on; 0: from the next step, as many as the daemon chooses."""
+        """The learning rates from step `begin` on; 0: from the next step, as many as the daemon chooses.
+
+        Returns:
+            begin, groups (their names), and by step a list with a number for each group: lrs, momenta.
+        """
         return self._handle.admin("schedule", begin=begin, count=count)
 
     def workers(self) -> dict[str, Any]:
-        """Who is connected."""
+        """Who trains: workers [{id, name, state, step, samples, ...}]."""
         return self._handle.admin("workers")
 
     def tensors(self) -> dict[str, Any]:
-        """The model, the group of each tensor and the shards that hold it."""
+        """The model, in the order of registration: tensors [{name, shape, elements, group, shards, ...}].
+
+        ``paramd.torch.Optimizer`` registers the last parameter first.
+        """
         return self._handle.admin("tensors")
 
     def set_lr(self, lr: float | None, group: str | None = None) -> dict[str, Any]:
-        """Set the learning rate of a group, or of all; None: return to the schedule."""
+        """Set the learning rate of a group, or of all; None: return to the schedule.
+
+        Raises:
+            InvalidError: there is no such group, or such a rate is not allowed.
+        """
         return self._handle.admin("set-lr", target=group, value=lr)
 
     def lr_find(

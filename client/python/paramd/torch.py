@@ -98,7 +98,7 @@ class Optimizer(torch.optim.Optimizer):
     whole (but not a change through ``.grad.data``: see `overlap`).
 
     A parameter shared by several modules is one tensor. Parameters that need no gradient when this is
-    made are not registered and stay what they are. A parameter whose ``.grad`` is None in every worker
+    made are not registered and stay what they are, also when they need one later. A parameter whose ``.grad`` is None in every worker
     is left alone by a step. Sparse gradients are made dense. The daemon keeps float32 values:
     parameters of other types or devices get them converted.
 
@@ -146,7 +146,7 @@ class Optimizer(torch.optim.Optimizer):
         connect_timeout: float = 10.0,
     ) -> None:
         self._registered = False
-        self._slots = _slots_of(model)
+        self._slots, self._frozen = _slots_of(model)
         self._samples_per_step = samples_per_step
         self._bucket_bytes = bucket_bytes
         self._handle = handle = Handle(
@@ -214,7 +214,10 @@ class Optimizer(torch.optim.Optimizer):
         groups = enumerate(self._handle.admin("lr")["groups"])
         shown = [(index, group) for index, group in groups if group["name"] in members]
         self._group_indices = [index for index, _ in shown]
-        return [{"params": members[group["name"]], **group} for _, group in shown]
+        return [
+            {"params": members[group["name"]], **{key: group[key] for key in ("name", "lr", "weight_decay")}}
+            for _, group in shown
+        ]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Not after registration: a daemon's model does not grow."""
@@ -369,6 +372,7 @@ class Optimizer(torch.optim.Optimizer):
         if scaling:
             raise TypeError(f"step() got an unexpected argument {next(iter(scaling))!r}")
         self._check_rates()
+        self._check_frozen()
         with self._lock:
             info = self._push()
         if info.pulled:
@@ -434,6 +438,15 @@ class Optimizer(torch.optim.Optimizer):
                 "a learning rate set here has no effect: the daemon's configuration has a schedule, and "
                 "paramd.Admin.set_lr changes it",
             )
+
+    def _check_frozen(self) -> None:
+        for name, parameter in self._frozen.items():
+            if parameter.requires_grad:
+                self._warn(
+                    "frozen",
+                    f"parameter {name!r} was frozen when this optimizer was made, so no step changes it; make "
+                    "the optimizer first, or freeze a group in the daemon's configuration",
+                )
 
     def _show_rates(self) -> None:
         rates = self._handle.group_lrs()
@@ -558,22 +571,29 @@ class Optimizer(torch.optim.Optimizer):
             self.close()
 
 
-def _slots_of(model: torch.nn.Module | Iterable[tuple[str, torch.nn.Parameter]]) -> list[_Slot]:
-    """Each parameter that needs a gradient once, the last first: the order in which they become ready."""
+def _slots_of(
+    model: torch.nn.Module | Iterable[tuple[str, torch.nn.Parameter]],
+) -> tuple[list[_Slot], dict[str, torch.nn.Parameter]]:
+    """Each parameter that needs a gradient once, the last first: the order in which they become ready.
+
+    And by name those that need none.
+    """
     named = model.named_parameters() if isinstance(model, torch.nn.Module) else model
     slots: dict[int, _Slot] = {}
+    frozen: dict[str, torch.nn.Parameter] = {}
     for pair in named:
         if isinstance(pair, (torch.Tensor, dict)):
             raise TypeError("pairs of name and parameter are needed, such as module.named_parameters()")
         name, parameter = pair
         if not parameter.requires_grad:
+            frozen[name] = parameter
             continue
         if not parameter.is_floating_point():
             raise ValueError(f"parameter {name!r} is of {parameter.dtype}; allowed: types of floating point")
         slots.setdefault(id(parameter), _Slot(name, parameter))
     if not slots:
         raise ValueError("no parameter needs a gradient")
-    return list(reversed(slots.values()))
+    return list(reversed(slots.values())), frozen
 
 
 def _watch_gradients(parameters: list[torch.nn.Parameter], arrived: Callable[[int], None]) -> list[Any]:
