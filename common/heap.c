@@ -10,8 +10,9 @@
 #include <sys/mman.h>
 
 #define ALIGNMENT_BYTES ((size_t)64)
-/* From here on an array has pages of its own: that of one huge page. */
-#define MAP_BYTES_MIN ((size_t)2 << 20)
+/* From the size of one huge page on an array has pages of its own. */
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
+#define MAP_BYTES_MIN HUGE_PAGE_BYTES
 
 /* Stands in the cache line before each block. */
 struct prelude {
@@ -47,15 +48,29 @@ static struct prelude *prelude_of(void *memory)
     return prelude;
 }
 
-/* Pages the kernel gives when they are first touched, in huge pieces where it can: no single call
- * pays for all of a large array, and one that is never used costs nothing. */
-static void *map_pages(size_t bytes)
+/* What a large array takes: whole huge pages. */
+static size_t mapped_bytes(size_t bytes)
 {
-    void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+    return (bytes + HUGE_PAGE_BYTES - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+}
+
+/* Pages the kernel gives when they are first touched, in huge pieces where it can, so they begin
+ * where one may: no single call pays for all of a large array, and one that is never used costs
+ * nothing. */
+static void *map_pages(size_t whole_bytes)
+{
+    size_t bytes = mapped_bytes(whole_bytes);
+    char *base = mmap(NULL, bytes + HUGE_PAGE_BYTES, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
         return NULL;
     }
+    size_t before = (HUGE_PAGE_BYTES - (uintptr_t)base % HUGE_PAGE_BYTES) % HUGE_PAGE_BYTES;
+    if (before > 0) {
+        (void)munmap(base, before);
+    }
+    (void)munmap(base + before + bytes, HUGE_PAGE_BYTES - before);
+    base += before;
     /* Advice only: without huge pages the memory works as well, more slowly. */
     (void)madvise(base, bytes, MADV_HUGEPAGE);
     return base;
@@ -136,7 +151,7 @@ void pd_heap_free(void *memory)
     atomic_fetch_sub_explicit(&blocks_live, 1, memory_order_relaxed);
     atomic_fetch_sub_explicit(&bytes_live, prelude->bytes, memory_order_relaxed);
     if (prelude->bytes >= MAP_BYTES_MIN) {
-        (void)munmap(prelude, prelude->bytes + ALIGNMENT_BYTES);
+        (void)munmap(prelude, mapped_bytes(prelude->bytes + ALIGNMENT_BYTES));
     } else {
         free(prelude);
     }
