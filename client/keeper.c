@@ -1,10 +1,9 @@
 #include "client/handle.h"
 
 #include "client/socket.h"
+#include "client/thread.h"
 
 #include <errno.h>
-#include <signal.h>
-#include <string.h>
 #include <time.h>
 
 static void sleep_until(struct paramd_client *client, uint64_t wake_ms)
@@ -35,18 +34,11 @@ static void *keep_alive(void *argument)
 
 enum pd_status pd_keeper_start(struct paramd_client *client, struct pd_error *error)
 {
-    sigset_t all;
-    sigset_t before;
+    enum pd_status status =
+        pd_thread_start(&client->keeper, keep_alive, client, "to renew the lease", error);
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int fault = pthread_create(&client->keeper, NULL, keep_alive, client);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (fault != 0) {
-        return pd_error_set(error, PD_ENOMEM, "no thread to renew the lease: %s", strerror(fault));
-    }
-    client->keeping_alive = true;
-    return PD_OK;
+    client->keeping_alive = status == PD_OK;
+    return status;
 }
 
 void pd_keeper_stop(struct paramd_client *client)

@@ -4,9 +4,9 @@
 #include "client/handle.h"
 
 #include "client/socket.h"
+#include "client/thread.h"
 #include "common/assert.h"
 
-#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <time.h>
@@ -60,9 +60,6 @@ static void *overlap_main(void *argument)
 static enum pd_status start_thread(struct paramd_client *client, struct pd_error *error)
 {
     struct pd_overlap *overlap = &client->overlap;
-    sigset_t all;
-    sigset_t before;
-
     if (client->exchange.wake < 0) {
         client->exchange.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     }
@@ -70,15 +67,10 @@ static enum pd_status start_thread(struct paramd_client *client, struct pd_error
         return pd_error_set(error, PD_ENOMEM, "step: no eventfd to wake its thread");
     }
     overlap->has_ended = false;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int fault = pthread_create(&overlap->thread, NULL, overlap_main, client);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (fault != 0) {
-        return pd_error_set(error, PD_ENOMEM, "step: no thread to send with: %s", strerror(fault));
-    }
-    overlap->begun = true;
-    return PD_OK;
+    enum pd_status status =
+        pd_thread_start(&overlap->thread, overlap_main, client, "to send with", error);
+    overlap->begun = status == PD_OK;
+    return status == PD_OK ? PD_OK : pd_error_prefix(error, "step");
 }
 
 static enum pd_status prepare(struct paramd_client *client, const float *const *gradients,

@@ -1,5 +1,6 @@
 /* Registering, pushing and pulling: what a handle does with the lanes, all of them at once. */
 #include "client/handle.h"
+#include "client/parallel.h"
 
 #include "common/assert.h"
 
@@ -53,7 +54,7 @@ static enum pd_status run_lanes(struct paramd_client *client, const struct pd_ca
     do {
         status = attach_lanes(client, error);
         if (status == PD_OK) {
-            status = pd_exchange_run(&client->exchange, call, error);
+            status = pd_parallel_run(&client->exchange, call, error);
         }
         note_acknowledged(client);
     } while (status == PD_OK && pd_requests_settle(client->requests, client->lanes.lane_count) > 0);
