@@ -57,12 +57,12 @@ static void *run_part(void *argument)
 static uint32_t count_parts(const struct pd_exchange *exchange, const struct pd_call *call)
 {
     uint32_t count = 0;
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
 
     for (uint32_t i = 0; i < exchange->connection_count && call->gate == NULL; i++) {
         const struct pd_request *request = exchange->connections[i]->request;
         count += request != NULL && request->lane.element_count >= ELEMENT_COUNT_MIN;
     }
+    long cores = count > 1 ? sysconf(_SC_NPROCESSORS_ONLN) : 1;
     return cores > 0 && count > (uint32_t)cores ? (uint32_t)cores : count;
 }
 
