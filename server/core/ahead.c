@@ -63,19 +63,19 @@ static bool asks_ahead(const struct pd_engine *engine, const struct pd_worker *w
     return asks && contributes(order, worker);
 }
 
-/* Bytes of the next version that are there to be sent in that type. */
-static uint64_t ready_bytes(struct pd_engine *engine, enum pd_dtype dtype, const void **payload)
+/* Bytes that are there to be sent in that type, of a buffer whose first `elements` are final. */
+static uint64_t ready_bytes(struct pd_engine *engine, uint32_t buffer_index, enum pd_dtype dtype,
+                            uint64_t elements, const void **payload)
 {
     struct pd_param_store *store = &engine->store;
-    uint64_t elements = pd_step_next_elements(engine->step);
     uint64_t in_buffer = 0;
     struct pd_error error = {0};
 
     if (dtype != PD_DTYPE_FLOAT32 &&
-        pd_param_store_convert(store, 1 - store->served, dtype, elements, &error) != PD_OK) {
+        pd_param_store_convert(store, buffer_index, dtype, elements, &error) != PD_OK) {
         return 0;
     }
-    *payload = pd_param_store_payload(store, 1 - store->served, dtype, &in_buffer);
+    *payload = pd_param_store_payload(store, buffer_index, dtype, &in_buffer);
     elements = in_buffer < elements ? in_buffer : elements;
     return elements * pd_dtype_bytes(dtype);
 }
@@ -85,7 +85,8 @@ static void begin_sending(struct pd_engine *engine, pd_connection_id connection,
 {
     struct pd_session *session = &engine->sessions[connection];
     const void *payload = NULL;
-    uint64_t ready = ready_bytes(engine, dtype, &payload);
+    uint64_t ready = ready_bytes(engine, 1 - engine->store.served, dtype,
+                                 pd_step_next_elements(engine->step), &payload);
 
     if (ready == 0) {
         return;
@@ -99,11 +100,12 @@ static void begin_sending(struct pd_engine *engine, pd_connection_id connection,
 }
 
 static void go_on_sending(struct pd_engine *engine, pd_connection_id connection,
-                          enum pd_dtype dtype)
+                          uint32_t buffer_index, uint64_t elements)
 {
     struct pd_session *session = &engine->sessions[connection];
     const void *payload = NULL;
-    uint64_t ready = ready_bytes(engine, dtype, &payload);
+    uint64_t ready =
+        ready_bytes(engine, buffer_index, (enum pd_dtype)session->ahead_dtype, elements, &payload);
 
     if (ready > session->ahead_ready) {
         session->ahead_ready = ready;
@@ -128,7 +130,8 @@ void pd_ahead_send(struct pd_engine *engine)
         const struct pd_session *session = &engine->sessions[worker->connection];
         enum pd_dtype dtype = PD_DTYPE_FLOAT32;
         if (session->ahead == PD_SESSION_AHEAD_OPEN) {
-            go_on_sending(engine, worker->connection, (enum pd_dtype)session->ahead_dtype);
+            go_on_sending(engine, worker->connection, 1 - engine->store.served,
+                          pd_step_next_elements(engine->step));
         } else if (!session->sending && asks_ahead(engine, worker, order, &dtype)) {
             begin_sending(engine, worker->connection, dtype);
         }
@@ -184,6 +187,7 @@ static void send_applied(struct pd_engine *engine, pd_connection_id connection)
     const struct pd_pull pull = {.dtype = session->ahead_dtype};
     const struct pd_settled settled = {.applied = true, .pulled = pd_serve_describe(engine, &pull)};
 
+    go_on_sending(engine, connection, engine->store.served, engine->store.lane.element_count);
     session->ahead = PD_SESSION_AHEAD_NONE;
     session->sent_ms = engine->now_ms;
     send_settled(engine, connection, &settled);

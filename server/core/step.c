@@ -34,8 +34,9 @@ struct pd_step_machine {
     bool fused;
     bool ahead;     /* SUM, without an order yet */
     bool collected; /* ahead: every contributor has begun to push here, so the sources are known */
-    uint64_t next_block; /* of the lane in SUM and AVERAGE, else of the shard */
-    uint32_t pass;       /* of the rule, in UPDATE and TENSOR_SUMS */
+    uint64_t turn_elements; /* worked on in this turn */
+    uint64_t next_block;    /* of the lane in SUM and AVERAGE, else of the shard */
+    uint32_t pass;          /* of the rule, in UPDATE and TENSOR_SUMS */
     uint32_t source_count;
     struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
     const struct pd_contribution **contributions; /* what the sources are of */
@@ -350,7 +351,7 @@ static bool turn_combine(struct pd_step_machine *machine)
     const struct pd_range *shard = &machine->store->shard;
     struct pd_source sources[PD_RANK_COUNT_MAX];
 
-    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
+    while (machine->turn_elements < TURN_ELEMENTS && machine->next_block < shard->block_count) {
         const struct pd_block *block = shard_block(machine, machine->next_block);
         uint64_t begin = in_shard(machine, block);
         for (uint32_t i = 0; i < machine->plan->replica_count; i++) {
@@ -363,7 +364,7 @@ static bool turn_combine(struct pd_step_machine *machine)
         pd_reduce_block(machine->gradient + begin, sources, machine->plan->replica_count,
                         block->element_count);
         measure_block(machine, machine->next_block);
-        done += block->element_count;
+        machine->turn_elements += block->element_count;
         machine->next_block++;
     }
     return machine->next_block == shard->block_count;
@@ -521,14 +522,14 @@ static bool turn_estimate(struct pd_step_machine *machine)
 {
     const struct pd_range *shard = &machine->store->shard;
 
-    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
+    while (machine->turn_elements < TURN_ELEMENTS && machine->next_block < shard->block_count) {
         const struct pd_block *block = shard_block(machine, machine->next_block);
         if (!rests(machine, block->tensor_index)) {
             struct pd_optimizer_block view = optimizer_block(machine, block);
             pd_optimizer_state_estimate(
                 pd_optimizer_state_of(&machine->optimizer_state, block->tensor_index), &view);
         }
-        done += block->element_count;
+        machine->turn_elements += block->element_count;
         machine->next_block++;
     }
     return machine->next_block == shard->block_count;
@@ -606,13 +607,13 @@ static bool turn_average(struct pd_step_machine *machine)
     struct pd_param_buffer *spare = &machine->store->buffers[1 - machine->store->served];
     double weight = pd_average_weight(&machine->config->average, machine->order->optimizer_step);
 
-    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < lane->block_count;) {
+    while (machine->turn_elements < TURN_ELEMENTS && machine->next_block < lane->block_count) {
         const struct pd_block *block =
             &machine->plan->blocks[lane->block_begin + machine->next_block];
         uint64_t begin = in_lane(machine, block);
         pd_average_block(spare->average + begin, served->average + begin, spare->parameters + begin,
                          weight, block->element_count);
-        done += block->element_count;
+        machine->turn_elements += block->element_count;
         machine->next_block++;
     }
     return machine->next_block == lane->block_count;
@@ -662,7 +663,7 @@ static void turn_sum(struct pd_step_machine *machine, uint64_t end)
 {
     const struct pd_range *lane = &machine->store->lane;
 
-    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < end;) {
+    while (machine->turn_elements < TURN_ELEMENTS && machine->next_block < end) {
         const struct pd_block *block =
             &machine->plan->blocks[lane->block_begin + machine->next_block];
         sum_block(machine, block);
@@ -672,7 +673,7 @@ static void turn_sum(struct pd_step_machine *machine, uint64_t end)
         if (machine->fused) {
             update_block(machine, machine->next_block);
         }
-        done += block->element_count;
+        machine->turn_elements += block->element_count;
         machine->next_block++;
     }
 }
@@ -681,13 +682,13 @@ static bool turn_update(struct pd_step_machine *machine)
 {
     const struct pd_range *shard = &machine->store->shard;
 
-    for (uint64_t done = 0; done < TURN_ELEMENTS && machine->next_block < shard->block_count;) {
+    while (machine->turn_elements < TURN_ELEMENTS && machine->next_block < shard->block_count) {
         const struct pd_block *block = shard_block(machine, machine->next_block);
         update_block(machine, machine->next_block);
         if (machine->pass + 1 == machine->sums.pass_count) {
             finish_block(machine, block);
         }
-        done += block->element_count;
+        machine->turn_elements += block->element_count;
         machine->next_block++;
     }
     return machine->next_block == shard->block_count;
@@ -760,6 +761,7 @@ bool pd_step_work_ahead(struct pd_step_machine *machine)
         return false;
     }
     uint64_t end = blocks_in(machine);
+    machine->turn_elements = 0;
     turn_sum(machine, end);
     return machine->next_block < end;
 }
@@ -910,7 +912,7 @@ static enum pd_step_want leave_update(struct pd_step_machine *machine)
     return PD_STEP_WANTS_COLLECTIVE;
 }
 
-enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
+static enum pd_step_want advance_once(struct pd_step_machine *machine)
 {
     switch (machine->state) {
     case PD_STEP_BUFFER:
@@ -957,6 +959,17 @@ enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
         break;
     }
     return PD_STEP_WANTS_NOTHING;
+}
+
+enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
+{
+    enum pd_step_want want = PD_STEP_WANTS_WORK;
+
+    machine->turn_elements = 0;
+    while (want == PD_STEP_WANTS_WORK && machine->turn_elements < TURN_ELEMENTS) {
+        want = advance_once(machine);
+    }
+    return want;
 }
 
 const struct pd_collective *pd_step_collective(const struct pd_step_machine *machine)

@@ -98,7 +98,7 @@ enum pd_step_want {
     PD_STEP_WANTS_NOTHING,    /* DONE: after a step, the store serves the next version */
 };
 
-/* Do one turn of work: about PD_STEP_TURN_ELEMENTS elements. */
+/* Do one turn of work, through as many states as fit in it. */
 PD_MUST_CHECK
 enum pd_step_want pd_step_advance(struct pd_step_machine *machine);
 
