@@ -87,6 +87,48 @@ START_TEST(micro_batch_out_of_range_or_order_is_refused)
 }
 END_TEST
 
+/* In the order of a push's life; an element counts when all of its bytes are in. */
+START_TEST(elements_of_a_single_push_are_in_as_their_bytes_are)
+{
+    struct pd_push push = push_of(7, 0, true, 1);
+    push.dtype = PD_DTYPE_BFLOAT16;
+    ck_assert(!pd_contribution_is_single(&contribution, 7));
+    ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 0);
+    pd_contribution_begin(&contribution, &push);
+    ck_assert(pd_contribution_is_single(&contribution, 7));
+    ck_assert(!pd_contribution_is_single(&contribution, 6));
+    ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 0);
+    pd_contribution_receive(&contribution, 7);
+    ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 3);
+    pd_contribution_drop_payload(&contribution);
+    ck_assert(!pd_contribution_is_single(&contribution, 7));
+    ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 0);
+
+    pd_contribution_begin(&contribution, &push);
+    ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 0);
+    pd_contribution_finish_payload(&contribution);
+    ck_assert(pd_contribution_is_single(&contribution, 7));
+    ck_assert_uint_eq(pd_contribution_elements_in(&contribution), COUNT);
+    pd_contribution_release(&contribution);
+    ck_assert(!pd_contribution_is_single(&contribution, 7));
+    ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 0);
+}
+END_TEST
+
+START_TEST(one_of_several_micro_batches_is_no_single_push)
+{
+    const struct pd_push first = push_of(7, 0, false, 1);
+    const struct pd_push last = push_of(7, 1, true, 1);
+    pd_contribution_begin(&contribution, &first);
+    ck_assert(!pd_contribution_is_single(&contribution, 7));
+    pd_contribution_drop_payload(&contribution);
+    take(&first, 1);
+    take(&last, 2);
+    ck_assert_int_eq(contribution.state, PD_CONTRIBUTION_HELD);
+    ck_assert(!pd_contribution_is_single(&contribution, 7));
+}
+END_TEST
+
 START_TEST(accepted_push_is_a_duplicate_from_then_on)
 {
     struct pd_push push = push_of(4, 0, false, 1);
@@ -219,6 +261,8 @@ int main(void)
     tcase_add_test(tests, push_of_the_step_in_collection_is_accepted);
     tcase_add_test(tests, push_from_the_past_or_the_future_is_refused);
     tcase_add_test(tests, micro_batch_out_of_range_or_order_is_refused);
+    tcase_add_test(tests, elements_of_a_single_push_are_in_as_their_bytes_are);
+    tcase_add_test(tests, one_of_several_micro_batches_is_no_single_push);
     tcase_add_test(tests, accepted_push_is_a_duplicate_from_then_on);
     tcase_add_test(tests, half_received_push_leaves_no_trace);
     tcase_add_test(tests, micro_batch_waits_while_the_one_before_is_added);

@@ -3,6 +3,7 @@
 
 #include <check.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -96,6 +97,108 @@ START_TEST(step_without_samples_is_skipped_with_its_reason)
     ck_assert_uint_eq(f.engine->store.version, 1);
     ck_assert_uint_eq(f.engine->skipped_steps, 1);
     ck_assert_str_eq(f.engine->leader->last_skip_reason, "step 0: no worker had samples");
+}
+END_TEST
+
+/* Rank 0 of two, in direct aggregation, with a worker on connection 3; nothing was sent yet. */
+static void lead_two_ranks(const char *more)
+{
+    char config[256];
+    snprintf(config, sizeof config, "aggregation: direct\nblock_size: 4\n%s", more);
+    fixture_init(&f, 0, 2, config);
+    fixture_link_ranks(&f);
+    (void)fixture_join(&f, 3, "a");
+    struct pd_message offer = {.kind = PD_MESSAGE_REGISTER, .registration = {.tensors = f.model}};
+    fixture_say(&f, 3, &offer, 0);
+    fixture_ranks_execute(&f);
+    struct pd_message values = {.kind = PD_MESSAGE_VALUES,
+                                .values = {.element_count = f.engine->store.lane.element_count}};
+    fixture_say(&f, 3, &values, values.values.element_count * sizeof(float));
+    fixture_payload(&f, 3, NULL, 0, true);
+    struct pd_message report = {.kind = PD_MESSAGE_REPORT, .report = {.kind = PD_REPORT_VALUES}};
+    fixture_say(&f, RANK_1, &report, 0);
+    fixture_ranks_execute(&f);
+    ck_assert(f.engine->store.has_version);
+    fixture_forget(&f);
+}
+
+static void begin_push(uint64_t samples)
+{
+    struct pd_message push = {.kind = PD_MESSAGE_PUSH,
+                              .push = {.last = true,
+                                       .samples = samples,
+                                       .element_count = f.engine->store.lane.element_count}};
+    fixture_say(&f, 3, &push, push.push.element_count * sizeof(float));
+}
+
+/* The push is whole on both ranks; the other one says it was of so many samples. */
+static void end_push(uint64_t samples)
+{
+    struct pd_message report = {
+        .kind = PD_MESSAGE_REPORT,
+        .report = {.kind = PD_REPORT_CONTRIBUTED, .last = true, .samples = samples}};
+    fixture_payload(&f, 3, NULL, 0, true);
+    fixture_say(&f, RANK_1, &report, 0);
+    fixture_ranks_execute(&f);
+}
+
+/* The last order of that kind that rank 1 was sent. */
+static const struct pd_order *order_sent(enum pd_order_kind kind)
+{
+    const struct pd_order *order = NULL;
+    for (uint32_t i = 0; i < f.sent_count; i++) {
+        const struct pd_message *message = f.sent[i].message;
+        if (f.sent[i].connection == RANK_1 && message->kind == PD_MESSAGE_ORDER &&
+            message->order.kind == kind) {
+            order = &message->order;
+        }
+    }
+    return order;
+}
+
+START_TEST(step_is_foreseen_as_soon_as_everybody_has_begun_to_push)
+{
+    lead_two_ranks("compute_ahead: 1\noptimizer: {name: sgd, lr: 0.5}\n");
+    begin_push(3);
+    const struct pd_order *ahead = order_sent(PD_ORDER_AHEAD);
+    ck_assert_ptr_nonnull(ahead);
+    ck_assert_uint_eq(ahead->step, 0);
+    ck_assert_uint_eq(ahead->contributor_count, 1);
+    ck_assert_double_eq(ahead->weights[0], 1.0);
+    ck_assert_double_eq(ahead->lrs[0], 0.5);
+    ck_assert_ptr_null(order_sent(PD_ORDER_STEP));
+    fixture_ranks_execute(&f);
+    end_push(3);
+    ck_assert_uint_eq(fixture_count(&f, RANK_1, PD_MESSAGE_ORDER), 2);
+    ck_assert_ptr_nonnull(order_sent(PD_ORDER_STEP));
+    ck_assert(order_sent(PD_ORDER_STEP)->foreseen);
+}
+END_TEST
+
+START_TEST(step_is_not_as_foreseen_when_anything_it_takes_has_changed)
+{
+    struct pd_message admin = {.kind = PD_MESSAGE_ADMIN,
+                               .admin = {.command = "set-lr", .has_value = true, .value = 0.25}};
+    lead_two_ranks("compute_ahead: 1\noptimizer: {name: sgd, lr: 0.5}\n");
+    fixture_greet(&f, 4);
+    begin_push(3);
+    ck_assert_ptr_nonnull(order_sent(PD_ORDER_AHEAD));
+    fixture_ranks_execute(&f);
+    fixture_say(&f, 4, &admin, 0);
+    ck_assert_int_eq(fixture_last(&f, 4)->kind, PD_MESSAGE_ADMIN_REPLY);
+    end_push(3);
+    ck_assert(!order_sent(PD_ORDER_STEP)->foreseen);
+    ck_assert_double_eq(order_sent(PD_ORDER_STEP)->lrs[0], 0.25);
+}
+END_TEST
+
+START_TEST(nothing_is_foreseen_when_it_may_not_or_would_be_skipped)
+{
+    lead_two_ranks(_i == 0 ? "compute_ahead: 0\n" : "compute_ahead: 1\n");
+    begin_push(_i == 0 ? 3 : 0);
+    ck_assert_ptr_null(order_sent(PD_ORDER_AHEAD));
+    end_push(_i == 0 ? 3 : 0);
+    ck_assert(!order_sent(PD_ORDER_STEP)->foreseen);
 }
 END_TEST
 
@@ -232,6 +335,9 @@ int main(void)
     tcase_add_loop_test(tests, rate_scales_with_the_effective_batch, 0, 3);
     tcase_add_test(tests, schedule_counts_applied_steps_only);
     tcase_add_test(tests, step_without_samples_is_skipped_with_its_reason);
+    tcase_add_test(tests, step_is_foreseen_as_soon_as_everybody_has_begun_to_push);
+    tcase_add_test(tests, step_is_not_as_foreseen_when_anything_it_takes_has_changed);
+    tcase_add_loop_test(tests, nothing_is_foreseen_when_it_may_not_or_would_be_skipped, 0, 2);
     tcase_add_test(tests, paused_step_closes_on_resume);
     tcase_add_test(tests, start_says_which_ranks_it_waits_for);
     tcase_add_test(tests, rank_that_is_gone_ends_the_job);

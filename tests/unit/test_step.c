@@ -4,6 +4,7 @@
 #include "server/core/step.h"
 
 #include <check.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,7 +38,12 @@ struct job {
     struct pd_shard_plan *plan;
     uint32_t rank_count;
     struct rank ranks[RANK_COUNT_MAX];
-    uint32_t gather_count; /* collectives of the last step */
+    uint32_t gather_count;     /* collectives of the last step */
+    bool ahead;                /* steps are begun before their order */
+    bool forgets;              /* every second of them for nothing */
+    uint32_t nan_step;         /* in which the last element is no number */
+    uint64_t ahead_count;      /* elements brought on while gradients were coming in */
+    struct pd_order *foreseen; /* lent to the ranks until they have the step's order */
 };
 
 /* The same number for the same place, about 0 and of every size from 1e-3 to 1. */
@@ -84,6 +90,7 @@ static void job_init(struct job *job, const char *text, uint32_t rank_count)
 
     memset(job, 0, sizeof *job);
     job->rank_count = rank_count;
+    job->nan_step = UINT32_MAX;
     ck_assert_msg(pd_config_create(&job->config, "test", text, NULL, 0, &error) == PD_OK, "%s",
                   error.message);
     ck_assert_int_eq(pd_tensor_list_init(&job->model, TENSOR_COUNT, &error), PD_OK);
@@ -110,29 +117,114 @@ static void job_finish(struct job *job)
         pd_heap_free(job->ranks[i].roster);
         pd_param_store_finish(&job->ranks[i].store);
     }
+    pd_heap_free(job->foreseen);
     pd_shard_plan_destroy(job->plan);
     pd_tensor_list_finish(&job->model);
     pd_config_destroy(job->config);
 }
 
-/* What the workers have pushed to one rank for a step: gradients, or estimates of the Hessian. */
-static void push(struct rank *rank, uint32_t step, bool hessian)
+static struct pd_contribution *contribution_of(struct rank *rank, uint32_t worker, bool hessian)
+{
+    return pd_roster_contribution(pd_roster_find(rank->roster, worker), hessian);
+}
+
+/* The workers begin to push to one rank: what is not in yet may be anything. */
+static void announce(struct rank *rank, uint32_t step, bool hessian)
 {
     for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
-        struct pd_contribution *contribution =
-            pd_roster_contribution(pd_roster_find(rank->roster, worker), hessian);
+        struct pd_contribution *contribution = contribution_of(rank, worker, hessian);
         struct pd_push *header = pd_heap_zalloc(1, sizeof *header);
         header->step = step;
         header->last = true;
         header->samples = 1;
         pd_contribution_begin(contribution, header);
-        for (uint64_t i = 0; i < contribution->element_count; i++) {
-            ((float *)contribution->payload)[i] =
-                noise(step, worker + 1 + 100 * hessian, rank->store.lane.element_begin + i);
-        }
-        pd_contribution_finish_payload(contribution);
+        memset(contribution->payload, 0xff, contribution->element_count * sizeof(float));
         pd_heap_free(header);
     }
+}
+
+/* The elements before `end` of one worker's push are in. */
+static void receive(const struct job *job, struct rank *rank, uint32_t step, uint32_t worker,
+                    bool hessian, uint64_t end)
+{
+    struct pd_contribution *contribution = contribution_of(rank, worker, hessian);
+    float *elements = contribution->payload;
+
+    for (uint64_t i = contribution->received / sizeof(float); i < end; i++) {
+        uint64_t element = rank->store.lane.element_begin + i;
+        elements[i] = noise(step, worker + 1 + 100 * hessian, element);
+        if (!hessian && step == job->nan_step && element + 1 == job->model.element_count) {
+            elements[i] = NAN;
+        }
+    }
+    pd_contribution_receive(contribution, end * sizeof(float));
+}
+
+/* All of the pushes is in: gradients, or estimates of the Hessian. */
+static void end_pushes(const struct job *job, struct rank *rank, uint32_t step, bool hessian)
+{
+    for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
+        receive(job, rank, step, worker, hessian, rank->store.lane.element_count);
+        pd_contribution_finish_payload(contribution_of(rank, worker, hessian));
+    }
+}
+
+/* Bytes come in, from the second worker later than from the first: a rank takes what is in from
+ * both, and nothing that is not. The last quarter is still to come. */
+static void work_ahead(struct job *job, struct rank *rank, uint32_t step)
+{
+    uint64_t count = rank->store.lane.element_count;
+
+    for (uint64_t quarter = 1; quarter <= 3; quarter++) {
+        receive(job, rank, step, 0, false, count * quarter / 4);
+        ck_assert(!pd_step_work_ahead(rank->step));
+        receive(job, rank, step, 1, false, count * (2 * quarter - 1) / 8);
+        while (pd_step_work_ahead(rank->step)) {
+        }
+        ck_assert_uint_le(pd_step_next_elements(rank->step), count * (2 * quarter - 1) / 8);
+    }
+    job->ahead_count += pd_step_next_elements(rank->step);
+}
+
+static bool is_forgotten(const struct job *job, uint64_t step)
+{
+    return job->forgets && step % 2 == 0;
+}
+
+/* Push, and have each rank do what it can before the order is there; `step` is foreseen, but for
+ * the rate where it is to be forgotten. */
+static void begin_ahead(struct job *job, const struct pd_order *step)
+{
+    struct pd_order *ahead = pd_heap_zalloc(1, sizeof *ahead);
+    bool forgets = is_forgotten(job, step->step);
+
+    *ahead = *step;
+    ahead->kind = PD_ORDER_AHEAD;
+    ahead->lrs[0] *= forgets ? 3.0 : 1.0;
+    for (uint32_t i = 0; i < job->rank_count; i++) {
+        struct rank *rank = &job->ranks[i];
+        announce(rank, (uint32_t)step->step, false);
+        if (!pd_step_may_go_ahead(job->config, job->plan, rank->store.lane.element_count)) {
+            continue;
+        }
+        ck_assert(pd_step_foresee(rank->step, ahead));
+        work_ahead(job, rank, (uint32_t)step->step);
+        if (forgets) {
+            pd_step_forget(rank->step);
+            ck_assert_int_eq(pd_step_state(rank->step), PD_STEP_IDLE);
+        }
+    }
+    for (uint32_t i = 0; i < job->rank_count; i++) {
+        struct rank *rank = &job->ranks[i];
+        end_pushes(job, rank, (uint32_t)step->step, false);
+        if (pd_step_state(rank->step) == PD_STEP_IDLE) {
+            continue;
+        }
+        while (pd_step_work_ahead(rank->step)) {
+        }
+    }
+    pd_heap_free(job->foreseen);
+    job->foreseen = ahead;
 }
 
 /* Carry out the gather that every rank has come to. */
@@ -170,17 +262,26 @@ static enum pd_step_want work(struct job *job)
 /* Have all workers push for the order and carry it out. */
 static void carry_out(struct job *job, const struct pd_order *order)
 {
+    bool hessian = order->kind == PD_ORDER_HESSIAN;
+    bool nan = !hessian && order->step == job->nan_step;
+
     job->gather_count = 0;
+    if (job->ahead && !hessian) {
+        begin_ahead(job, order);
+    }
     for (uint32_t i = 0; i < job->rank_count; i++) {
-        push(&job->ranks[i], (uint32_t)order->step, order->kind == PD_ORDER_HESSIAN);
+        if (!job->ahead || hessian) {
+            announce(&job->ranks[i], (uint32_t)order->step, hessian);
+            end_pushes(job, &job->ranks[i], (uint32_t)order->step, hessian);
+        }
         pd_step_begin(job->ranks[i].step, order);
     }
     while (work(job) == PD_STEP_WANTS_COLLECTIVE) {
         gather(job);
     }
     for (uint32_t i = 0; i < job->rank_count; i++) {
-        ck_assert(!pd_step_nonfinite(job->ranks[i].step));
-        ck_assert(!pd_step_finish(job->ranks[i].step).skipped);
+        ck_assert_int_eq(pd_step_nonfinite(job->ranks[i].step), nan);
+        ck_assert_int_eq(pd_step_finish(job->ranks[i].step).skipped, nan);
     }
 }
 
@@ -202,6 +303,7 @@ static void job_step(struct job *job, uint32_t step)
     for (uint32_t group = 0; group < order->lr_count; group++) {
         order->lrs[group] = job->config->groups[group].hyper.lr;
     }
+    order->foreseen = job->ahead && !is_forgotten(job, step);
     if (step == ABSENT_STEP) {
         pd_tensor_set_add(&order->absent, 1);
     }
@@ -214,24 +316,29 @@ static void job_step(struct job *job, uint32_t step)
     pd_heap_free(order);
 }
 
-/* The parameters after all steps, of the whole model. */
+/* The parameters after all steps, of the whole model; then the job is over. */
+static float *run_job(struct job *job, uint64_t *count)
+{
+    for (uint32_t step = 0; step < STEP_COUNT; step++) {
+        job_step(job, step);
+    }
+    *count = job->model.element_count;
+    float *parameters = pd_heap_zalloc(*count, sizeof *parameters);
+    for (uint32_t i = 0; i < job->rank_count; i++) {
+        memcpy(parameters + job->ranks[i].store.lane.element_begin,
+               pd_param_store_served(&job->ranks[i].store),
+               job->ranks[i].store.lane.element_count * sizeof *parameters);
+    }
+    job_finish(job);
+    return parameters;
+}
+
 static float *train(const char *text, uint32_t rank_count, uint64_t *count)
 {
     struct job job;
 
     job_init(&job, text, rank_count);
-    for (uint32_t step = 0; step < STEP_COUNT; step++) {
-        job_step(&job, step);
-    }
-    *count = job.model.element_count;
-    float *parameters = pd_heap_zalloc(*count, sizeof *parameters);
-    for (uint32_t i = 0; i < rank_count; i++) {
-        memcpy(parameters + job.ranks[i].store.lane.element_begin,
-               pd_param_store_served(&job.ranks[i].store),
-               job.ranks[i].store.lane.element_count * sizeof *parameters);
-    }
-    job_finish(&job);
-    return parameters;
+    return run_job(&job, count);
 }
 
 /* Clips for every group: frozen, alone in another norm, by value, alone without limit. */
@@ -344,6 +451,175 @@ START_TEST(a_frozen_tensor_has_no_state)
 }
 END_TEST
 
+/* ---- Ahead of the order ---- */
+
+/* Some rest, some are cut by value: none of that keeps a step from going all the way. */
+#define AHEAD_GROUPS                                                                               \
+    "groups: [{match: fc, frozen: true}, {match: \"[bs]*\", clip: {value: 0.1}}], "                \
+    "ema: {decay: 0.9}"
+
+/* Whether parameters are brought on while gradients come in. */
+static bool goes_all_the_way(const struct pd_config *config)
+{
+    for (uint32_t group = 0; group < config->group_count; group++) {
+        if (pd_optimizer_pass_count(config->optimizer, &config->groups[group].hyper) > 1) {
+            return false;
+        }
+    }
+    return config->optimizer->vector_count == NULL && config->optimizer->estimate == NULL;
+}
+
+/* Every rule, with a step that is absent for a tensor and one that is not finite: on all ranks, and
+ * where some ranks hold too little to go ahead. */
+START_TEST(a_step_begun_ahead_or_forgotten_makes_the_same_bits)
+{
+    static const struct {
+        uint32_t rank_count;
+        uint32_t compute_ahead;
+        bool forgets;
+    } cases[] = {{1, 1, false}, {3, 1, false}, {3, 1, true}, {7, 1, true}, {7, 450, false}};
+    const char *name = pd_optimizer_at((size_t)_i)->name;
+    struct job job;
+    uint64_t count;
+    char text[512];
+
+    snprintf(text, sizeof text,
+             "{aggregation: direct, block_size: 64, compute_ahead: 0, optimizer: {name: %s}, %s}",
+             name, AHEAD_GROUPS);
+    job_init(&job, text, 1);
+    job.nan_step = 2;
+    float *expected = run_job(&job, &count);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        snprintf(text, sizeof text,
+                 "{aggregation: direct, block_size: 64, compute_ahead: %u, "
+                 "optimizer: {name: %s}, %s}",
+                 cases[i].compute_ahead, name, AHEAD_GROUPS);
+        job_init(&job, text, cases[i].rank_count);
+        bool all_the_way = goes_all_the_way(job.config);
+        job.nan_step = 2;
+        job.ahead = true;
+        job.forgets = cases[i].forgets;
+        float *actual = run_job(&job, &count);
+        ck_assert_int_eq(job.ahead_count > 0, all_the_way);
+        ck_assert_mem_eq(actual, expected, count * sizeof *actual);
+        pd_heap_free(actual);
+    }
+    pd_heap_free(expected);
+}
+END_TEST
+
+/* Sums go ahead with any clip and rule; with a norm, Lookahead or more than a pass, parameters do
+ * not. */
+START_TEST(what_needs_more_than_a_block_only_sums_ahead)
+{
+    static const char *const parts[] = {
+        "clip: {norm: 0.5}, optimizer: {name: adamw}",
+        "optimizer: {name: adamw}, groups: [{match: bias, clip: {norm: 0.1}}]",
+        "optimizer: {name: adamw}, lookahead: {k: 2}",
+        "optimizer: {name: adamw, state_bits: 8}",
+        "optimizer: {name: lion}, groups: [{match: bias, caution: true}]",
+    };
+    struct job job;
+    uint64_t count;
+    char text[512];
+
+    snprintf(text, sizeof text, "{aggregation: direct, block_size: 256, compute_ahead: 0, %s}",
+             parts[_i]);
+    float *expected = train(text, 1, &count);
+    snprintf(text, sizeof text, "{aggregation: direct, block_size: 256, compute_ahead: 1, %s}",
+             parts[_i]);
+    job_init(&job, text, 2);
+    job.ahead = true;
+    float *actual = run_job(&job, &count);
+    ck_assert_uint_eq(job.ahead_count, 0);
+    ck_assert_mem_eq(actual, expected, count * sizeof *actual);
+    pd_heap_free(actual);
+    pd_heap_free(expected);
+}
+END_TEST
+
+/* All that a step changes of one rank. */
+static void keep_everything(struct rank *rank, struct pd_snapshot *snapshot)
+{
+    struct pd_error error = {0};
+
+    memset(snapshot, 0, sizeof *snapshot);
+    pd_param_store_list(&rank->store, rank->store.served, snapshot);
+    pd_step_list_state(rank->step, snapshot);
+    ck_assert_int_eq(pd_snapshot_keep(snapshot, &error), PD_OK);
+    ck_assert(pd_snapshot_copy(snapshot, UINT64_MAX));
+}
+
+START_TEST(a_forgotten_step_leaves_parameters_and_state_untouched)
+{
+    struct pd_order *ahead = pd_heap_zalloc(1, sizeof *ahead);
+    struct pd_snapshot before;
+    struct pd_snapshot after;
+    struct job job;
+
+    job_init(&job,
+             "{aggregation: direct, block_size: 64, compute_ahead: 1, ema: {decay: 0.9}, "
+             "optimizer: {name: adamw, amsgrad: true}}",
+             1);
+    job.ahead = true;
+    job_step(&job, 0);
+    struct rank *rank = &job.ranks[0];
+    *ahead = *job.foreseen;
+    ahead->step = 1;
+    ahead->optimizer_step = 1;
+    keep_everything(rank, &before);
+    announce(rank, 1, false);
+    ck_assert(pd_step_foresee(rank->step, ahead));
+    end_pushes(&job, rank, 1, false);
+    while (pd_step_work_ahead(rank->step)) {
+    }
+    ck_assert_uint_eq(pd_step_next_elements(rank->step), job.model.element_count);
+    pd_step_forget(rank->step);
+    ck_assert_uint_eq(pd_step_next_elements(rank->step), 0);
+    keep_everything(rank, &after);
+    ck_assert_uint_eq(after.copy_bytes, before.copy_bytes);
+    ck_assert_mem_eq(after.copy, before.copy, before.copy_bytes);
+    pd_snapshot_finish(&after);
+    pd_snapshot_finish(&before);
+    pd_heap_free(ahead);
+    job_finish(&job);
+}
+END_TEST
+
+START_TEST(a_step_is_not_begun_ahead_where_the_version_before_is_still_read)
+{
+    struct pd_order *ahead = pd_heap_zalloc(1, sizeof *ahead);
+    struct job job;
+
+    job_init(&job, "{aggregation: direct, compute_ahead: 1}", 1);
+    ahead->kind = PD_ORDER_AHEAD;
+    job.ranks[0].store.buffers[1].users = 1;
+    ck_assert(!pd_step_foresee(job.ranks[0].step, ahead));
+    ck_assert_int_eq(pd_step_state(job.ranks[0].step), PD_STEP_IDLE);
+    job.ranks[0].store.buffers[1].users = 0;
+    ck_assert(pd_step_foresee(job.ranks[0].step, ahead));
+    pd_step_forget(job.ranks[0].step);
+    pd_heap_free(ahead);
+    job_finish(&job);
+}
+END_TEST
+
+START_TEST(state_is_kept_twice_only_where_steps_go_all_the_way)
+{
+    const size_t state_bytes = 2 * 3146 * sizeof(float);
+    const size_t block_bytes = 64 * sizeof(float);
+    size_t once = bytes_of("{block_size: 64, compute_ahead: 0, optimizer: {name: adamw}}");
+
+    ck_assert_uint_eq(bytes_of("{block_size: 64, compute_ahead: 3146, optimizer: {name: adamw}}"),
+                      once + state_bytes + block_bytes);
+    ck_assert_uint_eq(bytes_of("{block_size: 64, compute_ahead: 3147, optimizer: {name: adamw}}"),
+                      once);
+    ck_assert_uint_eq(bytes_of("{block_size: 64, compute_ahead: 1, clip: {norm: 1}, "
+                               "optimizer: {name: adamw}}"),
+                      once);
+}
+END_TEST
+
 START_TEST(ranks_gather_sums_only_for_hyperparameters_that_need_them)
 {
     static const struct {
@@ -372,6 +648,15 @@ START_TEST(ranks_gather_sums_only_for_hyperparameters_that_need_them)
 }
 END_TEST
 
+static int optimizer_count(void)
+{
+    int count = 0;
+    while (pd_optimizer_at((size_t)count) != NULL) {
+        count++;
+    }
+    return count;
+}
+
 int main(void)
 {
     Suite *suite = suite_create("step");
@@ -383,6 +668,12 @@ int main(void)
     tcase_add_loop_test(tests, a_tensor_without_a_gradient_stays_as_it_is, 0, RULE_COUNT);
     tcase_add_loop_test(tests, a_frozen_tensor_stays_as_it_is, 0, RULE_COUNT);
     tcase_add_test(tests, a_frozen_tensor_has_no_state);
+    tcase_add_loop_test(tests, a_step_begun_ahead_or_forgotten_makes_the_same_bits, 0,
+                        optimizer_count());
+    tcase_add_loop_test(tests, what_needs_more_than_a_block_only_sums_ahead, 0, 5);
+    tcase_add_test(tests, a_forgotten_step_leaves_parameters_and_state_untouched);
+    tcase_add_test(tests, a_step_is_not_begun_ahead_where_the_version_before_is_still_read);
+    tcase_add_test(tests, state_is_kept_twice_only_where_steps_go_all_the_way);
     tcase_add_loop_test(tests, ranks_gather_sums_only_for_hyperparameters_that_need_them, 0, 10);
     suite_add_tcase(suite, tests);
 
