@@ -55,6 +55,50 @@ def test_workers_are_averaged_by_their_samples(start, together):
         assert parameters["bias"] == -0.5 * (1 * 1 + 5 * 3) / 4
 
 
+SOPHIA = {"optimizer": {"name": "sophia_g", "lr": 0.1, "betas": [0, 0.75], "rho": 0.04, "bs": 100, "weight_decay": 0}}
+
+
+def test_an_estimate_of_the_hessian_comes_with_the_step_that_follows(start, together):
+    address = start({**SOPHIA, "workers": {"expected": 2}}, 2).address
+
+    def work(name, estimate, samples):
+        with paramd.Client(address, name=name) as client:
+            client.register(ones())
+            if estimate is not None:
+                client.push_hessian({"weight": np.full((3, 2), estimate)}, samples=samples)
+            return client.step({"weight": np.ones((3, 2)), "bias": np.float32(1)}, samples=1)
+
+    for parameters in together(lambda: work("a", 1, 3), lambda: work("b", 5, 1)):
+        # h is 0.25 * 2^2, and a step lr * 1 / (0.04 * 100 * h); without any it is cut to lr.
+        np.testing.assert_allclose(parameters["weight"], np.full((3, 2), 1 - 0.1 / 4), rtol=1e-6)
+        np.testing.assert_allclose(parameters["bias"], -0.1, rtol=1e-6)
+
+
+def test_an_estimate_is_refused_where_it_has_no_use_or_no_place(start):
+    with paramd.Client(start(SGD).address) as client:
+        client.register(ones())
+        with pytest.raises(paramd.RefusedError, match="hessian of step 0: the optimizer, sgd, makes no use"):
+            client.push_hessian({"bias": 1.0}, samples=1)
+        client.step({"bias": np.float32(1)}, samples=1)
+    with paramd.Client(start(SOPHIA).address) as client:
+        client.register(ones())
+        client.push_hessian({"bias": 1.0}, samples=1)
+        with pytest.raises(paramd.StepError, match="the estimate for step 0 is complete"):
+            client.push_hessian({"bias": 1.0}, samples=1)
+        client.step({"bias": np.float32(1)}, samples=1)
+        client.push_hessian({"bias": 1.0}, samples=1)
+
+
+def test_micro_batches_of_an_estimate_are_counted_apart_from_those_of_the_gradient(start):
+    with paramd.Client(start({**SOPHIA, "accumulation_steps": 2}).address) as client:
+        client.register(ones())
+        client.push({"bias": np.float32(1)}, samples=1)
+        client.push_hessian({"bias": 1.0}, samples=1)
+        client.push_hessian({"bias": 3.0}, samples=1)
+        parameters = client.step({"bias": np.float32(1)}, samples=1)
+        np.testing.assert_allclose(parameters["bias"], -0.1 / 4, rtol=1e-6)
+
+
 def test_a_second_worker_gets_the_current_parameters_not_its_own(start):
     address = start(SGD).address
     with paramd.Client(address) as first:

@@ -513,6 +513,68 @@ GROUPS = {
 }
 
 
+# ---- Estimates of the Hessian ----
+
+SOPHIA = {"name": "sophia_g", "lr": 0.02, "betas": [0.9, 0.8], "rho": 0.04, "bs": 500, "weight_decay": 0.1}
+
+
+class Sophia(torch.optim.Optimizer):
+    """Sophia-G by the equations of its paper."""
+
+    def update_hessian(self):
+        for parameter in self.param_groups[0]["params"]:
+            h = self.state[parameter].setdefault("h", torch.zeros_like(parameter))
+            h.mul_(0.8).add_(parameter.grad.square(), alpha=0.2)
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            m = self.state[parameter].setdefault("m", torch.zeros_like(parameter))
+            h = self.state[parameter].setdefault("h", torch.zeros_like(parameter))
+            parameter.mul_(1 - 0.02 * 0.1)
+            m.mul_(0.9).add_(parameter.grad, alpha=0.1)
+            parameter.sub_((m / (0.04 * 500 * h + 1e-15)).clamp(-1, 1), alpha=0.02)
+
+
+@pytest.mark.parametrize("with_closure", [True, False])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_estimates_of_the_hessian_come_with_the_next_step(optimize, overlap, with_closure):
+    model = mlp()
+    other = copy.deepcopy(model)
+    theirs = Sophia(other.parameters(), {})
+    ours = optimize(model, {"optimizer": SOPHIA}, overlap=overlap, bucket_bytes=1)
+    for step in range(12):
+        if step % 4 == 0:
+            backward(other, 100 + step)
+            theirs.update_hessian()
+            theirs.zero_grad()
+            if with_closure:
+                loss = ours.update_hessian(lambda step=step: backward(model, 100 + step))
+                assert loss > 0
+            else:
+                backward(model, 100 + step)
+                ours.update_hessian()
+            assert all(parameter.grad is None for parameter in model.parameters())
+        backward(model, step)
+        ours.step()
+        ours.zero_grad()
+        backward(other, step)
+        theirs.step()
+        theirs.zero_grad()
+        assert_equal(model, other, rtol=1e-4, atol=1e-6)
+    assert ours.version == 12
+
+
+def test_an_estimate_that_has_no_use_is_refused_and_training_goes_on(optimize):
+    model = mlp()
+    optimizer = optimize(model)
+    with pytest.raises(paramd.RefusedError, match="makes no use of an estimate"):
+        optimizer.update_hessian(lambda: backward(model))
+    backward(model)
+    optimizer.step()
+    assert optimizer.version == 1
+
+
 def test_param_groups_show_the_daemon_s_and_their_rates_in_the_step_taken(optimize):
     model = mlp()
     optimizer = optimize(model, GROUPS)

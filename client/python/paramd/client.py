@@ -143,6 +143,30 @@ class Client:
         sources, _kept = self._sources(gradients)
         self._handle.push(sources, _count(samples), loss, _flags(last, scaled))
 
+    def push_hessian(
+        self, estimates: Mapping[str, Any], *, samples: int, last: bool = False, scaled: bool = False
+    ) -> None:
+        """Give one micro-batch of an estimate of the Hessian with the next step, for ``sophia_g``.
+
+        Call it every few steps, before the step's last :meth:`push` or :meth:`step`. The step takes the
+        average over the workers that give one; a step without estimates goes on with the last one.
+
+        Args:
+            estimates: by name: for ``sophia_g`` the gradients of the loss at labels drawn from the model's own
+                predictions, the mean over the samples; the daemon squares their average. A name left out, or
+                None, leaves the tensor's estimate as it is.
+            samples: the weight in the average over the workers.
+            last: close the estimate with this micro-batch, though more were expected.
+            scaled: the gradients are those of the loss times :attr:`loss_scale`; the daemon divides them.
+
+        Raises:
+            RefusedError: the optimizer uses no such estimate.
+            StepError: the estimate, or the gradient, of this step is complete.
+            Those of :meth:`push`.
+        """
+        sources, _kept = self._sources(estimates)
+        self._handle.push_hessian(sources, _count(samples), _flags(last, scaled))
+
     def pull(self, out: Arrays | None = None, min_version: int | None = None) -> Arrays:
         """Get the parameters of one whole version.
 

@@ -128,6 +128,10 @@ class Handle:
         """Give one micro-batch."""
         self._call(self._library.paramd_push, gradients, samples, _loss(loss), flags)
 
+    def push_hessian(self, estimates: Any, samples: int, flags: int) -> None:
+        """An estimate of the Hessian."""
+        self._call(self._library.paramd_push_hessian, estimates, samples, flags)
+
     def pull(self, min_version: int, values: Any) -> int:
         """Get the parameters of one version into `values`; returns the version."""
         version = ctypes.c_uint64()

@@ -87,6 +87,7 @@ _PUSH = [c_void_p, _ARRAYS, c_uint64, POINTER(c_double), c_uint]
 _CALLS: dict[str, list[Any]] = {
     "paramd_register": [c_void_p, POINTER(Tensor), c_uint32, _ARRAYS],
     "paramd_push": _PUSH,
+    "paramd_push_hessian": [c_void_p, _ARRAYS, c_uint64, c_uint],
     "paramd_pull": [c_void_p, c_uint64, _ARRAYS, POINTER(c_uint64)],
     "paramd_pull_average": [c_void_p, _ARRAYS, POINTER(c_uint64)],
     "paramd_step_begin": [*_PUSH, _ARRAYS],

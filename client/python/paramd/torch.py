@@ -170,6 +170,7 @@ class Optimizer(torch.optim.Optimizer):
         self._skipped_steps = 0
         self._warned: set[str] = set()
         self._updated = False
+        self._estimating = False
         self._stop_advised = False
         self._samples = samples_per_step
         self._loss: float | None = None
@@ -229,7 +230,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _arrived(self, index: int) -> None:
         """A gradient has been added to."""
-        if not self._overlap:
+        if not self._overlap or self._estimating:
             return
         with self._lock:
             slot = self._slots[index]
@@ -383,6 +384,55 @@ class Optimizer(torch.optim.Optimizer):
         self._stop_advised = bool(info.stop)
         self._reset_description()
         self._show_rates()
+        return result
+
+    def update_hessian(self, closure: Callable[[], Any] | None = None, *, samples: int | None = None) -> Any:
+        """Push gradients as an estimate of the Hessian, which comes with the next :meth:`step`; for ``sophia_g``.
+
+        The loss is to be that at labels drawn from the model's own predictions::
+
+            def closure():
+                logits = model(images)
+                labels = torch.distributions.Categorical(logits=logits).sample()
+                torch.nn.functional.cross_entropy(logits, labels).backward()
+
+            if optimizer.version % 10 == 0:
+                optimizer.update_hessian(closure)
+
+        With ``accumulation_steps`` K in the daemon's configuration, every K-th call completes an estimate.
+        The parameters' gradients are gone afterwards.
+
+        Args:
+            closure: computes the gradients, from none; called once. Without it those there are get pushed; what
+                ``backward()`` has sent of them as the step's is taken back first.
+            samples: that the loss is the mean of; None: ``samples_per_step``.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            RefusedError: the daemon's optimizer uses no such estimate.
+            Those of :meth:`step`.
+        """
+        result = None
+        flags = self._flags
+        with self._lock:
+            self._forget()
+        if closure is not None:
+            super().zero_grad(set_to_none=True)
+            self._estimating = True
+            try:
+                with torch.enable_grad():
+                    result = closure()
+            finally:
+                self._estimating = False
+        with self._lock:
+            estimates = pointers([slot.gradient_address() for slot in self._slots])
+            samples = self._samples_per_step if samples is None else int(samples)
+            self._handle.push_hessian(estimates, samples, self._flags)
+            self._forget()
+        self._flags = 0 if closure is None else flags
+        super().zero_grad(set_to_none=True)
         return result
 
     def _push(self) -> library.StepInfo:
