@@ -1,5 +1,6 @@
-/* Connections break at every kind of message, and no push counts twice or goes missing: parameters
- * are to the bit those of a training that nothing disturbs. */
+/* Connections break at every kind of message, and no push of a gradient or of an estimate of the
+ * Hessian counts twice or goes missing: parameters are to the bit those of a training that nothing
+ * disturbs. */
 #include "tests/support/cluster.h"
 #include "tests/support/proxy.h"
 #include "tests/support/suite.h"
@@ -20,7 +21,8 @@ static void start(struct cluster *cluster, uint32_t rank_count, const char *list
 {
     cluster_start(cluster, rank_count,
                   "listen: %s\nadvertise: " PROXY_HOST "\naggregation: direct\nblock_size: 64\n"
-                  "optimizer: {name: adam, lr: 0.01}\nclip: {norm: 0.5}\naccumulation_steps: %u\n"
+                  "optimizer: {name: sophia_g, lr: 0.01, bs: 1000}\nclip: {norm: "
+                  "0.5}\naccumulation_steps: %u\n"
                   "workers: {expected: %u}\n",
                   listen, MICRO_BATCH_COUNT, WORKER_COUNT);
 }
@@ -35,6 +37,7 @@ static void prepare(void)
     start(&cluster, 1, proxy_listen(proxy));
     training_options_init(&options, &address, WORKER_COUNT, STEP_COUNT);
     options.micro_batch_count = MICRO_BATCH_COUNT;
+    options.hessian_every = 3;
     training_run(&options, undisturbed);
     cluster_drain(&cluster);
     cluster_stop(&cluster);
@@ -84,6 +87,7 @@ static struct outcome train(uint32_t rank_count, bool apart, proxy_judge *judge_
     start(&cluster, rank_count, proxy_listen(proxy));
     training_options_init(&options, &address, WORKER_COUNT, STEP_COUNT);
     options.micro_batch_count = MICRO_BATCH_COUNT;
+    options.hessian_every = 3;
     options.apart = apart;
     training_run(&options, values);
     ck_assert_mem_eq(values, undisturbed, sizeof values);
@@ -133,6 +137,9 @@ static struct faults cuts[] = {
     {true, PD_MESSAGE_REGISTER, PROXY_CUT_MIDDLE, 2, UINT32_MAX, 0},
     {true, PD_MESSAGE_VALUES, PROXY_CUT_MIDDLE, 1, 3, 0},
     {false, PD_MESSAGE_VALUES_STORED, PROXY_CUT, 1, 3, 0},
+    {true, PD_MESSAGE_HESSIAN, PROXY_CUT, 3, UINT32_MAX, 0},
+    {true, PD_MESSAGE_HESSIAN, PROXY_CUT_MIDDLE, 3, UINT32_MAX, 0},
+    {true, PD_MESSAGE_HESSIAN, PROXY_CUT_AFTER, 3, UINT32_MAX, 0},
     {true, PD_MESSAGE_PUSH, PROXY_CUT, 7, UINT32_MAX, 0},
     {true, PD_MESSAGE_PUSH, PROXY_CUT_MIDDLE, 5, UINT32_MAX, 0},
     {true, PD_MESSAGE_PUSH, PROXY_CUT_AFTER, 5, UINT32_MAX, 0},

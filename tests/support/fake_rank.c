@@ -322,8 +322,10 @@ void fake_send_pulled(struct fake_rank *fake, const struct pd_lane *lane, uint64
 void fake_send_pushed(struct fake_rank *fake, bool duplicate)
 {
     const struct pd_push *push = &pd_frame_reader_message(fake->reader)->push;
-    struct pd_message message = {
-        .kind = PD_MESSAGE_PUSHED,
-        .pushed = {.step = push->step, .micro_batch = push->micro_batch, .duplicate = duplicate}};
+    struct pd_message message = {.kind = PD_MESSAGE_PUSHED,
+                                 .pushed = {.step = push->step,
+                                            .micro_batch = push->micro_batch,
+                                            .duplicate = duplicate,
+                                            .hessian = push->hessian}};
     fake_send(fake, &message, "", 0, 0);
 }

@@ -134,6 +134,38 @@ static int do_micro_batch(struct worker *worker, uint64_t step, uint32_t micro_b
     return status;
 }
 
+/* An estimate is as good as any: the gradient of a worker that there is not. */
+static int do_estimate(struct worker *worker, uint64_t step, uint32_t micro_batch)
+{
+    float *estimates[REFERENCE_TENSOR_COUNT];
+    union {
+        float *const *given;
+        const float *const *taken;
+    } pushed = {.given = estimates};
+
+    reference_gradient(worker->gradient, worker->number + 1000, step, micro_batch);
+    split(worker->gradient, estimates);
+    return (int)paramd_push_hessian(worker->client, pushed.taken,
+                                    reference_samples(worker->number, step, micro_batch), 0,
+                                    &worker->error);
+}
+
+static int do_step(struct worker *worker, uint64_t step)
+{
+    const struct training_options *options = &worker->training->options;
+    uint64_t trained = trained_step(options, step);
+    bool estimates = options->hessian_every > 0 && trained % options->hessian_every == 0;
+    int status = PARAMD_OK;
+
+    for (uint32_t i = 0; estimates && status == PARAMD_OK && i < options->micro_batch_count; i++) {
+        status = do_estimate(worker, trained, i);
+    }
+    for (uint32_t i = 0; status == PARAMD_OK && i < options->micro_batch_count; i++) {
+        status = do_micro_batch(worker, step, i, i + 1 == options->micro_batch_count);
+    }
+    return status;
+}
+
 static void await_permission(struct worker *worker, uint64_t step)
 {
     struct training *training = worker->training;
@@ -162,11 +194,9 @@ static int train(struct worker *worker)
     uint64_t begin = paramd_next_step(worker->client);
     for (uint64_t step = begin; step < options->step_count; step++) {
         await_permission(worker, step);
-        for (uint32_t micro = 0; micro < options->micro_batch_count; micro++) {
-            status = do_micro_batch(worker, step, micro, micro + 1 == options->micro_batch_count);
-            if (status != PARAMD_OK) {
-                return status;
-            }
+        status = do_step(worker, step);
+        if (status != PARAMD_OK) {
+            return status;
         }
     }
     return (int)paramd_leave(worker->client, &worker->error);

@@ -19,6 +19,8 @@ struct training_options {
     bool apart;                       /* push and pull by two calls, not one */
     int64_t timeout_ms;               /* of each call; 0: the deadline of tests */
     double (*loss_of)(uint64_t step); /* NULL: 1 / (step + 1); NaN: none is given */
+    /* Steps between those with an estimate of the Hessian, from step 0 on; 0: none has. */
+    uint64_t hessian_every;
     /* Steps that a search for a learning rate takes: those after them have the gradients that they
      * would have without it. */
     uint64_t trial_begin;

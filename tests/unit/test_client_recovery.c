@@ -157,6 +157,45 @@ START_TEST(a_push_that_was_not_accepted_is_sent_again)
 }
 END_TEST
 
+/* The Welcome of a rank that has the estimate says nothing of it. */
+static void lose_acknowledgement_of_estimate(struct fake_rank *fake, void *context)
+{
+    (void)context;
+    serve_start(fake, 4);
+    fake_receive(fake, PD_MESSAGE_HESSIAN);
+    fake_welcome(fake, 4, 0);
+    const struct pd_push *push = &fake_receive(fake, PD_MESSAGE_HESSIAN)->push;
+    ck_assert_uint_eq(push->step, 4);
+    ck_assert_uint_eq(push->micro_batch, 0);
+    ck_assert(push->last && !push->pull && !push->has_loss);
+    ck_assert_mem_eq(fake->payload, weight_gradient, sizeof weight_gradient);
+    fake_send_pushed(fake, true);
+    push = &fake_receive(fake, PD_MESSAGE_PUSH)->push;
+    ck_assert_uint_eq(push->step, 4);
+    ck_assert_uint_eq(push->micro_batch, 0);
+    fake_send_pushed(fake, false);
+    fake_receive(fake, PD_MESSAGE_PULL);
+    fake_send_pulled(fake, &lanes[0], 5, served, 0);
+    ck_assert_uint_eq(fake_receive(fake, PD_MESSAGE_HESSIAN)->push.step, 5);
+    fake_send_pushed(fake, false);
+    fake_expect_end(fake);
+}
+
+START_TEST(an_estimate_in_doubt_is_sent_again_and_one_to_a_step_is_all)
+{
+    fake_rank_run(&leader, lose_acknowledgement_of_estimate, NULL);
+    start();
+    ck_assert_int_eq(paramd_push_hessian(client, gradients, 8, 0, &error), PARAMD_OK);
+    ck_assert_uint_eq(paramd_next_step(client), 4);
+    ck_assert_int_eq(paramd_push_hessian(client, gradients, 8, 0, &error), PARAMD_ESTEP);
+    ck_assert_str_eq(error.message, "push_hessian: the estimate for step 4 is complete; the next "
+                                    "is for the next step");
+    ck_assert_int_eq(paramd_push(client, gradients, 8, NULL, 0, &error), PARAMD_OK);
+    ck_assert_int_eq(paramd_pull(client, PARAMD_NEXT, values, NULL, &error), PARAMD_OK);
+    ck_assert_int_eq(paramd_push_hessian(client, gradients, 8, 0, &error), PARAMD_OK);
+}
+END_TEST
+
 static void lose_parameters(struct fake_rank *fake, void *context)
 {
     (void)context;
@@ -591,6 +630,7 @@ int main(void)
     tcase_set_timeout(tests, 30);
     tcase_add_test(tests, a_lost_acknowledgement_costs_no_second_payload);
     tcase_add_test(tests, a_push_that_was_not_accepted_is_sent_again);
+    tcase_add_test(tests, an_estimate_in_doubt_is_sent_again_and_one_to_a_step_is_all);
     tcase_add_test(tests, a_step_whose_push_was_accepted_only_pulls_after_a_reconnect);
     tcase_add_test(tests, a_step_that_ran_out_of_time_may_be_repeated);
     tcase_add_test(tests, what_a_resumed_session_says_of_a_push_in_doubt_is_remembered);

@@ -86,6 +86,24 @@ START_TEST(a_push_the_rank_has_not_seen_is_asked_again)
 }
 END_TEST
 
+/* What a Welcome says is of gradients: the estimate of a step comes before them. */
+START_TEST(an_estimate_is_asked_again_whatever_a_welcome_says)
+{
+    struct pd_push push = {.hessian = true, .step = 3, .last = true, .samples = 5};
+    struct pd_message answer = {.kind = PD_MESSAGE_PUSHED, .pushed = {.step = 3}};
+    pd_request_init_push(&request, &lane, &arrays, &push, (struct pd_position){0, 0});
+    reconnect(4, 0);
+    ck_assert_int_eq(request.state, PD_REQUEST_ASKING);
+    pd_request_send(&request, &message, &payload);
+    ck_assert_int_eq(message.kind, PD_MESSAGE_HESSIAN);
+    ck_assert_uint_eq(payload.byte_count, 16);
+    ck_assert_int_eq(pd_request_answered(&request, &answer, 0, &error), PD_EPROTOCOL);
+    answer.pushed.hessian = true;
+    ck_assert_int_eq(pd_request_answered(&request, &answer, 0, &error), PD_OK);
+    ck_assert_int_eq(request.state, PD_REQUEST_DONE);
+}
+END_TEST
+
 /* The next push expected is of a later micro-batch, or of a later step. */
 START_TEST(a_push_the_rank_accepted_is_done)
 {
@@ -406,6 +424,7 @@ int main(void)
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_test(tests, a_push_carries_its_lane_and_the_lanes_part_of_the_arrays);
     tcase_add_test(tests, a_push_the_rank_has_not_seen_is_asked_again);
+    tcase_add_test(tests, an_estimate_is_asked_again_whatever_a_welcome_says);
     tcase_add_loop_test(tests, a_push_the_rank_accepted_is_done, 0, 2);
     tcase_add_test(tests, a_push_and_pull_the_rank_accepted_only_pulls);
     tcase_add_test(tests, a_push_acknowledged_in_an_earlier_call_is_not_sent);
