@@ -1,7 +1,7 @@
 """What pip calls to make a wheel (PEP 517), with nothing but Python: it works without a network.
 
 The wheel is the package `paramd` with the C library in it: the one that $PARAMD_LIBRARY names, else one
-from a build tree beside these sources, else one that cmake builds now.
+from a build tree beside these sources that is newer than they are, else one that cmake builds now.
 """
 
 import base64
@@ -27,8 +27,11 @@ def _found_library():
     chosen = os.environ.get("PARAMD_LIBRARY")
     if chosen:
         return Path(chosen).read_bytes()
+    sources = (path for part in ("client", "common", "proto") for path in (CHECKOUT / part).rglob("*.[ch]"))
+    newest = max(path.stat().st_mtime for path in sources)
     for path in sorted(CHECKOUT.glob(f"build*/lib/{LIBRARY_NAME}")):
-        return path.read_bytes()
+        if path.stat().st_mtime >= newest:
+            return path.read_bytes()
     return None
 
 

@@ -27,6 +27,7 @@ class Example:
         self.process = subprocess.Popen(
             [sys.executable, EXAMPLES / name, *arguments],
             cwd=cwd,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -60,15 +61,20 @@ def test_pip_installs_it_with_its_library(tmp_path, address, python):
     assert "paramd/py.typed" in shown
 
 
-def test_pip_builds_the_library_where_none_is_built(tmp_path, python):
+def test_pip_builds_the_library_where_it_is_older_than_its_sources(tmp_path, python):
     sources = tmp_path / "paramd"
     sources.mkdir()
     shutil.copy(CHECKOUT / "CMakeLists.txt", sources)
     for part in ("client", "common", "proto", "server"):
         shutil.copytree(CHECKOUT / part, sources / part, ignore=shutil.ignore_patterns("__pycache__"))
+    old = sources / "build" / "lib" / "libparamd.so.0"
+    old.parent.mkdir(parents=True)
+    old.write_text("of an earlier version")
+    os.utime(old, (0, 0))
     run(python, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, sources / "client" / "python", cwd=tmp_path)
     (wheel,) = tmp_path.glob("paramd-*.whl")
-    assert "libparamd.so.0" in run(python, "-m", "zipfile", "-l", wheel, cwd=tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("paramd/libparamd.so.0").startswith(b"\x7fELF")
 
 
 def test_debian_s_python_uses_a_checkout_without_installing(tmp_path, address):

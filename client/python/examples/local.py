@@ -6,6 +6,7 @@ each worker; ``--worker 0/4 --server HOST:PORT`` starts one worker by hand, on a
 
 import argparse
 import contextlib
+import importlib.util
 import re
 import shutil
 import signal
@@ -13,6 +14,10 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+
+if importlib.util.find_spec("paramd") is None:  # not installed: it lies beside the examples
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import paramd
 
