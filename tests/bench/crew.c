@@ -370,21 +370,22 @@ static enum pd_status check_workers(struct crew *crew, int64_t timeout_ms, struc
     return PD_OK;
 }
 
-enum pd_status crew_next(struct crew *crew, int64_t timeout_ms, struct crew_sample *sample,
-                         bool *ended, struct pd_error *error)
+enum pd_status crew_next(struct crew *crew, int64_t timeout_ms, enum crew_news *news,
+                         struct crew_sample *sample, struct pd_error *error)
 {
     struct pollfd readable = {.fd = crew->samples, .events = POLLIN};
 
-    *ended = false;
-    if (poll(&readable, 1, (int)timeout_ms) > 0) {
-        if (read(crew->samples, sample, sizeof *sample) == sizeof *sample) {
-            return PD_OK;
-        }
-        /* Every worker has closed its end of the pipe. */
-        *ended = true;
+    *news = CREW_SILENT;
+    if (poll(&readable, 1, (int)timeout_ms) <= 0) {
+        return check_workers(crew, 0, error);
     }
-    enum pd_status status = check_workers(crew, *ended ? END_MS : 0, error);
-    return status == PD_OK && !*ended ? PD_ETIMEOUT : status;
+    if (read(crew->samples, sample, sizeof *sample) == sizeof *sample) {
+        *news = CREW_SAMPLE;
+        return PD_OK;
+    }
+    /* Every worker has closed its end of the pipe. */
+    *news = CREW_ENDED;
+    return check_workers(crew, END_MS, error);
 }
 
 void crew_stop(struct crew *crew)

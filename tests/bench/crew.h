@@ -36,12 +36,17 @@ enum pd_status crew_start(struct crew *crew, const struct bench_options *options
                           const char *address, const struct limit_servers *servers,
                           struct pd_error *error);
 
-/* The next sample. *ended once all workers are done; PD_ETIMEOUT if none came within `timeout_ms`,
- * which is no failure yet.
- * Errors: those of a worker that failed. */
+/* What a crew has to say. */
+enum crew_news {
+    CREW_SILENT, /* nothing for the time that was waited */
+    CREW_SAMPLE,
+    CREW_ENDED, /* all workers are done */
+};
+
+/* Wait for the next sample. Errors: those of a worker that failed. */
 PD_MUST_CHECK
-enum pd_status crew_next(struct crew *crew, int64_t timeout_ms, struct crew_sample *sample,
-                         bool *ended, struct pd_error *error);
+enum pd_status crew_next(struct crew *crew, int64_t timeout_ms, enum crew_news *news,
+                         struct crew_sample *sample, struct pd_error *error);
 
 /* Kill what is left. */
 void crew_stop(struct crew *crew);

@@ -6,6 +6,7 @@
 #include "tests/bench/machine.h"
 #include "tests/bench/options.h"
 #include "tests/bench/roundtrip.h"
+#include "tests/bench/scale.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +37,9 @@ int main(int argc, char **argv)
         break;
     case BENCH_ROUNDTRIP:
         status = roundtrip_run(&options, &error);
+        break;
+    case BENCH_SCALE:
+        status = scale_run(&options, &error);
         break;
     case BENCH_ALLREDUCE:
         status = allreduce_run(&options, &error);

@@ -19,6 +19,7 @@ static const char usage[] =
     "  limits                memory, TCP and MPI on this machine\n"
     "  kernel                the loops of a step beside memory, on one thread and two\n"
     "  roundtrip             push, average, step and pull through a real daemon\n"
+    "  scale                 round trips with more parameters, workers and shards, and a fit\n"
     "  allreduce             one rank of a sum over MPI: limits starts it with mpirun\n"
     "\n"
     "  --params N            parameters, such as 25M or 100k (default 25M)\n"
@@ -80,6 +81,7 @@ static const struct option long_options[] = {
 static const char *const commands[] = {[BENCH_LIMITS] = "limits",
                                        [BENCH_KERNEL] = "kernel",
                                        [BENCH_ROUNDTRIP] = "roundtrip",
+                                       [BENCH_SCALE] = "scale",
                                        [BENCH_ALLREDUCE] = "allreduce"};
 static const char *const aggregations[] = {"allreduce", "direct"};
 static const char *const wires[] = {

@@ -12,6 +12,7 @@ enum bench_command {
     BENCH_LIMITS,
     BENCH_KERNEL,
     BENCH_ROUNDTRIP,
+    BENCH_SCALE,
     BENCH_ALLREDUCE,
     BENCH_COMMAND_COUNT,
 };

@@ -113,22 +113,21 @@ static enum pd_status collect(struct run *run, struct roundtrip *roundtrip, stru
 
     while (child_signal_caught() == 0) {
         struct crew_sample sample;
-        bool ended = false;
-        enum pd_status status = crew_next(&run->crew, POLL_MS, &sample, &ended, error);
-        if (status == PD_OK && ended) {
-            return PD_OK;
-        }
-        if (status == PD_OK) {
-            heard_ms = child_now_ms();
-            take_sample(run, &sample);
-            if (run->sample_counts[CREW_PARAMD] == run->options->iterations) {
-                note_memory(run, roundtrip);
-            }
-        } else if (status == PD_ETIMEOUT) {
+        enum crew_news news = CREW_SILENT;
+        enum pd_status status = crew_next(&run->crew, POLL_MS, &news, &sample, error);
+        if (status == PD_OK && news == CREW_SILENT) {
             status = check(run, heard_ms, error);
         }
-        if (status != PD_OK) {
+        if (status != PD_OK || news == CREW_ENDED) {
             return status;
+        }
+        if (news == CREW_SAMPLE) {
+            heard_ms = child_now_ms();
+            take_sample(run, &sample);
+        }
+        if (news == CREW_SAMPLE && sample.kind == CREW_PARAMD &&
+            run->sample_counts[CREW_PARAMD] == run->options->iterations) {
+            note_memory(run, roundtrip);
         }
     }
     return pd_error_set(error, PD_EIO, "interrupted");

@@ -57,7 +57,7 @@ class Options(unittest.TestCase):
     def test_help_names_every_command_and_option(self):
         done = run("--help")
         self.assertEqual(done.returncode, 0)
-        for word in ("limits", "kernel", "roundtrip", "--params", "--workers", "--shards", "--aggregation",
+        for word in ("limits", "kernel", "roundtrip", "scale", "--params", "--workers", "--shards", "--aggregation",
                      "--optimizer", "--clip", "--wire", "--checksum", "--iters", "--seed", "--json"):
             self.assertIn(word, done.stdout)
 
@@ -129,6 +129,21 @@ class Roundtrip(unittest.TestCase):
         while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.monotonic() < deadline:
             time.sleep(0.05)
         self.assertFalse([pid for pid in children if os.path.exists(f"/proc/{pid}")])
+
+
+class Scale(unittest.TestCase):
+
+    def test_each_series_has_its_points_and_a_fit(self):
+        series = measured("scale", *SMALL)["series"]
+        self.assertEqual([each["vary"] for each in series], ["params", "workers", "shards"])
+        for each in series:
+            values, times = zip(*((point["value"], point["median_ms"]) for point in each["points"]))
+            self.assertEqual(list(values), sorted(set(values)))
+            # A line by least squares goes through the mean of its points.
+            scale = {"params": 1e6, "workers": 1e6 / 5000, "shards": 1e3}[each["vary"]]
+            mean = sum(values) / len(values)
+            fitted = each["fixed_ms"] + each["slope"] / scale * mean
+            self.assertAlmostEqual(fitted / (sum(times) / len(times)), 1, places=3)
 
 
 class Machine(unittest.TestCase):
