@@ -184,7 +184,8 @@ static void print_text(const struct bench_options *options, const struct roundtr
     print_times("paramd", &roundtrip->paramd);
     if (options->limit != BENCH_LIMIT_NONE) {
         print_times("limit", &roundtrip->limit);
-        printf("%-8s %10.3f\n", "ratio", roundtrip->paramd.median / roundtrip->limit.median);
+        printf("%-8s %10.3f %10.3f\n", "ratio", roundtrip->paramd.median / roundtrip->limit.median,
+               roundtrip->paramd.min / roundtrip->limit.min);
     }
     for (uint32_t rank = 0; rank < options->shards; rank++) {
         printf("rank %" PRIu32 ": %.0f MB resident, %.0f MB allowed\n", rank,
@@ -207,6 +208,8 @@ static void print_json(const struct bench_options *options, const struct roundtr
         json_object_set_new(object, "limit_max_ms", json_real(roundtrip->limit.max));
         json_object_set_new(object, "ratio",
                             json_real(roundtrip->paramd.median / roundtrip->limit.median));
+        json_object_set_new(object, "min_ratio",
+                            json_real(roundtrip->paramd.min / roundtrip->limit.min));
     }
     for (uint32_t rank = 0; rank < options->shards; rank++) {
         json_array_append_new(

@@ -69,6 +69,7 @@ class Roundtrip(unittest.TestCase):
         self.assertLessEqual(0 < result["min_ms"], result["median_ms"] <= result["max_ms"])
         self.assertLessEqual(result["limit_min_ms"], result["limit_median_ms"])
         self.assertAlmostEqual(result["ratio"], result["median_ms"] / result["limit_median_ms"], places=3)
+        self.assertAlmostEqual(result["min_ratio"], result["min_ms"] / result["limit_min_ms"], places=3)
 
     def test_a_lone_rank_and_one_worker(self):
         result = measured("roundtrip", "--shards", "1", *SMALL)
