@@ -8,6 +8,9 @@
 
 void pd_snapshot_add(struct pd_snapshot *snapshot, void *live, uint64_t byte_count)
 {
+    if (byte_count == 0) {
+        return;
+    }
     if (snapshot->part_count == snapshot->part_capacity) {
         size_t capacity = snapshot->part_capacity == 0 ? 64 : 2 * snapshot->part_capacity;
         struct pd_snapshot_part *parts = pd_heap_realloc(snapshot->parts, capacity * sizeof *parts);
@@ -79,9 +82,7 @@ bool pd_snapshot_copy(struct pd_snapshot *snapshot, uint64_t byte_count)
         uint64_t count = left < byte_count ? left : byte_count;
         uint8_t *live = part->live + snapshot->next_byte;
         uint8_t *copy = snapshot->copy + snapshot->copied;
-        if (count > 0) {
-            memcpy(snapshot->back ? live : copy, snapshot->back ? copy : live, count);
-        }
+        memcpy(snapshot->back ? live : copy, snapshot->back ? copy : live, count);
         snapshot->copied += count;
         snapshot->next_byte += count;
         byte_count -= count;

@@ -31,7 +31,7 @@ struct pd_snapshot {
     uint64_t copied;    /* bytes of all parts */
 };
 
-/* Add a part that stays where it is until the copying is over. */
+/* Add a part that stays where it is until the copying is over; one without bytes may be NULL. */
 void pd_snapshot_add(struct pd_snapshot *snapshot, void *live, uint64_t byte_count);
 
 /* Begin to keep a copy of the parts added. Errors: PD_ENOMEM; the snapshot is then empty. */

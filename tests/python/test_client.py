@@ -422,16 +422,22 @@ def test_admin_does_what_paramctl_does(start):
 
 @contextlib.contextmanager
 def training(address, losses=lambda step: 1 / (step + 1)):
-    """A worker that steps until the block is left; gives the values it has after each step."""
+    """A worker that steps until the block is left; gives the bias it has after each step.
+
+    Its weight, which has the same gradient, is of several megabytes.
+    """
     ended = threading.Event()
     values = []
+    weight = np.ones((700, 1000), np.float32)
 
     def train():
         with paramd.Client(address, name="a") as client:
-            client.register(ones())
+            client.register({"bias": np.float32(0), "weight": np.zeros_like(weight)})
             while not ended.is_set():
                 loss = losses(client.next_step)
-                values.append(client.step({"bias": np.float32(1)}, samples=1, loss=loss)["bias"].copy())
+                stepped = client.step({"bias": np.float32(1), "weight": weight}, samples=1, loss=loss)
+                assert (stepped["weight"] == stepped["bias"]).all()
+                values.append(stepped["bias"].copy())
 
     thread = threading.Thread(target=train)
     thread.start()
@@ -448,7 +454,7 @@ def until_it_trains(admin):
 
 
 def test_lr_find_returns_the_curve_and_leaves_the_training_as_it_was(start):
-    daemon = start(SGD, 2)
+    daemon = start({"optimizer": {"name": "sgd", "lr": 0.5, "momentum": 0.5}}, 2)
     points = []
     with paramd.Admin(daemon.address) as admin, training(daemon.address) as values:
         until_it_trains(admin)
@@ -461,24 +467,25 @@ def test_lr_find_returns_the_curve_and_leaves_the_training_as_it_was(start):
         assert admin.lr()["lr"] == 0.5
     before, after = curve["step"], curve["version"]
     assert after == before + 7
-    assert values[after - 1] == (values[before - 1] if before > 0 else 0)
-    assert values[after] == values[after - 1] - np.float32(0.5)
+    assert values[after - 1] == values[before - 1]
+    momentum = 2 - 0.5**before  # of `before` steps with a gradient of 1, and one more
+    assert values[after] == pytest.approx(values[before - 1] - 0.5 * momentum)
 
 
 def test_lr_find_takes_what_the_field_calls_its_options(start):
-    config = {**SGD, "groups": [{"name": "weights", "match": ["weight"]}]}
+    config = {**SGD, "groups": [{"name": "others", "match": ["other"]}]}
     daemon = start(config)
     with paramd.Admin(daemon.address) as admin, training(daemon.address) as values:
         until_it_trains(admin)
-        curve = admin.lr_find(1e-3, 1, 6, group="weights", smooth_f=0.02, debias=True, exclude_end=True)
-        assert curve["group"] == "weights"
+        curve = admin.lr_find(1e-3, 1, 6, group="others", smooth_f=0.02, debias=True, exclude_end=True)
+        assert curve["group"] == "others"
         assert [point["lr"] for point in curve["rows"]] == pytest.approx(np.logspace(-3, 0, 7)[:6])
         losses = [point["loss"] for point in curve["rows"]]
         weights = 0.98 ** np.arange(len(losses))
         assert curve["rows"][-1]["smoothed"] == pytest.approx(np.average(losses[::-1], weights=weights))
         assert curve["suggestion"] is None  # 10 + 5 points are left out
     before, after = curve["step"], curve["version"]
-    assert values[after - 2] == values[before - 1] - np.float32(0.5 * 5)  # the bias is not of the group
+    assert values[after - 2] == values[before - 1] - np.float32(0.5 * 5)  # the group has no tensor
 
 
 def test_lr_find_that_comes_to_nothing_says_why(start):
