@@ -346,6 +346,19 @@ static void write_schedule_summary(struct writer *writer, const struct pd_config
     write_text(writer, "\n");
 }
 
+static void write_group_summary(struct writer *writer, const struct pd_group *group)
+{
+    if (group->frozen) {
+        write_text(writer, "%s frozen", group->name);
+        return;
+    }
+    write_text(writer, "%s lr %.9g", group->name, group->hyper.lr);
+    if (group->clips_alone && !isnan(group->clip.norm)) {
+        write_text(writer, " clipped to norm %.9g of type %.9g", group->clip.norm,
+                   group->clip.norm_type);
+    }
+}
+
 char *pd_config_summary(const struct pd_config *config)
 {
     struct writer writer;
@@ -356,10 +369,14 @@ char *pd_config_summary(const struct pd_config *config)
     write_text(&writer, "optimizer: %s, lr %.9g", config->optimizer->name,
                config->groups[0].hyper.lr);
     for (uint32_t i = 1; i < config->group_count; i++) {
-        write_text(&writer, "%s%s lr %.9g", i == 1 ? "; groups: " : ", ", config->groups[i].name,
-                   config->groups[i].hyper.lr);
+        write_text(&writer, "%s", i == 1 ? "; groups: " : ", ");
+        write_group_summary(&writer, &config->groups[i]);
     }
     write_text(&writer, "\n");
+    if (!isnan(config->layer_decay.decay)) {
+        write_text(&writer, "layer decay: %.9g from layer to layer of %s\n",
+                   config->layer_decay.decay, config->layer_decay.layers.texts[0]);
+    }
     write_schedule_summary(&writer, config);
     write_text(&writer, "aggregation: %s\n",
                config->aggregation == PD_AGGREGATION_DIRECT ? "direct" : "allreduce");

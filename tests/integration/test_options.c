@@ -167,6 +167,8 @@ static bool has_key(const struct pd_optimizer *optimizer, const char *key)
 START_TEST(every_key_of_an_optimizer_changes_what_training_comes_to)
 {
     const struct pd_optimizer *optimizer = pd_optimizer_at((size_t)_i);
+    char last[256] = "nothing"; /* what `without` came from: most keys stand beside the same */
+    float without[ELEMENT_COUNT];
 
     for (uint32_t i = 0; i < optimizer->option_count; i++) {
         const char *key = optimizer->options[i].key;
@@ -176,14 +178,19 @@ START_TEST(every_key_of_an_optimizer_changes_what_training_comes_to)
         /* Most keys that say how parameters decay need some decay. */
         bool decays = has_key(optimizer, "weight_decay") && strcmp(key, "weight_decay") != 0 &&
                       strstr(change->beside, "weight_decay") == NULL;
+        const char *first = change->first != NULL ? change->first : "";
         char beside[128];
-        float without[ELEMENT_COUNT];
+        char all[256];
         float with[ELEMENT_COUNT];
 
         snprintf(beside, sizeof beside, "%s%s%s", change->beside,
                  decays && change->beside[0] != '\0' ? ", " : "",
                  decays ? "weight_decay: 0.1" : "");
-        train(optimizer->name, beside, change->first != NULL ? change->first : "", without);
+        snprintf(all, sizeof all, "%s, %s", beside, first);
+        if (strcmp(all, last) != 0) {
+            train(optimizer->name, beside, first, without);
+            memcpy(last, all, sizeof last);
+        }
         train(optimizer->name, beside, change->changed, with);
         ck_assert_msg(memcmp(with, without, sizeof with) != 0, "%s: {%s, %s} changes nothing",
                       optimizer->name, beside, change->changed);

@@ -133,12 +133,16 @@ START_TEST(the_summary_says_what_will_run)
     struct pd_config *config =
         parse("f", "optimizer: {name: lamb, lr: 0.02}\naggregation: direct\n"
                    "workers: {expected: 3}\naccumulation_steps: 4\nclip: {norm: 1}\n"
-                   "groups: [{match: a, lr: 1}, {name: b, lr: 2}]\n"
+                   "groups: [{match: a, lr: 1}, {name: b, lr_multiplier: 2, clip: {norm: 3}}, "
+                   "{name: c, frozen: true}]\n"
+                   "layer_decay: {decay: 0.75, layers: \"blocks.{}.*\"}\n"
                    "schedule: [{name: linear, steps: 500}, {name: cosine}, {name: step, "
                    "chain: true}]\n");
     char *summary = pd_config_summary(config);
 
-    ck_assert_str_eq(summary, "optimizer: lamb, lr 0.02; groups: group1 lr 1, b lr 2\n"
+    ck_assert_str_eq(summary, "optimizer: lamb, lr 0.02; groups: group1 lr 1, b lr 0.04 clipped to "
+                              "norm 3 of type 2, c frozen\n"
+                              "layer decay: 0.75 from layer to layer of blocks.{}.*\n"
                               "schedule: linear for 500 steps, then cosine times step\n"
                               "aggregation: direct\n"
                               "workers: 3 expected, 4 micro-batches a step\n"
