@@ -19,8 +19,9 @@ static double ema_weight(const struct pd_average_options *options, uint64_t step
         return 1.0 - options->ema_decay;
     }
     double averaged = (double)(step - options->ema_copy_steps + 1);
-    double decay = 1.0 - pow(1.0 + averaged, -2.0 / 3.0);
-    return 1.0 - (decay < options->ema_decay ? decay : options->ema_decay);
+    double decay =
+        1.0 - pow(1.0 + averaged / options->ema_warmup_gamma, -options->ema_warmup_power);
+    return 1.0 - fmax(fmin(decay, options->ema_decay), options->ema_min_decay);
 }
 
 double pd_average_weight(const struct pd_average_options *options, uint64_t step)

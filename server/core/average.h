@@ -9,8 +9,11 @@
 
 /* Of the configuration: at most one of ema_decay and swa_every is set. */
 struct pd_average_options {
-    double ema_decay;        /* NaN: no EMA */
-    bool ema_warmup;         /* the decay grows to ema_decay */
+    double ema_decay; /* NaN: no EMA */
+    bool ema_warmup;  /* the decay grows to ema_decay, as these three say */
+    double ema_warmup_gamma;
+    double ema_warmup_power;
+    double ema_min_decay;
     uint64_t ema_copy_steps; /* so many first steps are copied instead of averaged */
     uint64_t swa_start;      /* first step that is averaged */
     uint64_t swa_every;      /* steps between averaged ones; 0: no SWA */

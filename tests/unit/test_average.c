@@ -54,9 +54,29 @@ END_TEST
 
 START_TEST(an_ema_with_warmup_is_timms_version_3)
 {
-    follow_average(
-        "comp_ema_v3_warmup",
-        &(struct pd_average_options){.ema_decay = 0.95, .ema_warmup = true, .ema_copy_steps = 5});
+    follow_average("comp_ema_v3_warmup", &(struct pd_average_options){.ema_decay = 0.95,
+                                                                      .ema_warmup = true,
+                                                                      .ema_warmup_gamma = 1,
+                                                                      .ema_warmup_power = 2.0 / 3,
+                                                                      .ema_copy_steps = 5});
+}
+END_TEST
+
+/* timm.utils.ModelEmaV3(decay=0.9, min_decay=0.3, warmup_gamma=4, warmup_power=1).get_decay(s) */
+START_TEST(the_warmup_of_an_ema_can_be_stretched_bent_and_bounded)
+{
+    const struct pd_average_options options = {.ema_decay = 0.9,
+                                               .ema_warmup = true,
+                                               .ema_warmup_gamma = 4,
+                                               .ema_warmup_power = 1,
+                                               .ema_min_decay = 0.3,
+                                               .ema_copy_steps = 2};
+
+    ck_assert_double_eq_tol(pd_average_weight(&options, 1), 1, 1e-15);
+    ck_assert_double_eq_tol(pd_average_weight(&options, 2), 0.7, 1e-15);
+    ck_assert_double_eq_tol(pd_average_weight(&options, 4), 4.0 / 7, 1e-15);
+    ck_assert_double_eq_tol(pd_average_weight(&options, 13), 0.25, 1e-15);
+    ck_assert_double_eq_tol(pd_average_weight(&options, 1000), 0.1, 1e-15);
 }
 END_TEST
 
@@ -130,6 +150,7 @@ int main(void)
     tcase_add_test(cases, an_ema_that_copies_first_is_torchs_averaged_model);
     tcase_add_test(cases, an_ema_from_the_initial_parameters_is_timms_version_2);
     tcase_add_test(cases, an_ema_with_warmup_is_timms_version_3);
+    tcase_add_test(cases, the_warmup_of_an_ema_can_be_stretched_bent_and_bounded);
     tcase_add_test(cases, swa_averages_every_third_step_from_the_eighth_on);
     tcase_add_test(cases, nothing_is_averaged_unless_asked);
     tcase_add_test(cases, the_papers_lookahead_goes_half_way_from_the_initial_weights);
