@@ -160,12 +160,17 @@ static void subtract_scaled(float *restrict p_next, const float *restrict masked
     }
 }
 
+double pd_optimizer_cautious_growth(const double sums[2])
+{
+    return 1 / fmax(sums[0] / sums[1], CAUTION_MEAN_MIN);
+}
+
 void pd_optimizer_apply_cautious(const struct pd_optimizer_step *step,
                                  struct pd_optimizer_block *block)
 {
     (void)step;
-    double mean = fmax(block->sums[0] / block->sums[1], CAUTION_MEAN_MIN);
-    subtract_scaled(block->parameters_next, block->gradient, block->count, (float)(1 / mean));
+    subtract_scaled(block->parameters_next, block->gradient, block->count,
+                    (float)pd_optimizer_cautious_growth(block->sums));
 }
 
 uint32_t pd_optimizer_cautious_pass_count(const struct pd_hyper *hyper)

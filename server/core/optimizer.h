@@ -62,6 +62,7 @@ struct pd_hyper {
     bool decay_after_step;
     bool zero_norm_decay;
     bool no_prox;
+    bool adam; /* lamb */
     bool caution;
     bool eps_inside_root;
     bool eps_before_correction;

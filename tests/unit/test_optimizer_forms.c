@@ -369,12 +369,55 @@ START_TEST(a_second_pass_is_made_only_with_the_hyperparameters_that_need_it)
 }
 END_TEST
 
+/* What timm.optim.Lamb with caution does in two steps: a coordinate whose second gradient goes
+ * against its average stays, and the others make up for it before decay and trust ratio. */
+START_TEST(a_cautious_lamb_leaves_out_what_goes_against_the_gradient)
+{
+    struct subject subject;
+    float gradient[COUNT];
+
+    subject_init(&subject, "lamb");
+    subject.hyper.caution = true;
+    subject.hyper.weight_decay = 0;
+    subject.hyper.max_grad_norm = NAN;
+    for (uint32_t i = 0; i < COUNT; i++) {
+        subject.parameters[i] = 1;
+        gradient[i] = 1;
+    }
+    subject_step(&subject, gradient, 0.01);
+    float before = subject.parameters[0];
+    ck_assert_float_eq_tol(before, 0.99f, TOLERANCE);
+    gradient[0] = -0.1f;
+    subject_step(&subject, gradient, 0.01);
+    ck_assert_float_eq(subject.parameters[0], before);
+    double growth = (double)COUNT / (COUNT - 1);
+    ck_assert_double_eq_tol((double)subject.parameters[1], 0.99 - 0.01 * growth, TOLERANCE);
+}
+END_TEST
+
+START_TEST(lamb_as_adam_takes_no_trust_ratio)
+{
+    struct subject subject;
+
+    subject_init(&subject, "lamb");
+    subject.hyper.adam = true;
+    subject.hyper.weight_decay = 0.5;
+    for (uint32_t i = 0; i < COUNT; i++) {
+        subject.parameters[i] = 8;
+    }
+    subject_step_with(&subject, 1.0f, 0.01);
+    ck_assert_float_eq_tol(subject.parameters[0], 8.0f - 0.01f * (1.0f + 0.5f * 8.0f), 1e-5f);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("optimizer_forms");
     TCase *tests = tcase_create("optimizer_forms");
 
     tcase_add_test(tests, momentum_of_two_gradients_steps_by_0_2_then_0_36);
+    tcase_add_test(tests, a_cautious_lamb_leaves_out_what_goes_against_the_gradient);
+    tcase_add_test(tests, lamb_as_adam_takes_no_trust_ratio);
     tcase_add_loop_test(tests, rmsprop_of_two_gradients_steps_by_0_316_then_0_248, 0, 2);
     tcase_add_loop_test(tests, the_learning_rate_in_the_buffer_outlives_its_step, 0, 2);
     tcase_add_loop_test(tests, eps_counts_under_the_root_where_asked, 0, 2);

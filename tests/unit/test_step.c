@@ -350,6 +350,7 @@ static const char *const rules[] = {
     "{name: sgd, lr: 0.1, momentum: 0.9}",
     "{name: adamw, lr: 0.1, amsgrad: true}",
     "{name: lamb, lr: 0.1}",
+    "{name: lamb, lr: 0.1, caution: true}",
     "{name: lars, lr: 0.1, momentum: 0.9}",
     "{name: lion, lr: 0.01, caution: true}",
     "{name: sophia_g, lr: 0.01, bs: 1000}",

@@ -7,13 +7,16 @@
  *   m <- beta1 * m + beta3 * g, where beta3 = 1 - beta1, or 1 without grad_averaging
  *   v <- beta2 * v + (1 - beta2) * g^2
  *   u =  (m / (1 - beta1^t)) / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+ *        with caution u * mask / its mean, as in rules.h
  *   u <- u + weight_decay * p, in adam_w_mode
  *        decoupled_decay: p <- p - lr * weight_decay * p, and none of the other two decays
  *   r =  min(|p|, max_weight_norm) / |u| over the tensor; 1 if either norm is 0, or if there is
- *        neither weight_decay nor always_adapt; trust_clip: at most 1
+ *        neither weight_decay nor always_adapt, or with adam, as cybertronai has it; trust_clip:
+ *        at most 1
  *   p <- p - lr * r * u
  *
- * The first pass leaves u in the place of the gradient and sums p^2 and u^2. */
+ * The first pass leaves u in the place of the gradient and sums p^2 and u^2. With caution it
+ * leaves u without its decay, masked, and sums the mask; a second one makes u of it. */
 #include "server/core/optimizers/rules.h"
 
 /* Independent accumulators of a sum: enough that additions do not wait for each other. */
@@ -87,6 +90,33 @@ static void raw_update_and_sums(float *restrict p_next, const float *restrict p,
     }
 }
 
+/* Leaves the masked u in `grad`, without decay; returns the sum of the mask. */
+PD_KERNEL
+static uint32_t cautious_update(const float *restrict p, float *restrict grad, float *restrict m,
+                                float *restrict v, uint32_t count, struct scalars c)
+{
+    uint32_t agreeing = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        float g = grad[i] * c.scale + c.gradient_decay * p[i];
+        m[i] = c.beta1 * m[i] + c.beta3 * g;
+        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
+        float u = m[i] * c.unbiasing / (sqrtf(v[i]) * c.root_unbiasing + c.eps);
+        agreeing += u * g > 0;
+        grad[i] = u * g > 0 ? u : 0.0f;
+    }
+    return agreeing;
+}
+
+PD_KERNEL
+static void grow_and_decay(float *restrict p_next, const float *restrict p, float *restrict u,
+                           uint32_t count, float growth, struct scalars c)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        u[i] = growth * u[i] + c.update_decay * p[i];
+        p_next[i] = p[i] - c.decoupled_decay * p[i];
+    }
+}
+
 PD_KERNEL
 static void add_update(float *restrict p_next, const float *restrict p, const float *restrict u,
                        uint32_t count, float decoupled_decay, float step_size)
@@ -102,7 +132,7 @@ static float decoupled_decay(const struct pd_optimizer_step *step)
     return hyper->decoupled_decay ? (float)pd_optimizer_decay_share(step) : 0;
 }
 
-static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
+static struct scalars scalars_of(const struct pd_optimizer_step *step)
 {
     const struct pd_hyper *hyper = step->hyper;
     double beta1 = hyper->betas[0];
@@ -119,7 +149,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         excess = step->gradient_norm / hyper->max_grad_norm;
     }
     float decay = hyper->decoupled_decay ? 0 : (float)hyper->weight_decay;
-    struct scalars c = {
+    return (struct scalars){
         .scale = (float)(step->gradient_scale / excess),
         .beta1 = (float)beta1,
         .beta2 = (float)beta2,
@@ -132,8 +162,19 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .update_decay = hyper->adam_w_mode ? decay : 0,
         .decoupled_decay = decoupled_decay(step),
     };
-    raw_update_and_sums(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                        block->state[1], block->count, c, block->partial);
+}
+
+static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
+{
+    if (step->hyper->caution) {
+        block->partial[0] = cautious_update(block->parameters, block->gradient, block->state[0],
+                                            block->state[1], block->count, scalars_of(step));
+        block->partial[1] = block->count;
+    } else {
+        raw_update_and_sums(block->parameters_next, block->parameters, block->gradient,
+                            block->state[0], block->state[1], block->count, scalars_of(step),
+                            block->partial);
+    }
 }
 
 static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
@@ -142,7 +183,8 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
     const double *sums = block->sums;
     double ratio = 1;
 
-    if ((hyper->weight_decay != 0 || hyper->always_adapt) && sums[0] > 0 && sums[1] > 0) {
+    bool adapts = (hyper->weight_decay != 0 || hyper->always_adapt) && !hyper->adam;
+    if (adapts && sums[0] > 0 && sums[1] > 0) {
         /* fmin passes over a max_weight_norm that is NaN: none. */
         ratio = fmin(sqrt(sums[0]), hyper->max_weight_norm) / sqrt(sums[1]);
     }
@@ -151,6 +193,29 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
     }
     add_update(block->parameters_next, block->parameters, block->gradient, block->count,
                decoupled_decay(step), (float)(step->lr * ratio));
+}
+
+static void finish_cautious_update(const struct pd_optimizer_step *step,
+                                   struct pd_optimizer_block *block)
+{
+    grow_and_decay(block->parameters_next, block->parameters, block->gradient, block->count,
+                   (float)pd_optimizer_cautious_growth(block->sums), scalars_of(step));
+    pd_optimizer_sum_squares(block->parameters_next, block->gradient, block->count, block->partial);
+}
+
+/* The second pass of three with caution, the last of two without. */
+static void second(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
+{
+    if (step->hyper->caution) {
+        finish_cautious_update(step, block);
+    } else {
+        apply(step, block);
+    }
+}
+
+static uint32_t pass_count(const struct pd_hyper *hyper)
+{
+    return hyper->caution ? 3 : 2;
 }
 
 static const struct pd_option options[] = {
@@ -167,6 +232,8 @@ static const struct pd_option options[] = {
     PD_HYPER_FLAG(adam_w_mode, "true", "false: add weight decay to the clipped gradient"),
     PD_HYPER_FLAG(decoupled_decay, "false", "decay the parameter, as AdamW, not the update"),
     PD_HYPER_CORRECTED_DECAY,
+    PD_HYPER_CAUTION,
+    PD_HYPER_FLAG(adam, "false", "let every trust ratio be 1"),
 };
 
 const struct pd_optimizer pd_optimizer_lamb = {
@@ -175,5 +242,8 @@ const struct pd_optimizer pd_optimizer_lamb = {
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
     .state_count = state_count,
-    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums}, {.run = apply}},
+    .pass_count = pass_count,
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
+               {.run = second, .sum_count = pd_optimizer_two_sums},
+               {.run = apply}},
 };

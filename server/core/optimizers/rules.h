@@ -54,6 +54,8 @@ double pd_optimizer_decay_share(const struct pd_optimizer_step *step);
  * next pass, which it has only with caution. */
 void pd_optimizer_apply_cautious(const struct pd_optimizer_step *step,
                                  struct pd_optimizer_block *block);
+/* What a masked step grows by, from those two sums. */
+double pd_optimizer_cautious_growth(const double sums[2]);
 /* Passes of a rule that has the second only for caution. */
 uint32_t pd_optimizer_cautious_pass_count(const struct pd_hyper *hyper);
 
