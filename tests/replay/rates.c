@@ -77,7 +77,9 @@ static void compare(struct paramd_client *client, const json_t *document,
                     struct replay_result *result)
 {
     const json_t *expected = json_object_get(document, "lr");
-    const json_t *momenta = json_object_get(document, "momentum");
+    const json_t *hyper = json_object_get(document, "hyperparameters");
+    bool cycles = !json_is_false(json_object_get(hyper, "cycle_momentum"));
+    const json_t *momenta = cycles ? json_object_get(document, "momentum") : NULL;
     double base_lr = json_number_value(json_object_get(document, "base_lr"));
 
     for (size_t begin = 0; begin < json_array_size(expected); begin += ASK_COUNT) {

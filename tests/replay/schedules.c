@@ -77,6 +77,9 @@ static void copy_lower_case(json_t *map, json_t *hyper)
     json_object_foreach(hyper, key, unused)
     {
         char lower[64] = "";
+        if (strcmp(key, "scale_mode") == 0) {
+            continue; /* of functions, which no case has */
+        }
         for (size_t i = 0; key[i] != '\0' && i + 1 < sizeof lower; i++) {
             lower[i] = (char)tolower((unsigned char)key[i]);
         }
@@ -99,17 +102,21 @@ static json_t *torch_class(json_t *list, const char *class_name, json_t *hyper)
     return NULL;
 }
 
-/* Let the last schedule of the list run for `steps`, and no longer. Those whose `steps` are how
- * long they move are cut short, or followed by what they stay at. */
-static void run_for(json_t *list, json_t *map, double steps)
+/* Let the last schedule of the list run for `steps`, and no longer; false if that cannot be said.
+ * Those whose `steps` are how long they move are cut short, or followed by what they stay at. */
+static bool run_for(json_t *list, json_t *map, double steps)
 {
     const char *name = json_string_value(json_object_get(map, "name"));
     bool linear = strcmp(name, "linear") == 0;
+    bool polynomial = strcmp(name, "polynomial") == 0;
     double moves = number_of(map, "steps", 5);
 
-    if (!linear && strcmp(name, "constant") != 0) {
+    if (!linear && !polynomial && strcmp(name, "constant") != 0) {
         set(map, "steps", steps);
-        return;
+        return true;
+    }
+    if (polynomial && moves > steps) {
+        return false;
     }
     if (moves > steps) {
         double start = number_of(map, "start_factor", 1.0 / 3);
@@ -120,9 +127,10 @@ static void run_for(json_t *list, json_t *map, double steps)
         set(map, "steps", steps);
     } else if (moves < steps) {
         json_t *rest = schedule(list, "constant");
-        set(rest, "factor", linear ? number_of(map, "end_factor", 1) : 1);
+        set(rest, "factor", linear ? number_of(map, "end_factor", 1) : polynomial ? 0 : 1);
         set(rest, "steps", steps - moves);
     }
+    return true;
 }
 
 static bool torch_sequence(json_t *list, const json_t *hyper)
@@ -140,11 +148,28 @@ static bool torch_sequence(json_t *list, const json_t *hyper)
         }
         if (i < json_array_size(milestones)) {
             double end = json_number_value(json_array_get(milestones, i));
-            run_for(list, map, end - begin);
+            if (!run_for(list, map, end - begin)) {
+                return false;
+            }
             begin = end;
         }
     }
     return true;
+}
+
+/* Whether a class multiplies the rates that others have made. Others set theirs, or, as cosine with
+ * eta_min, go by what was made of them at every step before. */
+static bool multiplies(const char *class_name, const json_t *hyper)
+{
+    static const char *const others[] = {"CosineAnnealingWarmRestarts", "OneCycleLR", "CyclicLR",
+                                         "ReduceLROnPlateau"};
+
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (strcmp(class_name, others[i]) == 0) {
+            return false;
+        }
+    }
+    return strcmp(class_name, "CosineAnnealingLR") != 0 || !(number_of(hyper, "eta_min", 0) > 0);
 }
 
 /* All at once, each on the rates of the one before. */
@@ -156,7 +181,7 @@ static bool torch_chain(json_t *list, const json_t *hyper)
         const json_t *item = json_array_get(schedulers, i);
         const char *class_name = json_string_value(json_array_get(item, 0));
         json_t *map = torch_class(list, class_name, json_array_get(item, 1));
-        if (map == NULL) {
+        if (map == NULL || !multiplies(class_name, json_array_get(item, 1))) {
             return false;
         }
         if (i > 0) {
@@ -173,6 +198,10 @@ static void torch_swa(json_t *list, const json_t *hyper, double base_lr)
     double steps = number_of(hyper, "anneal_epochs", 10);
     double swa_lr = number_of(hyper, "swa_lr", 0);
 
+    if (steps == 0) {
+        set(schedule(list, "constant"), "factor", swa_lr / base_lr);
+        return;
+    }
     if (shape != NULL && strcmp(shape, "linear") == 0) {
         json_t *map = schedule(list, "linear");
         set(map, "start_factor", 1);
@@ -203,12 +232,17 @@ static bool torch_schedule(json_t *list, const char *name, const json_t *documen
         return true;
     }
     json_t *map = torch_class(list, name, hyper);
+    const json_t *bounds = map != NULL ? json_object_get(map, "min_lr") : NULL;
+    if (json_is_array(bounds)) { /* one for each group, and these cases have one */
+        set(map, "min_lr", json_number_value(json_array_get(bounds, 0)));
+    }
     if (map != NULL && json_object_get(map, "steps_per_epoch") != NULL) {
         set(map, "total_steps", number_of(map, "steps_per_epoch", 1) * number_of(map, "epochs", 1));
         json_object_del(map, "steps_per_epoch");
         json_object_del(map, "epochs");
     }
-    if (map != NULL && json_object_get(document, "momentum") != NULL) {
+    if (map != NULL && json_object_get(document, "momentum") != NULL &&
+        json_object_get(map, "cycle_momentum") == NULL) {
         json_object_set_new(map, "cycle_momentum", json_true());
     }
     return map != NULL;

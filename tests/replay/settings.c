@@ -15,9 +15,13 @@
 static const struct {
     const char *optimizer;
     const char *variant;
+    const char *key; /* when this hyperparameter asks for something; NULL: always */
     const char *reason;
 } refused[] = {
-    {"nadam", "torch", "the product of momenta counts each twice, an error mended in torch 2"},
+    {"nadam", "torch", NULL,
+     "the product of momenta counts each twice, an error mended in torch 2"},
+    {"adafactor_bv", "timm-bigvision", "clipping_threshold",
+     "small updates grow to the threshold, and large ones are not clipped"},
 };
 
 static const struct pd_option *find_option(const struct pd_optimizer *optimizer, const char *key)
@@ -179,6 +183,18 @@ static const struct {
     {"ema", "ModelEmaV2", "ema.copy_steps", "0"},
 };
 
+/* Of timm.utils.ModelEmaV3. */
+static const struct {
+    const char *key;
+    const char *setting;
+} ema_keys[] = {
+    {"decay", "ema.decay"},
+    {"min_decay", "ema.min_decay"},
+    {"use_warmup", "ema.warmup"},
+    {"warmup_gamma", "ema.warmup_gamma"},
+    {"warmup_power", "ema.warmup_power"},
+};
+
 static void add_wrapper(json_t *settings, const struct vectors_case *reference)
 {
     const json_t *hyper = json_object_get(reference->document, "hyperparameters");
@@ -200,8 +216,12 @@ static void add_wrapper(json_t *settings, const struct vectors_case *reference)
         /* timm copies while its step is at most update_after_step + 1, counted from 0. */
         json_int_t after = json_integer_value(json_object_get(model_ema, "update_after_step"));
         json_t *copy_steps = json_integer(after + 2);
-        set(settings, "ema.decay", json_object_get(model_ema, "decay"));
-        set(settings, "ema.warmup", json_object_get(model_ema, "use_warmup"));
+        for (size_t i = 0; i < sizeof ema_keys / sizeof ema_keys[0]; i++) {
+            const json_t *value = json_object_get(model_ema, ema_keys[i].key);
+            if (value != NULL) {
+                set(settings, ema_keys[i].setting, value);
+            }
+        }
         set(settings, "ema.copy_steps", copy_steps);
         json_decref(copy_steps);
     }
@@ -287,8 +307,13 @@ bool settings_add_optimizer(json_t *settings, const struct vectors_case *referen
     const char *name = optimizer_name(reference);
     const char *variant = reference->variant != NULL ? reference->variant : "";
 
+    const json_t *hyper = json_object_get(reference->document, "hyperparameters");
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
-        if (strcmp(refused[i].optimizer, name) == 0 && strcmp(refused[i].variant, variant) == 0) {
+        const json_t *value =
+            refused[i].key != NULL ? json_object_get(hyper, refused[i].key) : NULL;
+        bool asked = refused[i].key == NULL || (value != NULL && !is_off(value));
+        if (asked && strcmp(refused[i].optimizer, name) == 0 &&
+            strcmp(refused[i].variant, variant) == 0) {
             replay_say(result, REPLAY_SKIPPED, "%s", refused[i].reason);
             return false;
         }

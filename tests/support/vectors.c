@@ -34,6 +34,7 @@ static const struct translation translations[] = {
     {"lion", "lucidrains", "decoupled_wd", "decoupled_weight_decay", NULL},
     {"nadam", "timm", "schedule_decay", "momentum_decay", NULL},
     {"adafactor_timm", "timm", "relative_step", NULL, NULL},
+    {"adafactor_bv", "timm-bigvision", "decay_offset", NULL, NULL}, /* which it makes no use of */
     {"adamw", "bitsandbytes", NULL, "state_bits", "8"},
     {"lion", "bitsandbytes", NULL, "state_bits", "8"},
     {"sgd", "bitsandbytes", NULL, "state_bits", "8"},
