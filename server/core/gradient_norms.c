@@ -98,6 +98,12 @@ static uint32_t set_of(const struct pd_config *config, uint32_t group)
     return config->groups[group].clips_alone ? group : 0;
 }
 
+/* A power that does not exist, NaN, before its first part. */
+static double grow(double power, double part, double norm_type)
+{
+    return pd_clip_add(isnan(power) ? 0 : power, part, norm_type);
+}
+
 static void add_block(struct pd_gradient_norms *norms, struct powers *powers, uint32_t tensor,
                       const double parts[PD_NORM_PART_COUNT])
 {
@@ -108,9 +114,9 @@ static void add_block(struct pd_gradient_norms *norms, struct powers *powers, ui
     double group_type = config->groups[group].clip.norm_type;
     double *own = &norms->tensors[tensor];
 
-    *own = pd_clip_add(isnan(*own) ? 0 : *own, parts[WHOLE], whole_type);
+    *own = grow(*own, parts[WHOLE], whole_type);
     powers->whole = pd_clip_add(powers->whole, parts[WHOLE], whole_type);
-    powers->groups[group] = pd_clip_add(powers->groups[group], parts[GROUP], group_type);
+    powers->groups[group] = grow(powers->groups[group], parts[GROUP], group_type);
     powers->sets[set] = pd_clip_add(powers->sets[set], parts[GROUP], group_type);
     powers->sets_whole[set] = pd_clip_add(powers->sets_whole[set], parts[WHOLE], whole_type);
     powers->sets_squares[set] += parts[SQUARES];
@@ -156,6 +162,9 @@ void pd_gradient_norms_take(struct pd_gradient_norms *norms, const double *parts
     struct powers powers = {0};
 
     pd_gradient_norms_clear(norms);
+    for (uint32_t group = 0; group < norms->config->group_count; group++) {
+        powers.groups[group] = NAN;
+    }
     for (uint64_t block = 0; block < plan->block_count; block++) {
         uint32_t tensor = plan->blocks[block].tensor_index;
         if (!pd_gradient_norms_rests(norms, tensor, absent)) {

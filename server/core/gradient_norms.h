@@ -22,7 +22,7 @@ struct pd_gradient_norms {
     const uint32_t *tensor_groups;
     uint32_t tensor_count;
     double *tensors; /* norms before clipping, of the whole's type; NaN: no gradient */
-    /* By group; the norm is of the type it is clipped by. */
+    /* By group; the norm is of the type it is clipped by, and NaN without any gradient. */
     double groups[PD_GROUP_COUNT_MAX + 1];
     double scales[PD_GROUP_COUNT_MAX + 1];
     double whole;         /* before clipping; NaN: something is not finite, and no scale counts */

@@ -144,6 +144,7 @@ START_TEST(frozen_and_absent_tensors_have_no_part)
     take(gradient);
     ck_assert(isnan(norms.tensors[1]));
     ck_assert(isnan(norms.tensors[2]));
+    ck_assert(isnan(norms.groups[1]));
     ck_assert_near(norms.whole, norm_of(9, NULL, 2));
     ck_assert_near(norms.scales[0], 2 / (norm_of(9, NULL, 2) + 1e-6));
     end();
