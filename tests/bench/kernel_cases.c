@@ -22,7 +22,7 @@ static void run_rule(const struct kernel_case *kernel, const struct kernel_part 
                      uint32_t count)
 {
     static const double sums[2] = {1, 1};
-    double partial[2];
+    double partial[2] = {0, 0};
     uint32_t state_count = kernel->mix.read + kernel->mix.changed - 2;
     const struct pd_tensor tensor = {
         .dimension_count = 1, .shape = {count}, .element_count = count};
@@ -44,6 +44,7 @@ static void run_rule(const struct kernel_case *kernel, const struct kernel_part 
         block.state[i] = part->arrays[2 + i];
     }
     kernel->rule->passes[kernel->pass].run(&step, &block);
+    pd_checksum_update(part->checksum, partial, sizeof partial);
 }
 
 static void run_sum(const struct kernel_case *kernel, const struct kernel_part *part,
@@ -67,6 +68,7 @@ static void run_norm(const struct kernel_case *kernel, const struct kernel_part 
 
     (void)kernel;
     pd_reduce_norms(part->arrays[0], count, 2, powers);
+    pd_checksum_update(part->checksum, powers, sizeof powers);
 }
 
 static void run_finite(const struct kernel_case *kernel, const struct kernel_part *part,
