@@ -506,6 +506,7 @@ def test_reported_metrics_can_end_the_training(optimize):
         optimizer.report_metric("loss", value)
     assert advised == [False, False, True]
 
+
 GROUPS = {
     "optimizer": {"name": "adamw", "lr": 0.1, "weight_decay": 0.5},
     "groups": [{"name": "biases", "match": ["*.bias"], "weight_decay": 0, "lr_multiplier": 0.1}],
@@ -750,6 +751,25 @@ def test_a_grad_scaler_s_scale_is_undone(optimize, scaler):
         other(inputs).square().mean().backward()
         plain.step()
     assert_equal(model, other)
+
+
+def test_a_disabled_grad_scaler_of_torch_s_own_changes_nothing(optimize):
+    model = mlp()
+    other, plain = twin(model)
+    optimizer = optimize(model, bucket_bytes=1)
+    scaler = torch.cuda.amp.GradScaler(enabled=False)
+    for step in range(3):
+        inputs = torch.full((4, 4), step / 4)
+        optimizer.zero_grad()
+        scaler.scale(model(inputs).square().mean()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        plain.zero_grad()
+        other(inputs).square().mean().backward()
+        plain.step()
+    assert_equal(model, other)
+    assert (optimizer._misses, optimizer.overlapping) == (0, True)
 
 
 @pytest.mark.parametrize("scaled_by", ["torch", "daemon"])

@@ -57,8 +57,8 @@ class Admin:
         """What `count` steps from `begin` on came to; without `begin`, the last ones.
 
         Returns:
-            "rows", each with step, lr, grad_norm, clipped_norm, loss, effective_batch, skipped and metrics {name: value};
-            "kept", how many steps there are to ask for.
+            "rows", each with step, lr, grad_norm, clipped_norm, loss, effective_batch, skipped and
+            metrics {name: value}; "kept", how many steps there are to ask for.
         """
         return self._handle.admin("history", begin=begin, count=count)
 

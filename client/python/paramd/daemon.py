@@ -53,6 +53,8 @@ def _find_paramd() -> str:
 class Daemon:
     """Start paramd on ports that the kernel chooses, and stop it at the end of the `with` block.
 
+    It ends by itself when the thread that has started it ends otherwise.
+
     Args:
         config: keys of the configuration file, or its text; ``listen`` is set here.
         ranks: 1 starts the daemon by itself, more start it under mpirun by ``paramd-launch``.
