@@ -425,7 +425,8 @@ START_TEST(guests_say_only_what_guests_may)
                                                  PD_MESSAGE_LEAVE,  PD_MESSAGE_PUSH,
                                                  PD_MESSAGE_VALUES, PD_MESSAGE_BEAT};
     static const enum pd_message_kind answers[] = {PD_MESSAGE_PUSHED, PD_MESSAGE_LEFT,
-                                                   PD_MESSAGE_DRAINING, PD_MESSAGE_ERROR};
+                                                   PD_MESSAGE_SETTLED, PD_MESSAGE_DRAINING,
+                                                   PD_MESSAGE_ERROR};
 
     begin();
     for (uint32_t rank = 0; rank < RANK_COUNT; rank++) {

@@ -2,6 +2,7 @@
  */
 #include "common/heap.h"
 #include "tests/support/peer.h"
+#include "tests/support/process.h"
 #include "tests/support/scripted_engine.h"
 
 #include <arpa/inet.h>
@@ -11,6 +12,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -112,6 +114,83 @@ START_TEST(a_payload_arrives_and_leaves_whole_and_is_sent_once)
     ck_assert_uint_eq(rank.engine.counts[PD_EVENT_SENT], ECHO_COUNT);
     ck_assert_uint_eq(rank.engine.counts[PD_EVENT_CLOSED], 1);
     ck_assert_str_eq(rank.engine.closed_error.message, "connection closed by the peer");
+    free(received);
+}
+END_TEST
+
+/* ---- Held back ---- */
+
+enum { HELD_BYTES = 100 * 1000, HELD_FIRST = 37 * 1000 + 1 };
+
+static uint64_t progress_bytes;
+
+/* Answer with what comes in as it comes in. */
+static void react_as_it_arrives(struct pd_engine *engine, const struct pd_event *event,
+                                struct pd_actions *actions)
+{
+    struct pd_message reply = {.kind = PD_MESSAGE_ADMIN_REPLY};
+    (void)engine;
+    if (event->kind == PD_EVENT_MESSAGE) {
+        pd_actions_place(actions, event->connection, received);
+        pd_actions_send(actions, event->connection, &reply, received, HELD_BYTES, true);
+        pd_actions_hold_back(actions, 0);
+    } else if (event->kind == PD_EVENT_PROGRESS && event->received) {
+        ck_assert_uint_ge(event->payload_bytes, progress_bytes);
+        progress_bytes = event->payload_bytes;
+        pd_actions_release(actions, event->connection, progress_bytes);
+    } else if (event->kind == PD_EVENT_PAYLOAD) {
+        pd_actions_release(actions, event->connection, HELD_BYTES);
+    }
+    exit_when_closed(event, actions);
+}
+
+/* Wait until so many bytes can be read. */
+static void await_readable(struct peer *peer, int byte_count)
+{
+    int readable = 0;
+    struct pollfd more = {.fd = peer_fd(peer), .events = POLLIN};
+
+    ck_assert_int_eq(setsockopt(more.fd, SOL_SOCKET, SO_RCVLOWAT, &byte_count, sizeof byte_count),
+                     0);
+    ck_assert_int_eq(poll(&more, 1, PROCESS_DEADLINE_MS), 1);
+    ck_assert_int_eq(ioctl(more.fd, FIONREAD, &readable), 0);
+    ck_assert_int_eq(readable, byte_count);
+    byte_count = 1;
+    ck_assert_int_eq(setsockopt(more.fd, SOL_SOCKET, SO_RCVLOWAT, &byte_count, sizeof byte_count),
+                     0);
+}
+
+static void converse_in_two_parts(struct scripted_rank *rank)
+{
+    const struct pd_message reply = {.kind = PD_MESSAGE_ADMIN_REPLY};
+    const int head_bytes = PD_PREFIX_BYTES + (int)pd_message_header_bytes(&reply);
+    struct peer *peer = peer_connect(rank->address);
+    uint8_t *payload = malloc(HELD_BYTES);
+    for (size_t i = 0; i < HELD_BYTES; i++) {
+        payload[i] = (uint8_t)(i * 29 + i / 251);
+    }
+    peer_send_head(peer, &push_message, HELD_BYTES);
+    await_readable(peer, head_bytes);
+    peer_send_bytes(peer, payload, HELD_FIRST);
+    await_readable(peer, head_bytes + HELD_FIRST);
+    peer_send_bytes(peer, payload + HELD_FIRST, HELD_BYTES - HELD_FIRST);
+    (void)peer_expect(peer, PD_MESSAGE_ADMIN_REPLY);
+    ck_assert_uint_eq(peer_payload_bytes(peer), HELD_BYTES);
+    ck_assert_mem_eq(peer_payload(peer), payload, HELD_BYTES);
+    peer_close(peer);
+    free(payload);
+}
+
+START_TEST(a_payload_held_back_leaves_as_what_it_waits_for_arrives)
+{
+    struct scripted_rank rank;
+    received = calloc(1, HELD_BYTES);
+    scripted_rank_init(&rank, react_as_it_arrives);
+
+    ck_assert_int_eq(scripted_rank_run(&rank, converse_in_two_parts), 7);
+
+    ck_assert_uint_eq(progress_bytes, HELD_BYTES);
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_SENT], 1);
     free(received);
 }
 END_TEST
@@ -564,6 +643,7 @@ int main(void)
     TCase *tcase = tcase_create("connection");
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, a_payload_arrives_and_leaves_whole_and_is_sent_once);
+    tcase_add_test(tcase, a_payload_held_back_leaves_as_what_it_waits_for_arrives);
     tcase_add_test(tcase, frames_come_and_go_without_an_allocation);
     tcase_add_test(tcase, an_end_in_the_middle_of_a_frame_is_told);
     tcase_add_test(tcase, a_reset_closes_with_the_systems_reason);
