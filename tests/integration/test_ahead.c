@@ -137,6 +137,8 @@ static float *outcome_of(uint32_t rank_count, const char *config, int pull_dtype
                       "%s", workers[0].error.message);
     }
     for (uint32_t i = 0; i < WORKERS; i++) {
+        ck_assert_msg(paramd_leave(workers[i].client, &workers[i].error) == PARAMD_OK, "%s",
+                      workers[i].error.message);
         paramd_close(workers[i].client);
         free(workers[i].values);
         free(workers[i].gradient);
@@ -179,12 +181,24 @@ END_TEST
 
 /* ---- A worker killed midway ---- */
 
-static void make_model(struct pd_tensor_list *model)
+static void make_model(struct pd_tensor_list *model, uint64_t element_count)
 {
     struct pd_error error = {0};
     ck_assert_int_eq(pd_tensor_list_init(model, 1, &error), PD_OK);
-    ck_assert_int_eq(pd_tensor_list_append(model, "w", 1, 1, (const uint64_t[]){ELEMENTS}, &error),
-                     PD_OK);
+    ck_assert_int_eq(pd_tensor_list_append(model, "w", 1, 1, &element_count, &error), PD_OK);
+}
+
+/* Push a whole gradient, for whose parameters an answer is wanted. */
+static void push(struct peer_worker *worker, uint64_t step, const float *gradient, bool ahead)
+{
+    for (uint32_t i = 0; i < worker->registered.lane_count; i++) {
+        const struct pd_lane *lane = &worker->registered.lanes[i];
+        struct pd_message message = peer_worker_push_message(worker, i, step, 1);
+        message.push.pull = true;
+        message.push.ahead = ahead;
+        peer_send(worker->lanes[i], &message, gradient + lane->element_begin,
+                  lane->element_count * sizeof *gradient);
+    }
 }
 
 static void fill(float *values, float *gradient, uint32_t worker)
@@ -210,8 +224,8 @@ static pid_t start_victim(const char *address, const struct pd_tensor_list *mode
     peer_worker_init(&worker, address, "victim", model, values);
     for (uint32_t i = 0; i < worker.registered.lane_count; i++) {
         const struct pd_lane *lane = &worker.registered.lanes[i];
-        const struct pd_message push = peer_worker_push_message(&worker, i, 0, 1);
-        peer_send_head(worker.lanes[i], &push, lane->element_count * sizeof *gradient);
+        const struct pd_message message = peer_worker_push_message(&worker, i, 0, 1);
+        peer_send_head(worker.lanes[i], &message, lane->element_count * sizeof *gradient);
         peer_send_bytes(worker.lanes[i], gradient + lane->element_begin,
                         lane->element_count / 2 * sizeof *gradient);
     }
@@ -255,20 +269,13 @@ START_TEST(worker_killed_midway_leaves_no_trace)
     float *values = allocate();
     float *gradient = allocate();
     float *got = allocate();
-    make_model(&model);
+    make_model(&model, ELEMENTS);
     fill(values, gradient, 0);
     cluster_start(&cluster, (uint32_t)_i + 1,
                   "aggregation: direct\nworkers: {expected: 2, resume_s: 1}\n"
                   "optimizer: {name: sgd, lr: 1}\n");
     peer_worker_init(&worker, cluster.addresses[0], "survivor", &model, values);
-    for (uint32_t i = 0; i < worker.registered.lane_count; i++) {
-        const struct pd_lane *lane = &worker.registered.lanes[i];
-        struct pd_message push = peer_worker_push_message(&worker, i, 0, 1);
-        push.push.pull = true;
-        push.push.ahead = true;
-        peer_send(worker.lanes[i], &push, gradient + lane->element_begin,
-                  lane->element_count * sizeof *gradient);
-    }
+    push(&worker, 0, gradient, true);
     pid_t victim = start_victim(cluster.addresses[0], &model);
     await_bytes(worker.lanes[0]);
     ck_assert_int_eq(kill(victim, SIGKILL), 0);
@@ -293,11 +300,44 @@ START_TEST(worker_killed_midway_leaves_no_trace)
 }
 END_TEST
 
+/* ---- A worker that does not read ---- */
+
+enum { LARGE = 4 << 20 }; /* elements: more than a socket holds */
+
+START_TEST(worker_that_does_not_read_what_comes_ahead_is_cut_off_and_the_others_go_on)
+{
+    struct pd_tensor_list model;
+    struct cluster cluster;
+    struct peer_worker deaf;
+    struct peer_worker worker;
+    float *gradient = calloc(LARGE, sizeof *gradient);
+    make_model(&model, LARGE);
+    cluster_start(&cluster, 1,
+                  "aggregation: direct\nworkers: {expected: 2, resume_s: 1}\nsend_timeout_s: 1\n");
+    peer_worker_init(&deaf, cluster.addresses[0], "deaf", &model, gradient);
+    peer_worker_init(&worker, cluster.addresses[0], "worker", &model, gradient);
+    push(&deaf, 0, gradient, true);
+    push(&worker, 0, gradient, false);
+    ck_assert_uint_eq(peer_expect(worker.lanes[0], PD_MESSAGE_PULLED)->pulled.version, 1);
+    process_await_error(cluster.process, "nothing was read of an answer for 1 s");
+    push(&worker, 1, gradient, true);
+    ck_assert_uint_eq(peer_expect(worker.lanes[0], PD_MESSAGE_PULLED)->pulled.version, 2);
+    process_await_error(cluster.process, "'deaf' evicted");
+    peer_worker_finish(&deaf);
+    peer_worker_finish(&worker);
+    cluster_drain(&cluster);
+    cluster_stop(&cluster);
+    pd_tensor_list_finish(&model);
+    free(gradient);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("ahead");
 
     suite_add_loop(suite, parameters_are_the_same_to_the_bit_as_without, 4);
     suite_add_loop(suite, worker_killed_midway_leaves_no_trace, 3);
+    suite_add(suite, worker_that_does_not_read_what_comes_ahead_is_cut_off_and_the_others_go_on);
     return suite_run(suite);
 }
