@@ -471,7 +471,17 @@ static enum pd_status advance(struct pd_exchange *exchange, struct pd_connection
     return PD_OK;
 }
 
-static short events_of(const struct pd_connection *connection)
+/* Parameters that come ahead of their step are not read while the program computes: it may still
+ * need those that are there. */
+static bool reads(const struct pd_connection *connection, const struct pd_call *call)
+{
+    const struct pd_request *request = connection->request;
+
+    return request == NULL || !request->push.ahead || call->gate == NULL ||
+           atomic_load(&call->gate->opened_ms) != 0;
+}
+
+static short events_of(const struct pd_connection *connection, const struct pd_call *call)
 {
     switch (connection->state) {
     case PD_CONNECTION_CLOSED:
@@ -482,7 +492,8 @@ static short events_of(const struct pd_connection *connection)
     case PD_CONNECTION_READY:
         break;
     }
-    return pd_sender_blocked(&connection->sender) ? POLLIN : POLLIN | POLLOUT;
+    int read = connection->state < PD_CONNECTION_READY || reads(connection, call) ? POLLIN : 0;
+    return (short)(pd_sender_blocked(&connection->sender) ? read : read | POLLOUT);
 }
 
 static enum pd_status on_connected(struct pd_exchange *exchange, struct pd_connection *connection,
@@ -551,7 +562,7 @@ static enum pd_status poll_once(struct pd_exchange *exchange, const struct pd_ca
 
     for (uint32_t i = 0; i < count; i++) {
         polled[i].fd = exchange->connections[i]->socket;
-        polled[i].events = events_of(exchange->connections[i]);
+        polled[i].events = events_of(exchange->connections[i], call);
         polled[i].revents = 0;
     }
     polled[count] = (struct pollfd){.fd = exchange->wake, .events = POLLIN};

@@ -184,8 +184,10 @@ struct paramd_step_info {
 };
 
 /* Push, and with the last micro-batch of a step wait for the new parameters, in one round trip.
- * `info` may be NULL. `values` is untouched unless info->pulled.
- * Errors: those of paramd_push and paramd_pull. */
+ * `info` may be NULL. `values` is untouched unless info->pulled; after a failure it may hold parts
+ * of a new version. Its arrays may be those of `gradients`, tensor by tensor; otherwise the two do
+ * not overlap: what comes back is written while gradients are still being sent. Errors: those of
+ * paramd_push and paramd_pull. */
 PARAMD_API enum paramd_status paramd_step(struct paramd_client *client,
                                           const float *const *gradients, uint64_t samples,
                                           const double *loss, unsigned flags, float *const *values,
@@ -199,8 +201,9 @@ PARAMD_API enum paramd_status paramd_step(struct paramd_client *client,
  *         paramd_step_ready(client, how many of the first gradients are final);
  *     paramd_step_end(client, &info, &error);
  *
- * A thread of the library sends. The deadline runs from paramd_step_end. Between begin and end the
- * handle takes no other call than these and paramd_close.
+ * A thread of the library sends; `values` is not written before the end. The deadline runs from
+ * paramd_step_end. Between begin and end the handle takes no other call than these and
+ * paramd_close.
  *
  * Begin: as paramd_step, but `gradients`, the arrays it points to, and `values` are borrowed until
  * the end. NULL in `gradients` says, now and for good, that the tensor has no gradient; any other

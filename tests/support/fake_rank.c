@@ -173,6 +173,11 @@ const struct pd_message *fake_receive(struct fake_rank *fake, enum pd_message_ki
     return message;
 }
 
+void fake_await(struct fake_rank *fake)
+{
+    await(fake->socket, POLLIN);
+}
+
 void fake_swallow(struct fake_rank *fake, size_t byte_count)
 {
     static char bytes[4096];

@@ -46,6 +46,8 @@ void fake_expect_end(struct fake_rank *fake);
 
 /* The next message but pings, which must be of that kind; the rank's until the next one. */
 const struct pd_message *fake_receive(struct fake_rank *fake, enum pd_message_kind kind);
+/* Wait until something has come, and leave it there. */
+void fake_await(struct fake_rank *fake);
 /* Read raw bytes and throw them away. */
 void fake_swallow(struct fake_rank *fake, size_t byte_count);
 /* Pass over pings for so long. */

@@ -130,6 +130,38 @@ START_TEST(what_is_ready_leaves_before_the_end)
 }
 END_TEST
 
+/* Send the new parameters before the push has come, and settle them after it. */
+static void answer_early(struct fake_rank *fake, void *context)
+{
+    struct pd_message pulled = {.kind = PD_MESSAGE_PULLED,
+                                .pulled = {.version = 1, .element_count = COUNT, .ahead = true}};
+    struct pd_message settled = {.kind = PD_MESSAGE_SETTLED,
+                                 .settled = {.applied = true, .pulled = {.version = 1}}};
+    (void)context;
+    serve_start(fake);
+    fake_await(fake);
+    fake_send(fake, &pulled, new_values, sizeof new_values, 0);
+    sem_post(&arrived);
+    ck_assert(fake_receive(fake, PD_MESSAGE_PUSH)->push.ahead);
+    ck_assert_mem_eq(fake->payload, first_gradient, sizeof first_gradient);
+    fake_send(fake, &settled, NULL, 0, 0);
+    fake_expect_end(fake);
+}
+
+START_TEST(parameters_are_not_written_while_the_program_computes)
+{
+    const float *gradients[] = {first_gradient, last_gradient};
+    start(answer_early);
+    ck_assert_int_eq(paramd_step_begin(client, gradients, 8, NULL, 0, values, &error), PARAMD_OK);
+    paramd_step_ready(client, 1);
+    sem_wait(&arrived);
+    ck_assert_mem_eq(first, zeros, sizeof first);
+    ck_assert_int_eq(paramd_step_end(client, &info, &error), PARAMD_OK);
+    ck_assert_mem_eq(first, new_values, sizeof first);
+    ck_assert_mem_eq(last, new_values + FIRST_COUNT, sizeof last);
+}
+END_TEST
+
 static void read_whole(struct fake_rank *fake, void *context)
 {
     (void)context;
@@ -263,6 +295,7 @@ int main(void)
 
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_set_timeout(tests, 30);
+    tcase_add_test(tests, parameters_are_not_written_while_the_program_computes);
     tcase_add_test(tests, what_is_ready_leaves_before_the_end);
     tcase_add_test(tests, the_end_makes_everything_ready);
     tcase_add_test(tests, a_step_that_is_cancelled_can_be_made_with_other_gradients);
