@@ -73,14 +73,21 @@ static enum pd_status read_median(int output, double *median_ms, struct pd_error
     struct pollfd readable = {.fd = output, .events = POLLIN};
 
     while (strchr(text, '\n') == NULL && used + 1 < sizeof text) {
-        ssize_t bytes = poll(&readable, 1, MEASURE_MS) > 0
-                            ? read(output, text + used, sizeof text - 1 - used)
-                            : 0;
+        int found = poll(&readable, 1, MEASURE_MS);
+        enum pd_status status = child_interrupted(error);
+        if (status != PD_OK) {
+            return status;
+        }
+        if (found == 0) {
+            return pd_error_set(error, PD_ETIMEOUT,
+                                "mpirun paramd-bench allreduce said nothing within %d s",
+                                MEASURE_MS / 1000);
+        }
+        ssize_t bytes = read(output, text + used, sizeof text - 1 - used);
         if (bytes <= 0) {
             return pd_error_set(error, PD_EIO,
-                                "mpirun paramd-bench allreduce said nothing within %d s; is "
-                                "mpirun installed?",
-                                MEASURE_MS / 1000);
+                                "mpirun paramd-bench allreduce ended without a result; is mpirun "
+                                "installed?");
         }
         used += (size_t)bytes;
         text[used] = '\0';

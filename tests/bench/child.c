@@ -41,9 +41,11 @@ void child_catch_signals(void)
     (void)signal(SIGPIPE, SIG_IGN);
 }
 
-int child_signal_caught(void)
+enum pd_status child_interrupted(struct pd_error *error)
 {
-    return signal_caught;
+    return signal_caught == 0
+               ? PD_OK
+               : pd_error_set(error, PD_EIO, "interrupted: %s", strsignal(signal_caught));
 }
 
 static enum pd_status system_fault(struct pd_error *error, const char *call)

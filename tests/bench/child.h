@@ -15,8 +15,9 @@ int64_t child_now_ns(void);
 
 /* From now on SIGINT and SIGTERM are remembered instead of ending this process. */
 void child_catch_signals(void);
-/* The signal that came, or 0. */
-int child_signal_caught(void);
+/* A fault once one has come: to be asked about wherever a command takes its time. */
+PD_MUST_CHECK
+enum pd_status child_interrupted(struct pd_error *error);
 
 /* Run a program, found along PATH; *output reads its standard output, its errors go to the file.
  * It is asked to end (SIGTERM) when this process ends. */

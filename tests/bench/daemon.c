@@ -154,8 +154,9 @@ static enum pd_status await_ready(struct daemon *daemon, struct pd_error *error)
                                 START_MS / 1000);
         }
         if (poll(&readable, 1, (int)left_ms) <= 0) {
-            if (child_signal_caught() != 0) {
-                return pd_error_set(error, PD_EIO, "interrupted");
+            enum pd_status status = child_interrupted(error);
+            if (status != PD_OK) {
+                return status;
             }
             continue;
         }

@@ -100,8 +100,8 @@ static enum pd_status measure_all(struct bench *bench, const struct kernel_list 
                             bench->kernel->name);
             bench->thread_count = threads;
             enum pd_status status = measure(bench, ms, &result, error);
-            if (status == PD_OK && child_signal_caught() != 0) {
-                status = pd_error_set(error, PD_EIO, "interrupted");
+            if (status == PD_OK) {
+                status = child_interrupted(error);
             }
             if (status != PD_OK) {
                 return status;

@@ -80,6 +80,9 @@ static enum pd_status measure_memory(struct machine *machine, const char *name, 
         machine->thread_count = threads;
         enum pd_status status =
             team_time(threads, WARM_UP_PASSES + count, run_memory, machine, machine->ms, error);
+        if (status == PD_OK) {
+            status = child_interrupted(error);
+        }
         if (status != PD_OK) {
             return status;
         }
@@ -129,7 +132,10 @@ static enum pd_status time_exchanges(struct machine *machine, struct tcp *tcp, u
     enum pd_status status = PD_OK;
 
     for (uint32_t i = 0; i < WARM_UP_PASSES + count && status == PD_OK; i++) {
-        status = tcp_exchange(tcp, sent, returned, &machine->ms[i], error);
+        status = child_interrupted(error);
+        if (status == PD_OK) {
+            status = tcp_exchange(tcp, sent, returned, &machine->ms[i], error);
+        }
     }
     if (status == PD_OK) {
         *median_ms = report_times_of(machine->ms + WARM_UP_PASSES, count).median;

@@ -111,10 +111,14 @@ static enum pd_status collect(struct run *run, struct roundtrip *roundtrip, stru
 {
     int64_t heard_ms = child_now_ms();
 
-    while (child_signal_caught() == 0) {
+    for (;;) {
         struct crew_sample sample;
         enum crew_news news = CREW_SILENT;
         enum pd_status status = crew_next(&run->crew, POLL_MS, &news, &sample, error);
+        /* Ctrl-C ends the workers, too: that is not their fault. */
+        if (child_interrupted(error) != PD_OK) {
+            return PD_EIO;
+        }
         if (status == PD_OK && news == CREW_SILENT) {
             status = check(run, heard_ms, error);
         }
@@ -130,7 +134,6 @@ static enum pd_status collect(struct run *run, struct roundtrip *roundtrip, stru
             note_memory(run, roundtrip);
         }
     }
-    return pd_error_set(error, PD_EIO, "interrupted");
 }
 
 enum pd_status roundtrip_measure(struct roundtrip *roundtrip, const struct bench_options *options,

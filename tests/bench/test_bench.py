@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -96,6 +97,17 @@ class Roundtrip(unittest.TestCase):
         self.assertNotIn("ratio", result)
         self.assertNotIn("limit_median_ms", result)
 
+    def test_what_is_missing_is_told_in_one_line(self):
+        for command, said in (("roundtrip", "paramd did not start: mpirun: not found"),
+                              ("limits", "ended without a result; is mpirun installed?")):
+            with self.subTest(command=command):
+                done = subprocess.run([PROGRAM, command, "--json", *SMALL], capture_output=True, text=True,
+                                      timeout=240, check=False, env={"PATH": "/nowhere"})
+                self.assertEqual(done.returncode, 1)
+                self.assertEqual(done.stdout, "")
+                self.assertTrue(done.stderr.splitlines()[-1].startswith("paramd-bench: "), done.stderr)
+                self.assertIn(said, done.stderr.splitlines()[-1])
+
     def test_text_shows_paramd_the_limit_and_the_ratio(self):
         done = run("roundtrip", "--shards", "1", *SMALL)
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -112,10 +124,11 @@ class Roundtrip(unittest.TestCase):
         bench.send_signal(signal.SIGTERM)
         _, errors = bench.communicate(timeout=60)
         self.assertEqual(bench.returncode, 1)
-        self.assertIn("paramd-bench: interrupted", errors)
+        self.assertIn("paramd-bench: interrupted: Terminated", errors)
         self.assertEqual(set(glob.glob("/dev/shm/paramd-bench.*")) - before, set())
 
-    def test_nothing_outlives_a_bench_that_is_killed(self):
+    def test_no_process_outlives_a_bench_that_is_killed(self):
+        before = set(glob.glob("/dev/shm/paramd-bench.*"))
         bench = subprocess.Popen([PROGRAM, "roundtrip", "--params", "5000", "--iters", "100000", "--shards", "1"],
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for line in bench.stderr:
@@ -130,6 +143,8 @@ class Roundtrip(unittest.TestCase):
         while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.monotonic() < deadline:
             time.sleep(0.05)
         self.assertFalse([pid for pid in children if os.path.exists(f"/proc/{pid}")])
+        for directory in set(glob.glob("/dev/shm/paramd-bench.*")) - before:
+            shutil.rmtree(directory)  # nobody is left who could
 
 
 class Scale(unittest.TestCase):
