@@ -343,10 +343,10 @@ static const struct pd_option config_rows[] = {
      .low = 0,
      .high = (double)PD_LANE_ELEMENT_COUNT_MAX,
      .unit = "elements",
-     .help =
-         "direct aggregation: a rank with so many begins a step while its gradients arrive, and "
-         "sends parameters while it goes on; its state is then kept twice; 0: none does, nor does "
-         "any with sophia_g"},
+     .help = "direct aggregation, or a lone rank: a rank with so many begins a step while its "
+             "gradients "
+             "arrive, and sends parameters while it goes on; its state is then kept twice; 0: none "
+             "does, nor does any with sophia_g"},
     {.key = "handshake_s",
      SECONDS(handshake_s),
      .default_text = "10",
