@@ -37,38 +37,58 @@ static void average(struct sim_oracle *oracle, const struct pd_order *order, dou
     free(elements);
 }
 
-static double norm(const double *elements, uint64_t count, double norm_type)
+/* The norm of the tensors whose group is `group`, or of all groups that clip together if it does
+ * not clip alone. */
+static double norm(const struct sim_oracle *oracle, uint32_t group, double norm_type)
 {
+    const struct pd_group *groups = oracle->config->groups;
     double total = 0.0;
 
-    for (uint64_t i = 0; i < count; i++) {
-        double size = fabs(elements[i]);
-        if (isinf(norm_type)) {
-            total = size > total ? size : total;
-        } else {
-            total += pow(size, norm_type);
+    for (uint32_t i = 0; i < oracle->model->count; i++) {
+        const struct pd_tensor *tensor = &oracle->model->tensors[i];
+        uint32_t own = oracle->groups[i];
+        if (groups[group].clips_alone ? own != group : groups[own].clips_alone) {
+            continue;
+        }
+        for (uint64_t k = 0; k < tensor->element_count; k++) {
+            double size = fabs(oracle->average[tensor->element_begin + k]);
+            total = isinf(norm_type) ? fmax(total, size) : total + pow(size, norm_type);
         }
     }
     return isinf(norm_type) ? total : pow(total, 1.0 / norm_type);
 }
 
-static void clip(struct sim_oracle *oracle)
+/* By value, then by norm; a frozen tensor counts in none. Returns the L2 norm of what is left. */
+static double clip(struct sim_oracle *oracle)
 {
-    const struct pd_config *config = oracle->config;
-    uint64_t count = oracle->model->element_count;
-    double scale = 1.0;
+    double scales[PD_GROUP_COUNT_MAX + 1];
+    double squares = 0.0;
 
-    for (uint64_t i = 0; i < count && !isnan(config->clip.value); i++) {
-        oracle->average[i] =
-            fmax(-config->clip.value, fmin(config->clip.value, oracle->average[i]));
+    for (uint32_t i = 0; i < oracle->model->count; i++) {
+        const struct pd_tensor *tensor = &oracle->model->tensors[i];
+        double value = oracle->config->groups[oracle->groups[i]].clip.value;
+        for (uint64_t k = 0; k < tensor->element_count; k++) {
+            double *element = &oracle->average[tensor->element_begin + k];
+            *element = oracle->frozen >> i & 1u ? 0.0 : *element;
+            *element = isnan(value) ? *element : fmax(-value, fmin(value, *element));
+        }
     }
-    if (!isnan(config->clip.norm)) {
-        double total = norm(oracle->average, count, config->clip.norm_type);
-        scale = fmin(1.0, config->clip.norm / (total + 1e-6));
+    for (uint32_t group = 0; group < oracle->config->group_count; group++) {
+        const struct pd_clip_options *limit = &oracle->config->groups[group].clip;
+        scales[group] =
+            isnan(limit->norm)
+                ? 1.0
+                : fmin(1.0, limit->norm / (norm(oracle, group, limit->norm_type) + 1e-6));
     }
-    for (uint64_t i = 0; i < count; i++) {
-        oracle->average[i] *= scale;
+    for (uint32_t i = 0; i < oracle->model->count; i++) {
+        const struct pd_tensor *tensor = &oracle->model->tensors[i];
+        for (uint64_t k = 0; k < tensor->element_count; k++) {
+            double *element = &oracle->average[tensor->element_begin + k];
+            *element *= scales[oracle->groups[i]];
+            squares += *element * *element;
+        }
     }
+    return sqrt(squares);
 }
 
 /* torch.optim.SGD */
@@ -193,7 +213,7 @@ void sim_formulas_estimate(struct sim_oracle *oracle, const struct pd_order *ord
     for (uint32_t i = 0; i < oracle->model->count; i++) {
         const struct pd_tensor *tensor = &oracle->model->tensors[i];
         const struct pd_hyper *hyper = &oracle->config->groups[oracle->groups[i]].hyper;
-        for (uint64_t k = 0; k < tensor->element_count && !(oracle->absent >> i & 1u); k++) {
+        for (uint64_t k = 0; k < tensor->element_count && !sim_oracle_rests(oracle, i); k++) {
             double e = oracle->average[tensor->element_begin + k];
             double *h = &oracle->second[tensor->element_begin + k];
             *h = hyper->betas[1] * *h + (1.0 - hyper->betas[1]) * e * e;
@@ -204,10 +224,9 @@ void sim_formulas_estimate(struct sim_oracle *oracle, const struct pd_order *ord
 void sim_formulas_step(struct sim_oracle *oracle, const struct pd_order *order)
 {
     average(oracle, order, samples_of(oracle, order));
-    clip(oracle);
-    double total_norm = norm(oracle->average, oracle->model->element_count, 2.0);
+    double total_norm = clip(oracle);
     for (uint32_t i = 0; i < oracle->model->count; i++) {
-        if (!(oracle->absent >> i & 1u)) {
+        if (!sim_oracle_rests(oracle, i)) {
             step_tensor(oracle, order, i, total_norm);
         }
     }

@@ -30,12 +30,15 @@ void sim_oracle_init(struct sim_oracle *oracle, struct sim_agenda *agenda,
     for (uint32_t i = 0; i < model->count; i++) {
         oracle->groups[i] =
             pd_config_group_of(config, model->tensors[i].name, model->tensors[i].dimension_count);
+        oracle->frozen |= (uint64_t)config->groups[oracle->groups[i]].frozen << i;
     }
     const struct pd_range *all = &oracle->blocks->shards[0];
     if (pd_optimizer_state_init(&oracle->state, config, model, oracle->blocks, all, oracle->groups,
                                 false, &error) != PD_OK ||
         pd_tensor_sums_init(&oracle->sums, config, model, oracle->blocks, all, oracle->groups,
-                            &error) != PD_OK) {
+                            &error) != PD_OK ||
+        pd_gradient_norms_init(&oracle->norms, config, oracle->blocks, model->count, oracle->groups,
+                               &error) != PD_OK) {
         sim_fail(agenda, "%s", error.message);
     }
     oracle->gradient = sim_alloc(model->element_count, sizeof(float));
@@ -51,6 +54,7 @@ void sim_oracle_init(struct sim_oracle *oracle, struct sim_agenda *agenda,
 void sim_oracle_finish(struct sim_oracle *oracle)
 {
     pd_snapshot_finish(&oracle->kept);
+    pd_gradient_norms_finish(&oracle->norms);
     pd_tensor_sums_finish(&oracle->sums);
     pd_optimizer_state_finish(&oracle->state);
     pd_shard_plan_destroy(oracle->blocks);
@@ -153,7 +157,19 @@ static void sum_replica(struct sim_oracle *oracle, const struct pd_order *order,
     pd_reduce_block(out, sources, source_count, (uint32_t)count);
 }
 
-static void average(struct sim_oracle *oracle, const struct pd_order *order)
+/* What is not finite in a frozen tensor is of no account. */
+static void forget_frozen(struct sim_oracle *oracle)
+{
+    for (uint32_t i = 0; i < oracle->model->count; i++) {
+        const struct pd_tensor *tensor = &oracle->model->tensors[i];
+        if (oracle->frozen >> i & 1u) {
+            memset(oracle->gradient + tensor->element_begin, 0,
+                   tensor->element_count * sizeof(float));
+        }
+    }
+}
+
+static void sum_replicas(struct sim_oracle *oracle, const struct pd_order *order)
 {
     struct pd_source sources[PD_RANK_COUNT_MAX];
     uint64_t count = oracle->model->element_count;
@@ -171,6 +187,12 @@ static void average(struct sim_oracle *oracle, const struct pd_order *order)
     pd_reduce_block(oracle->gradient, sources, oracle->replica_count, (uint32_t)count);
 }
 
+static void average(struct sim_oracle *oracle, const struct pd_order *order)
+{
+    sum_replicas(oracle, order);
+    forget_frozen(oracle);
+}
+
 /* ---- The step, with the kernels ---- */
 
 static struct pd_optimizer_step tensor_step(const struct sim_oracle *oracle,
@@ -182,9 +204,9 @@ static struct pd_optimizer_step tensor_step(const struct sim_oracle *oracle,
     return step;
 }
 
-static bool is_absent(const struct sim_oracle *oracle, uint32_t tensor)
+bool sim_oracle_rests(const struct sim_oracle *oracle, uint32_t tensor)
 {
-    return oracle->absent >> tensor & 1u;
+    return (oracle->absent | oracle->frozen) >> tensor & 1u;
 }
 
 /* The sums of the pass before. */
@@ -208,7 +230,7 @@ static void run_block(struct sim_oracle *oracle, const struct pd_optimizer_step 
         .partial = partial,
     };
 
-    if (is_absent(oracle, block->tensor_index)) {
+    if (sim_oracle_rests(oracle, block->tensor_index)) {
         memcpy(view.parameters_next, view.parameters, view.count * sizeof(float));
         return;
     }
@@ -225,7 +247,7 @@ static void run_pass(struct sim_oracle *oracle, const struct pd_optimizer_step *
 
     for (uint32_t i = 0; i < oracle->model->count; i++) {
         struct pd_optimizer_step step = tensor_step(oracle, group_steps, i);
-        if (!is_absent(oracle, i)) {
+        if (!sim_oracle_rests(oracle, i)) {
             pd_optimizer_state_begin(pd_optimizer_state_of(&oracle->state, i), pass, &step,
                                      sums_before(oracle, pass, i));
         }
@@ -265,25 +287,25 @@ static bool step_with_kernels(struct sim_oracle *oracle, const struct pd_order *
     const struct pd_config *config = oracle->config;
     const struct pd_shard_plan *plan = oracle->blocks;
     struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
-    double power = 0.0;
-    double squares = 0.0;
+    double *parts = sim_alloc(plan->block_count, PD_NORM_PART_COUNT * sizeof(double));
 
     average(oracle, order);
     if (!all_finite(oracle->gradient, oracle->model->element_count)) {
+        free(parts);
         return false;
     }
     for (uint64_t i = 0; i < plan->block_count; i++) {
         const struct pd_block *block = &plan->blocks[i];
+        const struct pd_group *group = &config->groups[oracle->groups[block->tensor_index]];
         float *elements = oracle->gradient + block->element_begin;
-        double parts[2];
-        if (!isnan(config->clip.value)) {
-            pd_reduce_clamp(elements, (float)config->clip.value, block->element_count);
+        if (!isnan(group->clip.value)) {
+            pd_reduce_clamp(elements, (float)group->clip.value, block->element_count);
         }
-        pd_reduce_norms(elements, block->element_count, config->clip.norm_type, parts);
-        power = pd_clip_add(power, parts[0], config->clip.norm_type);
-        squares += parts[1];
+        pd_gradient_norms_measure(&oracle->norms, block->tensor_index, elements,
+                                  block->element_count, &parts[PD_NORM_PART_COUNT * i]);
     }
-    double scale = pd_clip_scale(pd_clip_root(power, config->clip.norm_type), config->clip.norm);
+    pd_gradient_norms_take(&oracle->norms, parts, &order->absent);
+    free(parts);
     for (uint32_t group = 0; group < config->group_count; group++) {
         group_steps[group] =
             (struct pd_optimizer_step){.hyper = &config->groups[group].hyper,
@@ -291,8 +313,8 @@ static bool step_with_kernels(struct sim_oracle *oracle, const struct pd_order *
                                        .initial_lr = config->groups[group].hyper.lr,
                                        .number = oracle->applied + 1,
                                        .group_number = oracle->applied + 1,
-                                       .gradient_scale = scale,
-                                       .gradient_norm = sqrt(squares) * scale};
+                                       .gradient_scale = oracle->norms.scales[group],
+                                       .gradient_norm = oracle->norms.clipped_norm2};
     }
     update(oracle, group_steps, next);
     return true;
@@ -339,7 +361,7 @@ void sim_oracle_estimate(struct sim_oracle *oracle, const struct pd_order *order
         struct pd_optimizer_block view = {.begin = block->element_begin - tensor->element_begin,
                                           .count = block->element_count,
                                           .gradient = oracle->gradient + block->element_begin};
-        if (!is_absent(oracle, block->tensor_index)) {
+        if (!sim_oracle_rests(oracle, block->tensor_index)) {
             pd_optimizer_state_estimate(pd_optimizer_state_of(&oracle->state, block->tensor_index),
                                         &view);
         }

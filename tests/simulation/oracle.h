@@ -6,6 +6,7 @@
 #define PD_TESTS_SIMULATION_ORACLE_H
 
 #include "server/core/config.h"
+#include "server/core/gradient_norms.h"
 #include "server/core/optimizer_state.h"
 #include "server/core/tensor_sums.h"
 #include "tests/simulation/ledger.h"
@@ -36,6 +37,7 @@ struct sim_oracle {
     uint32_t *groups; /* by tensor */
     uint64_t *misses; /* by tensor: applied steps that nobody had a gradient for it in */
     uint64_t absent;  /* in the present step; bit per tensor */
+    uint64_t frozen;  /* bit per tensor */
     float **versions; /* [version]: model->element_count */
     size_t version_count;
     size_t version_capacity;
@@ -52,6 +54,7 @@ struct sim_oracle {
     /* With the kernels. */
     struct pd_optimizer_state state;
     struct pd_tensor_sums sums;
+    struct pd_gradient_norms norms;
     float *gradient;
     float *scratch; /* replica_count + 3 models */
 
@@ -67,6 +70,9 @@ void sim_oracle_init(struct sim_oracle *oracle, struct sim_agenda *agenda,
                      struct sim_ledger *ledger, const struct pd_config *config,
                      const struct pd_tensor_list *model, uint32_t replica_count);
 void sim_oracle_finish(struct sim_oracle *oracle);
+
+/* Whether a tensor has no part in the present step. */
+bool sim_oracle_rests(const struct sim_oracle *oracle, uint32_t tensor);
 
 /* Version 0. */
 void sim_oracle_begin(struct sim_oracle *oracle, const float *values);

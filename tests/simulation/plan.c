@@ -160,9 +160,12 @@ static void choose_config(struct sim_plan *plan, struct sim_agenda *chance, uint
     add(plan, "block_size: %u\n", 1u << sim_below(chance, 7));
     add(plan, "lr_scaling: {rule: %s, base_batch: 64}\n", rules[sim_below(chance, 3)]);
     if (sim_chance(chance, 2)) {
-        add(plan, "groups:\n"
-                  "  - {match: [\"*.bias\", \"*norm*\"], weight_decay: 0}\n"
-                  "  - {name: flat, max_dims: 1, lr: 0.005}\n");
+        add(plan,
+            "groups:\n"
+            "  - {match: [\"*.bias\", \"*norm*\"], weight_decay: 0%s}\n"
+            "  - {name: flat, max_dims: 1, lr: 0.005%s}\n",
+            sim_chance(chance, 2) ? ", clip: {norm: 0.1, norm_type: 1}" : "",
+            sim_chance(chance, 3) ? ", frozen: true" : "");
     }
     choose_optimizer(plan, chance);
     choose_schedule(plan, chance);
