@@ -14,8 +14,14 @@
 /* What a socket gives at a time. */
 #define PIECE_BYTES (256u * 1024u)
 
-static const char config_text[] = "optimizer: {name: adamw}\n"
-                                  "clip: {norm: 1.0}\n";
+/* Unclipped, a block is stepped while later ones arrive; clipped, once the norm of all is known. */
+static const struct {
+    const char *name;
+    const char *config;
+} variants[] = {
+    {"plain", "compute_ahead: 1\noptimizer: {name: adamw}\n"},
+    {"clipped", "compute_ahead: 1\noptimizer: {name: adamw}\nclip: {norm: 1.0}\n"},
+};
 
 struct script {
     struct pd_engine *engine;
@@ -160,16 +166,20 @@ int main(int argc, char **argv)
     struct script script = {0};
     struct pd_error error = {0};
 
-    if (argc != 2) {
-        fail("one argument: the number of steps");
+    const char *text = NULL;
+    for (size_t i = 0; argc == 3 && i < sizeof variants / sizeof variants[0]; i++) {
+        text = strcmp(argv[1], variants[i].name) == 0 ? variants[i].config : text;
     }
-    if (pd_config_create(&config, "fixed_step", config_text, NULL, 0, &error) != PD_OK ||
+    if (text == NULL) {
+        fail("two arguments: plain or clipped, and the number of steps");
+    }
+    if (pd_config_create(&config, "fixed_step", text, NULL, 0, &error) != PD_OK ||
         pd_engine_create(&script.engine, config, &topology, &error) != PD_OK) {
         fail(error.message);
     }
     pd_actions_init(&script.actions);
     enlist(&script);
-    take_steps(&script, strtoull(argv[1], NULL, 10));
+    take_steps(&script, strtoull(argv[2], NULL, 10));
     pd_actions_finish(&script.actions);
     pd_engine_destroy(script.engine);
     pd_config_destroy(config);
