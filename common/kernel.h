@@ -9,7 +9,7 @@
 
 #ifdef PD_KERNEL
 /* Given by a test that compares the versions with plain code. */
-#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) &&                             \
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) &&                           \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define PD_KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
