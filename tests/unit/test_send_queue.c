@@ -69,7 +69,7 @@ START_TEST(payload_leaves_as_far_as_it_is_released)
                                   .payload_bytes = PAYLOAD_BYTES,
                                   .checksum = true};
     uint8_t *at_once = malloc(PAYLOAD_BYTES + HEADER_BYTES + 8);
-    uint8_t *in_parts = malloc(PAYLOAD_BYTES + HEADER_BYTES + 8);
+    uint8_t *in_parts = malloc(PAYLOAD_BYTES + 2 * HEADER_BYTES + 8);
     uint32_t payloads = 0;
     fill();
     ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
