@@ -15,6 +15,7 @@ typedef uint16_t bits16 __attribute__((may_alias));
 
 /* Arrays do not overlap: only so can the loops be vectorised. */
 #ifdef __clang__
+#pragma clang diagnostic ignored "-Wpass-failed" /* where the checks of a sanitizer prevent it */
 #define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
 #define INDEPENDENT _Pragma("GCC ivdep")
