@@ -527,6 +527,9 @@ static void push_arrived(struct pd_engine *engine, pd_connection_id connection, 
     struct pd_contribution *contribution = pd_roster_contribution(worker, push.hessian);
     struct pd_error error = {0};
 
+    if (session->ahead == PD_SESSION_AHEAD_VOID) {
+        session->sent_ms = engine->now_ms; /* from now on it has to read */
+    }
     if (!checksum_ok) {
         pd_contribution_drop_payload(contribution);
         pd_ahead_lose(engine, worker);
@@ -836,6 +839,15 @@ static bool over(uint64_t now_ms, uint64_t since_ms, double limit_s)
     return (double)(now_ms - since_ms) > limit_s * 1000.0;
 }
 
+/* Whether the peer has an answer to read, and nothing else to do. One that is still pushing need
+ * not read what comes ahead, void or not, before it is done: its program may be computing. */
+static bool has_to_read(const struct pd_session *session)
+{
+    return session->sending && session->ahead != PD_SESSION_AHEAD_OPEN &&
+           !(session->ahead == PD_SESSION_AHEAD_VOID &&
+             session->payload == PD_SESSION_PAYLOAD_PUSH);
+}
+
 /* The deadline a session is over, as an error; PD_OK when it is in time. */
 static enum pd_status check_time(const struct pd_engine *engine, const struct pd_session *session,
                                  struct pd_error *error)
@@ -846,13 +858,11 @@ static enum pd_status check_time(const struct pd_engine *engine, const struct pd
         over(engine->now_ms, session->opened_ms, config->handshake_s)) {
         return pd_error_set(error, PD_ETIMEOUT, "no hello within %g s", config->handshake_s);
     }
-    if (session->sending && session->ahead != PD_SESSION_AHEAD_OPEN &&
-        over(engine->now_ms, session->sent_ms, config->send_timeout_s)) {
+    if (has_to_read(session) && over(engine->now_ms, session->sent_ms, config->send_timeout_s)) {
         return pd_error_set(error, PD_ETIMEOUT, "nothing was read of an answer for %g s",
                             config->send_timeout_s);
     }
-    bool reads_only = session->sending && session->ahead != PD_SESSION_AHEAD_OPEN;
-    if (!reads_only && !session->push_parked &&
+    if (!has_to_read(session) && !session->push_parked &&
         over(engine->now_ms, session->received_ms, config->workers.lease_s)) {
         return pd_error_set(
             error, PD_ETIMEOUT,
@@ -877,9 +887,7 @@ void pd_session_tick(struct pd_engine *engine)
         }
         if (session->sending) {
             pd_actions_log(engine->actions, "closing %s: %s", session->peer, error.message);
-            /* It does not read, or it is silent before the rest of its answer exists. */
-            bool expired = session->ahead == PD_SESSION_AHEAD_OPEN;
-            close_because(engine, id, false, expired, error.message);
+            close_because(engine, id, false, !has_to_read(session), error.message);
         } else {
             refuse_because(engine, id, &error, true, true);
         }

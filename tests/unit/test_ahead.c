@@ -500,6 +500,39 @@ START_TEST(worker_that_does_not_read_what_is_void_is_cut_off)
 }
 END_TEST
 
+/* Its program may be computing, and need its parameters. It has to live, and to read in the end. */
+START_TEST(worker_that_still_pushes_need_not_read_what_is_void)
+{
+    begin_both();
+    fixture_close(&f, B);
+    expect_void(A, 1);
+    fixture_wait(&f, 5000);
+    fixture_receive(&f, A, gradient_a, FIRST_BLOCK, SECOND_BLOCK);
+    fixture_wait(&f, 5000);
+    ck_assert(!f.closed[A]);
+    end(A, gradient_a);
+    ck_assert_uint_eq(f.engine->store.version, 1);
+    fixture_wait(&f, 3500);
+    ck_assert(!f.closed[A]);
+    fixture_wait(&f, 1000);
+    ck_assert(f.closed[A]);
+    ck_assert_ptr_nonnull(strstr(f.logged, "nothing was read of an answer for 4 s"));
+}
+END_TEST
+
+START_TEST(silent_worker_whose_answer_is_void_is_evicted_when_its_lease_is_over)
+{
+    begin_both();
+    fixture_close(&f, B);
+    expect_void(A, 1);
+    fixture_wait(&f, 7500);
+    ck_assert(!f.closed[A]);
+    fixture_wait(&f, 1000);
+    ck_assert(f.closed[A]);
+    ck_assert_ptr_nonnull(strstr(f.logged, "evicted at step 0: the lease is over"));
+}
+END_TEST
+
 /* A push is no answer to a pull before it. */
 START_TEST(pull_that_waits_is_not_answered_ahead)
 {
@@ -649,6 +682,8 @@ int main(void)
     tcase_add_test(tests, silent_worker_with_an_open_answer_is_evicted_when_its_lease_is_over);
     tcase_add_test(tests, worker_that_does_not_read_is_cut_off_once_it_is_settled);
     tcase_add_test(tests, worker_that_does_not_read_what_is_void_is_cut_off);
+    tcase_add_test(tests, worker_that_still_pushes_need_not_read_what_is_void);
+    tcase_add_test(tests, silent_worker_whose_answer_is_void_is_evicted_when_its_lease_is_over);
     tcase_add_test(tests, pull_that_waits_is_not_answered_ahead);
     tcase_add_test(tests, fault_of_a_connection_with_an_open_answer_lets_go_of_it);
     tcase_add_test(tests, rank_begins_what_rank_0_foresees_once_its_own_gradients_come);
