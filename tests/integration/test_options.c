@@ -74,6 +74,7 @@ static const struct change optimizer_changes[] = {
     {"sgd", "state_bits", "momentum: 0.5", "state_bits: 8", NULL},
     {"sgdw", "caution", "momentum: 0.5", "caution: true", NULL},
     {"yogi", "eps", "", "eps: 0.1", NULL},
+    {NULL, "adam", "", "adam: true", NULL},
     {NULL, "adam_w_mode", "", "adam_w_mode: false", NULL},
     {NULL, "alpha", "", "alpha: 0.5", NULL},
     {NULL, "amsgrad", "", "amsgrad: true", NULL},
