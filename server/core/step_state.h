@@ -1,0 +1,142 @@
+/* The step machine's state and the verbs its parts share. Private to the step's parts: step
+ * (moves), step_sum, step_update, step_collective. Pure. Owner: the loop thread.
+ *
+ *   contributions -> step_sum -> step_collective (norms, slices) -> step_update -> param_store */
+#ifndef PD_SERVER_CORE_STEP_STATE_H
+#define PD_SERVER_CORE_STEP_STATE_H
+
+#include "server/core/gradient_norms.h"
+#include "server/core/optimizer_state.h"
+#include "server/core/reduce.h"
+#include "server/core/step.h"
+#include "server/core/tensor_sums.h"
+
+/* One turn: as much as stays in the second-level cache, and is over before a socket minds. */
+#define PD_STEP_TURN_ELEMENTS (256u * 1024u)
+
+struct pd_step_machine {
+    enum pd_step_state state;
+    const struct pd_config *config;
+    const struct pd_tensor_list *model;
+    const struct pd_shard_plan *plan;
+    struct pd_param_store *store;
+    struct pd_roster *roster;
+    uint32_t rank;
+    uint32_t lane;
+    uint32_t *tensor_groups; /* model.count */
+    double *lr_factors;      /* model.count: of its group's rate */
+    uint64_t *tensor_misses; /* model.count: steps applied that the tensor had no gradient in */
+
+    const struct pd_order *order;
+    /* SUM brings parameters and state on: the rule needs no sum over tensors and no norm, so a
+     * block can go all the way while it is in cache. Its state is kept twice. */
+    bool fused;
+    bool ahead;     /* SUM, without an order yet */
+    bool collected; /* ahead: every contributor has begun to push here, so the sources are known */
+    uint64_t turn_elements; /* worked on in this turn */
+    uint64_t next_block;    /* of the lane in SUM and AVERAGE, else of the shard */
+    uint32_t pass;          /* of the rule, in UPDATE and TENSOR_SUMS */
+    uint32_t source_count;
+    struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
+    const struct pd_contribution **contributions; /* what the sources are of */
+
+    struct pd_gradient_norms norms;
+    struct pd_optimizer_state optimizer_state;
+    struct pd_tensor_sums sums;
+    float *block_sum; /* fused: one block */
+    float *lane_sum;  /* lane elements; with one replica it is the gradient of the shard too */
+    float *slices;    /* replicas > 1: replica_count x shard elements */
+    float *gradient;  /* shard elements; aliases lane_sum with one replica */
+    double *partials; /* norms, then sums, of the shard's blocks: what this rank gives */
+    double *gathered; /* those of all blocks in order; a lone rank's partials */
+    struct pd_hyper group_hypers[PD_GROUP_COUNT_MAX + 1]; /* with the momenta of the order */
+    struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
+    struct pd_collective collective;
+    struct pd_step_outcome outcome;
+};
+
+static inline const struct pd_block *shard_block(const struct pd_step_machine *machine,
+                                                 uint64_t index)
+{
+    return &machine->plan->blocks[machine->store->shard.block_begin + index];
+}
+
+/* Element of a block within the rank's lane. */
+static inline uint64_t in_lane(const struct pd_step_machine *machine, const struct pd_block *block)
+{
+    return block->element_begin - machine->store->lane.element_begin;
+}
+
+/* Element of a block within the rank's shard. */
+static inline uint64_t in_shard(const struct pd_step_machine *machine, const struct pd_block *block)
+{
+    return block->element_begin - machine->store->shard.element_begin;
+}
+
+/* Where the gradient of a block of the shard is, or goes. */
+static inline float *block_gradient(const struct pd_step_machine *machine,
+                                    const struct pd_block *block)
+{
+    return machine->fused ? machine->block_sum : machine->gradient + in_shard(machine, block);
+}
+
+/* Whether the tensor has no part in this step. */
+static inline bool rests(const struct pd_step_machine *machine, uint32_t tensor)
+{
+    return pd_gradient_norms_rests(&machine->norms, tensor, &machine->order->absent);
+}
+
+static inline struct pd_optimizer_span parts_of(const struct pd_step_machine *machine,
+                                                const struct pd_range *shard)
+{
+    return pd_tensor_sums_parts(&machine->sums, machine->pass, shard->block_begin,
+                                shard->block_count);
+}
+
+/* ---- step_sum ---- */
+
+/* Whether what is summed are estimates of the Hessian, not gradients. */
+bool pd_step_is_estimate(const struct pd_order *order);
+/* The contributor at `index` of the order if what is summed of it is here, else NULL. One that has
+ * left is kept only where it has pushed something. */
+struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
+                                      const struct pd_order *order, uint32_t index);
+/* The contributions that are here, in the order of summation. Those without weight stay out: their
+ * elements may be anything. */
+void pd_step_collect(struct pd_step_machine *machine);
+/* Ahead of the order the sources are known once everybody has begun to push here, too. */
+bool pd_step_collect_ahead(struct pd_step_machine *machine);
+/* Add what the replicas of the lane have sent for the shard, in their order. */
+bool pd_step_turn_combine(struct pd_step_machine *machine);
+/* Blocks of the lane that SUM may take: all, or ahead of the order those that are in from
+ * everybody. */
+uint64_t pd_step_blocks_in(const struct pd_step_machine *machine);
+/* Take blocks as far as `end`, for a turn. */
+void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end);
+
+/* ---- step_collective: what is described next in machine->collective ---- */
+
+void pd_step_prepare_exchange(struct pd_step_machine *machine);
+void pd_step_prepare_gather_norms(struct pd_step_machine *machine);
+void pd_step_prepare_gather_sums(struct pd_step_machine *machine);
+void pd_step_prepare_gather_parameters(struct pd_step_machine *machine);
+
+/* ---- step_update ---- */
+
+/* The numbers of this step for every group; without `norms`, for a rule that needs none. */
+void pd_step_prepare_update(struct pd_step_machine *machine, const struct pd_gradient_norms *norms);
+/* With all ranks' partials gathered: the scales, or the decision to leave the parameters alone. */
+void pd_step_decide(struct pd_step_machine *machine);
+/* Give the average of the estimates to the rule; a tensor nobody has one for is left alone. */
+bool pd_step_turn_estimate(struct pd_step_machine *machine);
+/* Run the pass over the block `index` of the shard; a tensor without a gradient stays as it is. */
+void pd_step_update_block(struct pd_step_machine *machine, uint64_t index);
+/* Every rank averages what it serves, so that averages need no exchange. */
+bool pd_step_turn_average(struct pd_step_machine *machine);
+bool pd_step_turn_update(struct pd_step_machine *machine);
+/* With the sums of the pass before in place: have the rule take them into its vectors. */
+void pd_step_begin_pass(struct pd_step_machine *machine);
+/* An applied step that a tensor had no part in does not count for it. */
+void pd_step_count_misses(struct pd_step_machine *machine);
+
+#endif

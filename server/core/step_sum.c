@@ -1,0 +1,169 @@
+/* From contributions to the average gradient of every block, and its norms. */
+#include "server/core/step_state.h"
+
+#include "common/assert.h"
+
+#include <math.h>
+#include <string.h>
+
+bool pd_step_is_estimate(const struct pd_order *order)
+{
+    return order->kind == PD_ORDER_HESSIAN;
+}
+
+struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
+                                      const struct pd_order *order, uint32_t index)
+{
+    struct pd_worker *worker = pd_roster_find(machine->roster, order->contributors[index]);
+
+    if (worker == NULL) {
+        return NULL;
+    }
+    bool here = pd_step_is_estimate(order) ? worker->has_hessian : worker->has_contribution;
+    return here ? worker : NULL;
+}
+
+void pd_step_collect(struct pd_step_machine *machine)
+{
+    machine->source_count = 0;
+    for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
+        struct pd_worker *worker = pd_step_contributor(machine, machine->order, i);
+        if (worker == NULL || !(machine->order->weights[i] > 0.0)) {
+            continue;
+        }
+        const struct pd_contribution *contribution =
+            pd_roster_contribution(worker, pd_step_is_estimate(machine->order));
+        machine->contributions[machine->source_count] = contribution;
+        machine->sources[machine->source_count++] =
+            pd_contribution_source(contribution, 0, machine->order->weights[i]);
+    }
+}
+
+bool pd_step_collect_ahead(struct pd_step_machine *machine)
+{
+    for (uint32_t i = 0; !machine->collected && i < machine->order->contributor_count; i++) {
+        const struct pd_worker *worker = pd_step_contributor(machine, machine->order, i);
+        if (worker == NULL ||
+            !pd_contribution_is_single(&worker->contribution, machine->order->step)) {
+            return false;
+        }
+    }
+    if (!machine->collected) {
+        pd_step_collect(machine);
+        machine->collected = true;
+    }
+    return true;
+}
+
+static void sum_block(struct pd_step_machine *machine, const struct pd_block *block)
+{
+    struct pd_source *sources = machine->sources;
+    uint64_t begin = in_lane(machine, block);
+
+    for (uint32_t i = 0; i < machine->source_count; i++) {
+        sources[i].elements =
+            (const char *)sources[i].elements + begin * pd_dtype_bytes(sources[i].dtype);
+    }
+    pd_reduce_block(machine->fused ? machine->block_sum : machine->lane_sum + begin, sources,
+                    machine->source_count, block->element_count);
+    for (uint32_t i = 0; i < machine->source_count; i++) {
+        sources[i].elements =
+            (const char *)sources[i].elements - begin * pd_dtype_bytes(sources[i].dtype);
+    }
+}
+
+/* With the average of a block of the shard in place: clip a gradient by value, and take the partial
+ * norms. An infinity must not become a large number by that: it makes the step one to skip. */
+static void measure_block(struct pd_step_machine *machine, uint64_t index)
+{
+    const struct pd_block *block = shard_block(machine, index);
+    uint32_t group = machine->tensor_groups[block->tensor_index];
+    double clip_value = machine->config->groups[group].clip.value;
+    double *parts = &machine->partials[PD_NORM_PART_COUNT * index];
+    float *gradient = block_gradient(machine, block);
+
+    if (rests(machine, block->tensor_index)) {
+        memset(parts, 0, PD_NORM_PART_COUNT * sizeof *parts);
+        return;
+    }
+    if (pd_step_is_estimate(machine->order)) {
+        pd_reduce_norms(gradient, block->element_count, 2, parts);
+        return;
+    }
+    if (machine->config->outer) {
+        pd_reduce_subtract_from(gradient,
+                                pd_param_store_served(machine->store) + in_lane(machine, block),
+                                block->element_count);
+    }
+    if (!isnan(clip_value) &&
+        pd_reduce_find_nonfinite(gradient, PD_DTYPE_FLOAT32, block->element_count) ==
+            block->element_count) {
+        pd_reduce_clamp(gradient, (float)clip_value, block->element_count);
+    }
+    pd_gradient_norms_measure(&machine->norms, block->tensor_index, gradient, block->element_count,
+                              parts);
+}
+
+bool pd_step_turn_combine(struct pd_step_machine *machine)
+{
+    const struct pd_range *shard = &machine->store->shard;
+    struct pd_source sources[PD_RANK_COUNT_MAX];
+
+    while (machine->turn_elements < PD_STEP_TURN_ELEMENTS &&
+           machine->next_block < shard->block_count) {
+        const struct pd_block *block = shard_block(machine, machine->next_block);
+        uint64_t begin = in_shard(machine, block);
+        for (uint32_t i = 0; i < machine->plan->replica_count; i++) {
+            sources[i] = (struct pd_source){
+                .elements = machine->slices + i * shard->element_count + begin,
+                .dtype = PD_DTYPE_FLOAT32,
+                .weight = 1.0f,
+            };
+        }
+        pd_reduce_block(machine->gradient + begin, sources, machine->plan->replica_count,
+                        block->element_count);
+        measure_block(machine, machine->next_block);
+        machine->turn_elements += block->element_count;
+        machine->next_block++;
+    }
+    return machine->next_block == shard->block_count;
+}
+
+uint64_t pd_step_blocks_in(const struct pd_step_machine *machine)
+{
+    const struct pd_range *lane = &machine->store->lane;
+    uint64_t elements = lane->element_count;
+
+    for (uint32_t i = 0; machine->ahead && i < machine->source_count; i++) {
+        uint64_t in = pd_contribution_elements_in(machine->contributions[i]);
+        elements = in < elements ? in : elements;
+    }
+    uint64_t end = machine->next_block;
+    while (end < lane->block_count) {
+        const struct pd_block *block = &machine->plan->blocks[lane->block_begin + end];
+        if (in_lane(machine, block) + block->element_count > elements) {
+            break;
+        }
+        end++;
+    }
+    return end;
+}
+
+void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end)
+{
+    const struct pd_range *lane = &machine->store->lane;
+
+    while (machine->turn_elements < PD_STEP_TURN_ELEMENTS && machine->next_block < end) {
+        const struct pd_block *block =
+            &machine->plan->blocks[lane->block_begin + machine->next_block];
+        sum_block(machine, block);
+        if (machine->plan->replica_count == 1) {
+            measure_block(machine, machine->next_block);
+        }
+        if (machine->fused) {
+            pd_step_update_block(machine, machine->next_block);
+        }
+        machine->turn_elements += block->element_count;
+        machine->next_block++;
+    }
+}
