@@ -378,7 +378,7 @@ static void damage_pulled(struct fake_rank *fake, void *context)
 
 START_TEST(damaged_parameters_are_pulled_again)
 {
-    int times = 2;
+    static int times = 2;
     fake_rank_run(&leader, damage_pulled, &times);
     start();
     ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, NULL, &error), PARAMD_OK);
@@ -388,7 +388,7 @@ END_TEST
 
 START_TEST(parameters_that_are_always_damaged_end_the_call)
 {
-    int times = 3;
+    static int times = 3;
     fake_rank_run(&leader, damage_pulled, &times);
     start();
     ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, NULL, &error), PARAMD_ECHECKSUM);
