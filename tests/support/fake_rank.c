@@ -15,7 +15,7 @@
 
 #define DEADLINE_MS 20000
 
-void fake_rank_init(struct fake_rank *fake, uint32_t rank)
+static void bind_to_loopback(struct fake_rank *fake, uint32_t rank)
 {
     struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t bytes = sizeof any;
@@ -28,10 +28,20 @@ void fake_rank_init(struct fake_rank *fake, uint32_t rank)
     fake->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     PD_ASSERT(fake->listener >= 0);
     PD_ASSERT(bind(fake->listener, (struct sockaddr *)&any, sizeof any) == 0);
-    PD_ASSERT(listen(fake->listener, 16) == 0);
     PD_ASSERT(getsockname(fake->listener, (struct sockaddr *)&any, &bytes) == 0);
     snprintf(fake->address, sizeof fake->address, "127.0.0.1:%u", ntohs(any.sin_port));
     memcpy(fake->leader, fake->address, sizeof fake->leader);
+}
+
+void fake_rank_init(struct fake_rank *fake, uint32_t rank)
+{
+    bind_to_loopback(fake, rank);
+    PD_ASSERT(listen(fake->listener, 16) == 0);
+}
+
+void fake_rank_init_deaf(struct fake_rank *fake)
+{
+    bind_to_loopback(fake, 0);
 }
 
 static void *run(void *argument)

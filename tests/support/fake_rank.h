@@ -32,6 +32,8 @@ struct fake_rank {
 
 /* Listen on a port of the kernel's choice. */
 void fake_rank_init(struct fake_rank *fake, uint32_t rank);
+/* Hold a port at which nobody answers: as long as it is held nobody else does. */
+void fake_rank_init_deaf(struct fake_rank *fake);
 /* Run the script in a thread. */
 void fake_rank_run(struct fake_rank *fake, fake_script *script, void *context);
 /* Wait for the end of the script and close everything. */
