@@ -392,8 +392,15 @@ static bool step_is_due(struct pd_engine *engine)
 static uint32_t foresee_shares(struct pd_engine *engine, struct share *shares)
 {
     const struct pd_leader *leader = engine->leader;
+    uint32_t active = 0;
     uint32_t count = 0;
 
+    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+        active += leader->members[slot].state == PD_MEMBER_ACTIVE;
+    }
+    if (pd_roster_count_begun(engine->roster, leader->step_next) < active) {
+        return 0;
+    }
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         const struct pd_member *member = &leader->members[slot];
         if (member->state != PD_MEMBER_ACTIVE && member->state != PD_MEMBER_LEAVING) {

@@ -16,6 +16,18 @@ struct pd_worker *pd_roster_find(struct pd_roster *roster, uint32_t worker_id)
     return NULL;
 }
 
+uint32_t pd_roster_count_begun(const struct pd_roster *roster, uint64_t step)
+{
+    uint32_t count = 0;
+
+    for (uint32_t slot = 0; slot < roster->slot_end; slot++) {
+        const struct pd_worker *worker = &roster->workers[slot];
+        count += worker->present && worker->has_contribution &&
+                 pd_contribution_is_single(&worker->contribution, step);
+    }
+    return count;
+}
+
 struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order *order)
 {
     uint32_t slot = 0;

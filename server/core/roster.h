@@ -41,6 +41,10 @@ struct pd_roster {
 /* NULL when no such worker is present. */
 struct pd_worker *pd_roster_find(struct pd_roster *roster, uint32_t worker_id);
 
+/* Workers that have begun, or completed, a contribution to that step in one micro-batch here.
+ * Cheap: to be asked at every push before workers are looked up one by one. */
+uint32_t pd_roster_count_begun(const struct pd_roster *roster, uint64_t step);
+
 /* Enter the worker of a join order. There is room: rank 0 sees to it. */
 struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order *order);
 

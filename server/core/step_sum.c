@@ -41,6 +41,10 @@ void pd_step_collect(struct pd_step_machine *machine)
 
 bool pd_step_collect_ahead(struct pd_step_machine *machine)
 {
+    if (!machine->collected && pd_roster_count_begun(machine->roster, machine->order->step) <
+                                   machine->order->contributor_count) {
+        return false;
+    }
     for (uint32_t i = 0; !machine->collected && i < machine->order->contributor_count; i++) {
         const struct pd_worker *worker = pd_step_contributor(machine, machine->order, i);
         if (worker == NULL ||

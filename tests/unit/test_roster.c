@@ -94,6 +94,26 @@ START_TEST(leaver_stays_until_its_step_is_closed_only_if_it_has_pushed)
 }
 END_TEST
 
+START_TEST(contributions_that_have_begun_are_counted_by_step)
+{
+    struct pd_push push = {.step = 5, .last = true, .samples = 1};
+    struct pd_worker *early = add(1, "early");
+    struct pd_worker *late = add(2, "late");
+    (void)add(3, "idle");
+    ck_assert_int_eq(pd_roster_equip(early, false, 4, 1, &error), PD_OK);
+    ck_assert_int_eq(pd_roster_equip(late, false, 4, 1, &error), PD_OK);
+    ck_assert_uint_eq(pd_roster_count_begun(&roster, 5), 0);
+    pd_contribution_begin(&early->contribution, &push);
+    pd_contribution_finish_payload(&early->contribution);
+    ck_assert_uint_eq(pd_roster_count_begun(&roster, 5), 1);
+    pd_contribution_begin(&late->contribution, &push);
+    ck_assert_uint_eq(pd_roster_count_begun(&roster, 5), 2);
+    ck_assert_uint_eq(pd_roster_count_begun(&roster, 6), 0);
+    pd_contribution_drop_payload(&late->contribution);
+    ck_assert_uint_eq(pd_roster_count_begun(&roster, 5), 1);
+}
+END_TEST
+
 START_TEST(micro_batch_still_to_be_added_is_found_whatever_it_is_of)
 {
     struct pd_push push = {.hessian = _i, .samples = 1};
@@ -132,6 +152,7 @@ int main(void)
     tcase_add_test(tests, slot_of_a_removed_worker_is_used_again);
     tcase_add_test(tests, reason_of_a_departure_is_told_for_a_while);
     tcase_add_test(tests, leaver_stays_until_its_step_is_closed_only_if_it_has_pushed);
+    tcase_add_test(tests, contributions_that_have_begun_are_counted_by_step);
     tcase_add_loop_test(tests, micro_batch_still_to_be_added_is_found_whatever_it_is_of, 0, 2);
     tcase_add_loop_test(tests, equip_survives_each_failed_allocation, 0, 4);
     suite_add_tcase(suite, tests);
