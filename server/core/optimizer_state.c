@@ -1,15 +1,14 @@
 #include "server/core/optimizer_state.h"
 
 #include "common/assert.h"
-#include "common/copy.h"
 #include "common/heap.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-/* Elements whose state is brought on at a time when it is kept twice: what a step touches then
- * stays in the first-level cache. */
-#define CHUNK_COUNT 1024u
+/* Elements whose state is brought on at a time when it is kept twice: the copy is
+ * still in the second-level cache then. */
+#define CHUNK_COUNT 4096u
 
 /* Note which elements of which tensors are in the shard. */
 static void find_parts(struct pd_optimizer_state *state, const struct pd_tensor_list *model,
@@ -243,24 +242,19 @@ static void run_quantized(struct pd_tensor_state *state, const struct pd_optimiz
     }
 }
 
-/* Run the only pass over a block whose arrays are kept twice: a copy of a chunk's state is brought
- * on in cache, and then leaves for where the next state is. */
+/* Run the only pass over a block whose arrays are kept twice: on a copy of its state, made where
+ * the next one is, a chunk at a time so that it is still in cache. */
 static void run_twice(struct pd_tensor_state *state, const struct pd_optimizer_step *step,
                       const struct pd_optimizer_block *block)
 {
-    float values[PD_OPTIMIZER_STATE_COUNT_MAX][CHUNK_COUNT];
-
     for (uint32_t begin = 0; begin < block->count; begin += CHUNK_COUNT) {
         struct pd_optimizer_block run = run_of(block, begin, CHUNK_COUNT);
         uint64_t at = run.begin - state->begin;
         for (uint32_t i = 0; i < state->array_count; i++) {
-            run.state[i] = values[i];
-            memcpy(values[i], state->arrays[i] + at, run.count * sizeof(float));
+            run.state[i] = state->next[i] + at;
+            memcpy(run.state[i], state->arrays[i] + at, run.count * sizeof(float));
         }
         state->optimizer->passes[0].run(step, &run);
-        for (uint32_t i = 0; i < state->array_count; i++) {
-            pd_copy_past_cache(state->next[i] + at, values[i], run.count);
-        }
     }
 }
 

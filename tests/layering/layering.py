@@ -25,7 +25,6 @@ PUBLIC = "client/include/paramd.h"
 LAYERS = [
     ("common/message*.c", ["common/*", "paramd.pb-c.h"], ["pure", "protobuf-c/*"]),
     ("common/checksum.c", ["common/*"], ["pure", "xxhash.h", "xxh_x86dispatch.h"]),
-    ("common/copy.c", ["common/*"], ["pure", "emmintrin.h"]),
     ("common/heap.c", ["common/*"], ["pure", "sys/mman.h"]),
     ("common/*", ["common/*"], ["pure"]),
     ("server/core/*", ["common/*", "server/core/*"], ["pure", "yaml.h", "jansson.h"]),
