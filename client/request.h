@@ -103,7 +103,8 @@ void pd_request_init_leave(struct pd_request *request, struct pd_position positi
 void pd_request_init_metric(struct pd_request *request, const struct pd_metric *metric);
 void pd_request_init_admin(struct pd_request *request, const struct pd_admin *admin);
 
-/* What to send in state ASKING, which becomes WAITING. `payload` is empty if there is none.
+/* What to send in state ASKING, which becomes WAITING: all of `message` and `payload` is set, which
+ * is empty if there is none.
  * Ownership: a registration's tensors stay the request's: do not finish the message. */
 void pd_request_send(struct pd_request *request, struct pd_message *message,
                      struct pd_payload *payload);

@@ -2,6 +2,7 @@
 
 #include "common/assert.h"
 
+#include <stddef.h>
 #include <string.h>
 
 static const struct {
@@ -53,6 +54,18 @@ uint32_t pd_message_header_bytes_max(enum pd_message_kind kind)
     return kinds[kind].header_bytes_max;
 }
 
+void pd_order_copy(struct pd_order *to, const struct pd_order *from)
+{
+    memcpy(to, from, offsetof(struct pd_order, absent));
+    to->tensors = (struct pd_tensor_list){0};
+    pd_tensor_set_copy(&to->absent, &from->absent);
+    memcpy(to->contributors, from->contributors,
+           from->contributor_count * sizeof from->contributors[0]);
+    memcpy(to->weights, from->weights, from->contributor_count * sizeof from->weights[0]);
+    memcpy(to->lrs, from->lrs, from->lr_count * sizeof from->lrs[0]);
+    memcpy(to->momenta, from->momenta, from->momentum_count * sizeof from->momenta[0]);
+}
+
 void pd_message_finish(struct pd_message *message)
 {
     if (message->kind == PD_MESSAGE_REGISTER) {
@@ -60,5 +73,5 @@ void pd_message_finish(struct pd_message *message)
     } else if (message->kind == PD_MESSAGE_ORDER) {
         pd_tensor_list_finish(&message->order.tensors);
     }
-    memset(message, 0, sizeof *message);
+    message->kind = PD_MESSAGE_NONE;
 }

@@ -9,6 +9,7 @@
 #include "common/tensor_set.h"
 
 enum pd_message_kind {
+    PD_MESSAGE_NONE = 0, /* of a message that holds nothing; never on the wire */
     PD_MESSAGE_HELLO = 1,
     PD_MESSAGE_WELCOME = 2,
     PD_MESSAGE_JOIN = 3,
@@ -214,6 +215,7 @@ struct pd_rank_hello {
     uint64_t secret;
 };
 
+/* The arrays that can be long stand last: pd_order_copy takes of them what is in use. */
 struct pd_order {
     uint64_t index;
     enum pd_order_kind kind;
@@ -223,20 +225,20 @@ struct pd_order {
     char name[PD_NAME_BYTES_MAX + 1];
     uint32_t replica;
     struct pd_tensor_list tensors; /* owned by the message */
-    uint32_t contributor_count;
-    uint32_t contributors[PD_WORKER_COUNT_MAX];
-    double weights[PD_WORKER_COUNT_MAX];
-    uint32_t lr_count;
-    double lrs[PD_GROUP_COUNT_MAX + 1];
-    uint32_t momentum_count; /* lr_count, or 0 */
-    double momenta[PD_GROUP_COUNT_MAX + 1];
     uint64_t optimizer_step;
     bool skip;
-    char reason[PD_ERROR_BYTES_MAX];
-    struct pd_tensor_set absent;
     bool stop;
     bool trial;
     bool foreseen;
+    char reason[PD_ERROR_BYTES_MAX];
+    uint32_t contributor_count;
+    uint32_t lr_count;
+    uint32_t momentum_count; /* lr_count, or 0 */
+    struct pd_tensor_set absent;
+    uint32_t contributors[PD_WORKER_COUNT_MAX];
+    double weights[PD_WORKER_COUNT_MAX];
+    double lrs[PD_GROUP_COUNT_MAX + 1];
+    double momenta[PD_GROUP_COUNT_MAX + 1];
 };
 
 struct pd_report {
@@ -290,6 +292,7 @@ bool pd_message_kind_valid(uint32_t kind);
 uint32_t pd_message_header_bytes_max(enum pd_message_kind kind);
 
 /* Decode a header. Every text, count and enum is checked; a message decodes whole or not at all.
+ * Every field of the kind is set, whatever was in `message`; of arrays what is in use.
  * Ownership: on PD_OK `message` may own memory: call pd_message_finish.
  * Errors: PD_EPROTOCOL, PD_ELIMIT, PD_EMODEL (a tensor list), PD_ENOMEM; nothing to finish then. */
 PD_MUST_CHECK
@@ -299,13 +302,16 @@ enum pd_status pd_message_decode(struct pd_message *message, enum pd_message_kin
 /* Bytes that encode needs for this message's header. */
 size_t pd_message_header_bytes(const struct pd_message *message);
 
-/* Encode into exactly pd_message_header_bytes bytes at `header`.
+/* Encode into `header_bytes` bytes, which is what pd_message_header_bytes said.
  * Errors: PD_ELIMIT if the header would be over its kind's limit; nothing is written then. */
 PD_MUST_CHECK
 enum pd_status pd_message_encode(const struct pd_message *message, void *header,
                                  size_t header_bytes, struct pd_error *error);
 
-/* Free what a decoded message owns and zero it; a zeroed message is allowed. */
+/* Copy an order, but not its tensors: the copy has none. */
+void pd_order_copy(struct pd_order *to, const struct pd_order *from);
+
+/* Free what a decoded message owns: it is of no kind then. One of no kind is allowed. */
 void pd_message_finish(struct pd_message *message);
 
 #endif

@@ -145,7 +145,7 @@ static void check_count(struct checker *checker, const char *field, size_t count
     }
 }
 
-/* Fill `list`, which must be zeroed, unless there is a fault already. */
+/* Fill `list`, unless there is a fault already. */
 static void check_tensors(struct checker *checker, Paramd__Tensor *const *tensors, size_t count,
                           struct pd_tensor_list *list)
 {
@@ -326,6 +326,7 @@ static void take_admin(struct checker *checker, const Paramd__Admin *from, struc
     to->value = to->has_value ? from->value : 0;
     to->count = from->count;
     to->begin = from->begin;
+    to->setting_count = 0;
     check_count(checker, "settings", from->n_settings, PD_ADMIN_SETTING_COUNT_MAX);
     for (size_t i = 0; checker->status == PD_OK && i < from->n_settings; i++) {
         check_text(checker, "setting", from->settings[i], to->settings[i], sizeof to->settings[i]);
@@ -375,6 +376,7 @@ static void take_order(struct checker *checker, const Paramd__Order *from, struc
     to->trial = from->trial != 0;
     to->foreseen = from->foreseen != 0;
     take_set(checker, &from->absent, &to->absent);
+    to->tensors = (struct pd_tensor_list){0};
     if (from->n_tensors > 0) {
         check_tensors(checker, from->tensors, from->n_tensors, &to->tensors);
     }
@@ -401,6 +403,8 @@ static void take_report(struct checker *checker, const Paramd__Report *from, str
 static const ProtobufCMessageDescriptor *descriptor_of(enum pd_message_kind kind)
 {
     switch (kind) {
+    case PD_MESSAGE_NONE:
+        break;
     case PD_MESSAGE_HELLO:
         return &paramd__hello__descriptor;
     case PD_MESSAGE_WELCOME:
@@ -458,10 +462,13 @@ static const ProtobufCMessageDescriptor *descriptor_of(enum pd_message_kind kind
     return NULL;
 }
 
-/* Copy what was unpacked from a header of kind to->kind into `to`, whose other bytes are zero. */
+/* Copy what was unpacked from a header of kind to->kind into `to`. */
 static void take(struct checker *checker, const void *from, struct pd_message *to)
 {
     switch (to->kind) {
+    case PD_MESSAGE_NONE:
+        PD_ASSERT(false);
+        break;
     case PD_MESSAGE_HELLO:
         take_hello(checker, from, &to->hello);
         break;
@@ -567,7 +574,7 @@ static enum pd_status unpack_fault(const struct arena *arena, const char *kind_n
 enum pd_status pd_message_decode(struct pd_message *message, enum pd_message_kind kind,
                                  const void *header, size_t header_bytes, struct pd_error *error)
 {
-    memset(message, 0, sizeof *message);
+    message->kind = PD_MESSAGE_NONE;
     const char *kind_name = pd_message_kind_name(kind);
     if (!pd_message_kind_valid(kind)) {
         return pd_error_set(error, PD_EPROTOCOL, "message of unknown kind %u", (unsigned)kind);
@@ -595,7 +602,7 @@ enum pd_status pd_message_decode(struct pd_message *message, enum pd_message_kin
     }
     arena_finish(&arena);
     if (checker.status != PD_OK) {
-        memset(message, 0, sizeof *message);
+        message->kind = PD_MESSAGE_NONE;
     }
     return checker.status;
 }

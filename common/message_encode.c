@@ -382,6 +382,9 @@ static void pack_report(struct packer *packer, const struct pd_report *from)
 static void pack_message(struct packer *packer, const struct pd_message *message)
 {
     switch (message->kind) {
+    case PD_MESSAGE_NONE:
+        PD_ASSERT(false);
+        break;
     case PD_MESSAGE_HELLO:
         pack_hello(packer, &message->hello);
         break;
@@ -466,7 +469,6 @@ size_t pd_message_header_bytes(const struct pd_message *message)
 enum pd_status pd_message_encode(const struct pd_message *message, void *header,
                                  size_t header_bytes, struct pd_error *error)
 {
-    PD_ASSERT(header_bytes == pd_message_header_bytes(message));
     size_t header_bytes_max = pd_message_header_bytes_max(message->kind);
     if (header_bytes > header_bytes_max) {
         return pd_error_set(error, PD_ELIMIT, "%s: header of %zu bytes, at most %zu",

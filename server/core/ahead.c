@@ -140,13 +140,6 @@ void pd_ahead_send(struct pd_engine *engine)
 
 /* ---- The end ---- */
 
-static void send_settled(struct pd_engine *engine, pd_connection_id connection,
-                         const struct pd_settled *settled)
-{
-    struct pd_message message = {.kind = PD_MESSAGE_SETTLED, .settled = *settled};
-    pd_engine_send(engine, connection, &message);
-}
-
 /* What is left of the payload goes out as it is: the worker throws it away. Its push, once it is
  * whole, is answered as any other. */
 static void make_void(struct pd_engine *engine, const struct pd_worker *worker, uint64_t version)
@@ -154,8 +147,10 @@ static void make_void(struct pd_engine *engine, const struct pd_worker *worker, 
     struct pd_session *session = &engine->sessions[worker->connection];
 
     pd_ahead_leave(engine, worker->connection);
-    const struct pd_settled settled = {.pulled = {.version = version}};
-    send_settled(engine, worker->connection, &settled);
+    struct pd_message message;
+    message.kind = PD_MESSAGE_SETTLED;
+    message.settled = (struct pd_settled){.pulled = {.version = version}};
+    pd_engine_send(engine, worker->connection, &message);
     if (pd_contribution_has_pushes(&worker->contribution, version - 1)) {
         session->pull_waiting = true;
         session->pull = (struct pd_pull){.min_version = version, .dtype = session->ahead_dtype};
@@ -185,12 +180,15 @@ static void send_applied(struct pd_engine *engine, pd_connection_id connection)
 {
     struct pd_session *session = &engine->sessions[connection];
     const struct pd_pull pull = {.dtype = session->ahead_dtype};
-    const struct pd_settled settled = {.applied = true, .pulled = pd_serve_describe(engine, &pull)};
+    struct pd_message message;
 
+    message.kind = PD_MESSAGE_SETTLED;
+    message.settled.applied = true;
+    pd_serve_describe(engine, &pull, &message.settled.pulled);
     go_on_sending(engine, connection, engine->store.served, engine->store.lane.element_count);
     session->ahead = PD_SESSION_AHEAD_NONE;
     session->sent_ms = engine->now_ms;
-    send_settled(engine, connection, &settled);
+    pd_engine_send(engine, connection, &message);
 }
 
 static void settle_all(struct pd_engine *engine, uint64_t version, bool applied)

@@ -57,7 +57,9 @@ void pd_engine_report(struct pd_engine *engine, const struct pd_report *report)
         pd_leader_report(engine, 0, report);
         return;
     }
-    struct pd_message message = {.kind = PD_MESSAGE_REPORT, .report = *report};
+    struct pd_message message;
+    message.kind = PD_MESSAGE_REPORT;
+    message.report = *report;
     pd_engine_send(engine, engine->leader_connection, &message);
 }
 
@@ -109,8 +111,7 @@ void pd_engine_enqueue(struct pd_engine *engine, const struct pd_order *order)
         pd_engine_abort(engine, "out of memory for an order");
         return;
     }
-    *copy = *order;
-    copy->tensors = (struct pd_tensor_list){0};
+    pd_order_copy(copy, order);
     if (order->tensors.count > 0 &&
         pd_tensor_list_copy(&copy->tensors, &order->tensors, &error) != PD_OK) {
         pd_heap_free(copy);

@@ -173,7 +173,8 @@ void pd_serve_answer(struct pd_engine *engine);
 void pd_serve_work(struct pd_engine *engine);
 
 /* The answer to a pull of the version served, without its payload. */
-struct pd_pulled pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pull);
+void pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pull,
+                       struct pd_pulled *pulled);
 
 /* Send a payload of the buffer on a connection that sends none, and count it as a user. A buffer
  * other than the served one is of the next version, ahead. */

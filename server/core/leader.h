@@ -112,8 +112,8 @@ struct pd_leader {
     uint32_t linked_count; /* ranks linked, rank 0 too */
     bool ready;
     uint64_t waiting_said_ms;
-    struct pd_order order; /* scratch for the order being issued */
-    bool changed;          /* something happened that may make something due */
+    struct pd_message issue; /* scratch: the order being issued */
+    bool changed;            /* something happened that may make something due */
 
     /* The members. */
     struct pd_member members[PD_WORKER_COUNT_MAX];
@@ -173,10 +173,10 @@ void pd_leader_destroy(struct pd_leader *leader);
 void pd_leader_model_loaded(struct pd_engine *engine);
 /* Issue what is due: replies whose orders all ranks have carried out, the next step, the drain. */
 void pd_leader_advance(struct pd_engine *engine);
-/* An empty order of that kind at the step in collection, in leader->order: to be filled and issued.
+/* An empty order of that kind at the step in collection, in leader->issue: to be filled and issued.
  */
 struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kind kind);
-/* The parts of an order are in leader->order: give it its index, send it, queue it here. */
+/* The parts of an order are in leader->issue: give it its index, send it, queue it here. */
 void pd_leader_issue(struct pd_engine *engine);
 /* How many orders, from the first, every rank has carried out. */
 uint64_t pd_leader_executed_by_all(const struct pd_engine *engine);

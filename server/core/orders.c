@@ -70,14 +70,12 @@ void pd_leader_model_loaded(struct pd_engine *engine)
 void pd_leader_issue(struct pd_engine *engine)
 {
     struct pd_leader *leader = engine->leader;
-    struct pd_order *order = &leader->order;
+    struct pd_order *order = &leader->issue.order;
 
     order->index = leader->order_next++;
     leader->changed = true;
     for (uint32_t rank = 1; rank < engine->topology->rank_count; rank++) {
-        struct pd_message message = {.kind = PD_MESSAGE_ORDER};
-        message.order = *order;
-        pd_engine_send(engine, leader->links[rank], &message);
+        pd_engine_send(engine, leader->links[rank], &leader->issue);
     }
     pd_engine_enqueue(engine, order);
 }
@@ -85,8 +83,9 @@ void pd_leader_issue(struct pd_engine *engine)
 struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kind kind)
 {
     struct pd_leader *leader = engine->leader;
-    struct pd_order *order = &leader->order;
+    struct pd_order *order = &leader->issue.order;
 
+    leader->issue.kind = PD_MESSAGE_ORDER;
     order->kind = kind;
     order->step = leader->step_next;
     order->worker_id = 0;
@@ -440,7 +439,7 @@ static void foresee_step(struct pd_engine *engine)
     struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_AHEAD);
     if (fill_step(engine, order, shares, count) > 0) {
         leader->foreseen = true;
-        leader->ahead = *order;
+        pd_order_copy(&leader->ahead, order);
         pd_leader_issue(engine);
     }
 }

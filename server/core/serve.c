@@ -49,23 +49,22 @@ enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connecti
     return PD_OK;
 }
 
-struct pd_pulled pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pull)
+void pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pull,
+                       struct pd_pulled *pulled)
 {
     const struct pd_param_store *store = &engine->store;
-    struct pd_pulled pulled = {
-        .version = store->version,
-        .dtype = pull->dtype,
-        .element_begin = store->lane.element_begin,
-        .element_count = store->lane.element_count,
-        .lr_count = engine->lr_count,
-        .skipped_steps = engine->skipped_steps,
-        .loss_scale = engine->loss_scale.scale,
-        .stop = engine->stop_advised,
-        .averaged = pull->averaged,
-    };
 
-    memcpy(pulled.lrs, engine->lrs, sizeof engine->lrs);
-    return pulled;
+    pulled->version = store->version;
+    pulled->dtype = pull->dtype;
+    pulled->element_begin = store->lane.element_begin;
+    pulled->element_count = store->lane.element_count;
+    pulled->lr_count = engine->lr_count;
+    memcpy(pulled->lrs, engine->lrs, engine->lr_count * sizeof engine->lrs[0]);
+    pulled->skipped_steps = engine->skipped_steps;
+    pulled->loss_scale = engine->loss_scale.scale;
+    pulled->averaged = pull->averaged;
+    pulled->stop = engine->stop_advised;
+    pulled->ahead = false;
 }
 
 static void send_parameters(struct pd_engine *engine, pd_connection_id connection,
@@ -73,8 +72,10 @@ static void send_parameters(struct pd_engine *engine, pd_connection_id connectio
 {
     struct pd_session *session = &engine->sessions[connection];
     struct pd_param_store *store = &engine->store;
-    struct pd_message message = {.kind = PD_MESSAGE_PULLED,
-                                 .pulled = pd_serve_describe(engine, pull)};
+    struct pd_message message;
+
+    message.kind = PD_MESSAGE_PULLED;
+    pd_serve_describe(engine, pull, &message.pulled);
     if (buffer_index != store->served) {
         message.pulled.ahead = true;
         message.pulled.version++;

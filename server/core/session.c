@@ -303,11 +303,13 @@ static void drop_payload(struct pd_engine *engine, const struct pd_event *event)
 static void send_pushed(struct pd_engine *engine, pd_connection_id connection,
                         const struct pd_push *push, bool duplicate)
 {
-    struct pd_message message = {.kind = PD_MESSAGE_PUSHED,
-                                 .pushed = {.step = push->step,
-                                            .micro_batch = push->micro_batch,
-                                            .duplicate = duplicate,
-                                            .hessian = push->hessian}};
+    struct pd_message message;
+
+    message.kind = PD_MESSAGE_PUSHED;
+    message.pushed = (struct pd_pushed){.step = push->step,
+                                        .micro_batch = push->micro_batch,
+                                        .duplicate = duplicate,
+                                        .hessian = push->hessian};
     pd_engine_send(engine, connection, &message);
 }
 

@@ -14,9 +14,11 @@ static struct pd_message message; /* too large for comfort on the stack */
 static struct pd_message decoded;
 static uint8_t header[PD_CONTROL_HEADER_BYTES_MAX + 1];
 
-/* Encode `message` and decode it again; gives the length of the header. */
+/* Encode `message` and decode it again; gives the length of the header. What decoding leaves alone
+ * is zero, as it is in `message`. */
 static size_t go_round(void)
 {
+    memset(&decoded, 0, sizeof decoded);
     size_t header_bytes = pd_message_header_bytes(&message);
     ck_assert_uint_le(header_bytes, sizeof header);
     ck_assert_int_eq(pd_message_encode(&message, header, header_bytes, &error), PD_OK);
@@ -146,6 +148,60 @@ START_TEST(every_field_survives_the_way_over_the_wire)
     fill(kind);
     (void)go_round();
     ck_assert_mem_eq(&decoded, &message, sizeof message);
+}
+END_TEST
+
+/* Decode into memory full of ones, and encode what that gives. */
+static size_t decode_and_encode(enum pd_message_kind kind, size_t header_bytes, uint8_t *to)
+{
+    memset(&decoded, 0xff, sizeof decoded);
+    if (pd_message_decode(&decoded, kind, header, header_bytes, &error) != PD_OK) {
+        ck_assert_int_eq(decoded.kind, PD_MESSAGE_NONE);
+        return SIZE_MAX;
+    }
+    size_t to_bytes = pd_message_header_bytes(&decoded);
+    ck_assert_uint_le(to_bytes, PD_HEADER_BYTES_MAX);
+    ck_assert_int_eq(pd_message_encode(&decoded, to, to_bytes, &error), PD_OK);
+    return to_bytes;
+}
+
+START_TEST(decoding_sets_every_field_whatever_was_there)
+{
+    static uint8_t again[PD_HEADER_BYTES_MAX];
+    enum pd_message_kind kind = (enum pd_message_kind)_i;
+    if (!pd_message_kind_valid((uint32_t)_i) || kind == PD_MESSAGE_REGISTER) {
+        return;
+    }
+    fill(kind);
+    size_t header_bytes = go_round();
+    ck_assert_uint_eq(decode_and_encode(kind, header_bytes, again), header_bytes);
+    ck_assert_mem_eq(again, header, header_bytes);
+
+    /* A header of no bytes says that every field is zero, where that is allowed. */
+    size_t empty_bytes = decode_and_encode(kind, 0, again);
+    ck_assert(empty_bytes == 0 || empty_bytes == SIZE_MAX);
+}
+END_TEST
+
+START_TEST(a_copied_order_says_the_same_and_has_no_tensors)
+{
+    static struct pd_message copy;
+    static uint8_t again[PD_HEADER_BYTES_MAX];
+    fill(PD_MESSAGE_ORDER);
+    pd_tensor_set_add(&message.order.absent, 77);
+    size_t header_bytes = go_round();
+
+    memset(&copy, 0xff, sizeof copy);
+    copy.kind = PD_MESSAGE_ORDER;
+    fill_tensors(&message.order.tensors, 3);
+    pd_order_copy(&copy.order, &message.order);
+    pd_message_finish(&message);
+
+    ck_assert_uint_eq(pd_message_header_bytes(&copy), header_bytes);
+    ck_assert_int_eq(pd_message_encode(&copy, again, header_bytes, &error), PD_OK);
+    ck_assert_mem_eq(again, header, header_bytes);
+    ck_assert_uint_eq(copy.order.tensors.count, 0);
+    ck_assert_uint_eq(pd_heap_blocks_live(), 0);
 }
 END_TEST
 
@@ -370,7 +426,7 @@ START_TEST(decode_survives_each_failed_allocation)
 }
 END_TEST
 
-START_TEST(finish_of_a_zeroed_message_is_allowed)
+START_TEST(finish_of_a_message_of_no_kind_is_allowed)
 {
     memset(&message, 0, sizeof message);
     pd_message_finish(&message);
@@ -394,6 +450,8 @@ int main(void)
     TCase *cases = tcase_create("message");
     tcase_set_timeout(cases, 60);
     tcase_add_loop_test(cases, every_field_survives_the_way_over_the_wire, 0, EXAMPLE_COUNT);
+    tcase_add_loop_test(cases, decoding_sets_every_field_whatever_was_there, 0, EXAMPLE_COUNT);
+    tcase_add_test(cases, a_copied_order_says_the_same_and_has_no_tensors);
     tcase_add_test(cases, absent_and_zero_are_told_apart);
     tcase_add_test(cases, a_loss_that_is_not_a_number_arrives_as_it_is);
     tcase_add_loop_test(cases, a_registration_survives_whatever_its_length, 0, 6);
@@ -407,7 +465,7 @@ int main(void)
     tcase_add_test(cases, a_header_of_nothing_but_unknown_fields_cannot_take_much_memory);
     tcase_add_test(cases, unknown_fields_of_a_later_version_are_passed_over);
     tcase_add_test(cases, decode_survives_each_failed_allocation);
-    tcase_add_test(cases, finish_of_a_zeroed_message_is_allowed);
+    tcase_add_test(cases, finish_of_a_message_of_no_kind_is_allowed);
     tcase_add_test(cases, kinds_have_names_and_gaps_have_none);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
