@@ -372,9 +372,25 @@ static enum pd_status receive_once(struct pd_exchange *exchange, struct pd_conne
     return take_frames(exchange, connection, error);
 }
 
+/* Receive what is there. A read between frames is small, so that what follows a header goes
+ * straight to its place: with a payload behind it, that is read on at once. */
+static enum pd_status receive(struct pd_exchange *exchange, struct pd_connection *connection,
+                              struct pd_error *error)
+{
+    bool was_in_payload = pd_receiver_in_payload(&connection->receiver);
+    size_t byte_count;
+    enum pd_status status = receive_once(exchange, connection, &byte_count, error);
+
+    if (status == PD_OK && !was_in_payload && byte_count > 0 &&
+        pd_receiver_in_payload(&connection->receiver)) {
+        status = receive_once(exchange, connection, &byte_count, error);
+    }
+    return status;
+}
+
 /* ---- What goes out ---- */
 
-static void send_once(struct pd_connection *connection)
+static void send_once(struct pd_connection *connection, uint64_t now_ms)
 {
     struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX];
     size_t piece_count = pd_sender_gather(&connection->sender, pieces);
@@ -394,7 +410,7 @@ static void send_once(struct pd_connection *connection)
     }
     if (byte_count > 0) {
         pd_sender_sent(&connection->sender, byte_count);
-        connection->sent_ms = pd_clock_ms();
+        connection->sent_ms = now_ms;
     }
 }
 
@@ -412,7 +428,7 @@ static uint64_t ping_due_ms(const struct pd_exchange *exchange,
 static enum pd_status start_sending(struct pd_exchange *exchange, struct pd_connection *connection,
                                     uint64_t now_ms, struct pd_error *error)
 {
-    struct pd_message message = {0};
+    struct pd_message message;
     struct pd_payload payload;
 
     if (!pd_sender_idle(&connection->sender)) {
@@ -466,7 +482,7 @@ static enum pd_status advance(struct pd_exchange *exchange, struct pd_connection
         return prefix_where(connection, error);
     }
     if (connection->state >= PD_CONNECTION_GREETING) {
-        send_once(connection);
+        send_once(connection, now_ms);
     }
     return PD_OK;
 }
@@ -543,10 +559,11 @@ static int wait_bound_ms(uint64_t wake, uint64_t now_ms)
 /* Ask the caller whether to go on: when a signal came, and from time to time. */
 static bool interrupted(struct pd_exchange *exchange, bool signalled)
 {
+    if (exchange->interrupted == NULL) {
+        return false;
+    }
     uint64_t now_ms = pd_clock_ms();
-
-    if (exchange->interrupted == NULL ||
-        (!signalled && now_ms < exchange->asked_ms + PD_INTERRUPTED_POLL_MS)) {
+    if (!signalled && now_ms < exchange->asked_ms + PD_INTERRUPTED_POLL_MS) {
         return false;
     }
     exchange->asked_ms = now_ms;
@@ -577,7 +594,6 @@ static enum pd_status poll_once(struct pd_exchange *exchange, const struct pd_ca
     }
     for (uint32_t i = 0; i < count && ready > 0; i++) {
         struct pd_connection *connection = exchange->connections[i];
-        size_t byte_count;
         enum pd_status status = PD_OK;
         if (polled[i].revents == 0) {
             continue;
@@ -585,7 +601,7 @@ static enum pd_status poll_once(struct pd_exchange *exchange, const struct pd_ca
         if (connection->state == PD_CONNECTION_CONNECTING) {
             status = on_connected(exchange, connection, error);
         } else if ((polled[i].revents & ~POLLOUT) != 0) {
-            status = receive_once(exchange, connection, &byte_count, error);
+            status = receive(exchange, connection, error);
         }
         if (status != PD_OK) {
             return status;
@@ -743,7 +759,7 @@ uint64_t pd_exchange_keep_alive(struct pd_exchange *exchange, uint64_t now_ms)
         uint64_t due_ms = now_ms + exchange->welcome.lease_ms / 3 + 1;
         if (connection->state == PD_CONNECTION_READY) {
             if (start_sending(exchange, connection, now_ms, &fault) == PD_OK) {
-                send_once(connection);
+                send_once(connection, now_ms);
             }
             due_ms = ping_due_ms(exchange, connection);
         }

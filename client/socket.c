@@ -149,11 +149,10 @@ enum pd_status pd_socket_send(int fd, struct iovec *pieces, size_t piece_count, 
 enum pd_status pd_socket_receive(int fd, struct iovec *pieces, size_t piece_count,
                                  size_t *byte_count, struct pd_error *error)
 {
-    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = piece_count};
     ssize_t received;
 
     do {
-        received = recvmsg(fd, &message, 0);
+        received = readv(fd, pieces, (int)piece_count);
     } while (received < 0 && errno == EINTR);
     *byte_count = received > 0 ? (size_t)received : 0;
     if (received == 0) {

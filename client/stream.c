@@ -336,6 +336,11 @@ static uint64_t payload_left(const struct pd_receiver *receiver)
     return receiver->payload.byte_count - receiver->received - receiver->carried;
 }
 
+bool pd_receiver_in_payload(const struct pd_receiver *receiver)
+{
+    return receiver->state == PD_RECEIVER_PAYLOAD;
+}
+
 size_t pd_receiver_gather(struct pd_receiver *receiver,
                           struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX])
 {

@@ -90,6 +90,9 @@ PD_MUST_CHECK
 enum pd_status pd_receiver_init(struct pd_receiver *receiver, struct pd_error *error);
 void pd_receiver_finish(struct pd_receiver *receiver);
 
+/* Whether a payload that has its place is on its way. */
+bool pd_receiver_in_payload(const struct pd_receiver *receiver);
+
 /* Where the next bytes go; returns how many pieces, 0 while it waits for a place. */
 size_t pd_receiver_gather(struct pd_receiver *receiver,
                           struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX]);
