@@ -225,6 +225,7 @@ struct pd_order {
     char name[PD_NAME_BYTES_MAX + 1];
     uint32_t replica;
     struct pd_tensor_list tensors; /* owned by the message */
+    uint64_t samples;              /* of all contributors */
     uint64_t optimizer_step;
     bool skip;
     bool stop;
@@ -236,7 +237,7 @@ struct pd_order {
     uint32_t momentum_count; /* lr_count, or 0 */
     struct pd_tensor_set absent;
     uint32_t contributors[PD_WORKER_COUNT_MAX];
-    double weights[PD_WORKER_COUNT_MAX];
+    double weights[PD_WORKER_COUNT_MAX]; /* samples of the unit of each */
     double lrs[PD_GROUP_COUNT_MAX + 1];
     double momenta[PD_GROUP_COUNT_MAX + 1];
 };

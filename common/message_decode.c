@@ -362,6 +362,7 @@ static void take_order(struct checker *checker, const Paramd__Order *from, struc
         to->contributors[i] = from->contributors[i];
         to->weights[i] = from->weights[i];
     }
+    to->samples = from->samples;
     to->lr_count = (uint32_t)from->n_lrs;
     for (size_t i = 0; i < from->n_lrs; i++) {
         to->lrs[i] = from->lrs[i];

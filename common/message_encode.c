@@ -332,6 +332,7 @@ static void pack_order(struct packer *packer, const struct pd_order *from)
     to.contributors = lend(from->contributors);
     to.n_weights = from->contributor_count;
     to.weights = lend(from->weights);
+    to.samples = from->samples;
     to.n_lrs = from->lr_count;
     to.lrs = lend(from->lrs);
     to.n_momenta = from->momentum_count;

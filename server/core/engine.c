@@ -136,9 +136,9 @@ void pd_engine_recycle(struct pd_engine *engine, struct pd_order *order)
 
 static void hash_order(struct pd_engine *engine, const struct pd_order *order)
 {
-    const uint64_t numbers[] = {order->index, order->kind,           order->step,
-                                order->token, order->replica,        order->worker_id,
-                                order->skip,  order->optimizer_step, order->trial};
+    const uint64_t numbers[] = {
+        order->index,     order->kind, order->step,           order->token, order->replica,
+        order->worker_id, order->skip, order->optimizer_step, order->trial, order->samples};
 
     pd_checksum_update(engine->order_hash, numbers, sizeof numbers);
     pd_checksum_update(engine->order_hash, order->contributors,

@@ -94,6 +94,7 @@ struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kin
     order->replica = 0;
     order->tensors = (struct pd_tensor_list){0};
     order->contributor_count = 0;
+    order->samples = 0;
     order->lr_count = 0;
     order->momentum_count = 0;
     order->optimizer_step = 0;
@@ -235,8 +236,9 @@ static uint64_t fill_contributors(struct pd_order *order, const struct share *sh
     order->contributor_count = count;
     for (uint32_t i = 0; i < count; i++) {
         order->contributors[i] = shares[i].member->id;
-        order->weights[i] = samples > 0 ? (double)shares[i].unit_samples / (double)samples : 0.0;
+        order->weights[i] = (double)shares[i].unit_samples;
     }
+    order->samples = samples;
     return samples;
 }
 
@@ -314,7 +316,7 @@ static bool is_as_foreseen(const struct pd_leader *leader, const struct pd_order
            memcmp(ahead->contributors, order->contributors,
                   count * sizeof order->contributors[0]) == 0 &&
            memcmp(ahead->weights, order->weights, count * sizeof order->weights[0]) == 0 &&
-           ahead->lr_count == order->lr_count &&
+           ahead->samples == order->samples && ahead->lr_count == order->lr_count &&
            memcmp(ahead->lrs, order->lrs, order->lr_count * sizeof order->lrs[0]) == 0 &&
            ahead->momentum_count == order->momentum_count &&
            memcmp(ahead->momenta, order->momenta,

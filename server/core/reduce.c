@@ -24,17 +24,19 @@
 typedef uint32_t bits32 __attribute__((may_alias));
 typedef uint16_t bits16 __attribute__((may_alias, aligned(1)));
 
-/* Elements of a few sources as float32. */
+/* Elements of a few sources as float32, and what their sum is multiplied by. */
 struct terms {
     const float *elements[TERM_COUNT_MAX];
     float weights[TERM_COUNT_MAX];
+    float scale;
 };
 
 /* Add `count` terms in order to what is in `out`, or, if they are the first, put their sum there.
- * With constant numbers the branch and the inner loop vanish. */
+ * With constant numbers the branches and the inner loop vanish. */
 static inline __attribute__((always_inline)) void weigh(float *restrict out, bool first,
                                                         const struct terms *terms,
-                                                        uint32_t term_count, uint32_t count)
+                                                        uint32_t term_count, bool scaled,
+                                                        uint32_t count)
 {
     const struct terms t = *terms;
 
@@ -44,46 +46,53 @@ static inline __attribute__((always_inline)) void weigh(float *restrict out, boo
         for (uint32_t k = 1; k < term_count; k++) {
             sum += t.weights[k] * t.elements[k][i];
         }
-        out[i] = sum;
+        out[i] = scaled ? sum * t.scale : sum;
     }
 }
 
-#define WEIGH(name, first, term_count)                                                             \
+#define WEIGH(name, first, term_count, scaled)                                                     \
     PD_KERNEL                                                                                      \
     static void name(float *restrict out, const struct terms *terms, uint32_t count)               \
     {                                                                                              \
-        weigh(out, first, terms, term_count, count);                                               \
+        weigh(out, first, terms, term_count, scaled, count);                                       \
     }
+#define WEIGH_ALL(term_count)                                                                      \
+    WEIGH(put_##term_count, true, term_count, false)                                               \
+    WEIGH(put_scaled_##term_count, true, term_count, true)                                         \
+    WEIGH(add_##term_count, false, term_count, false)                                              \
+    WEIGH(add_scaled_##term_count, false, term_count, true)
+#define CHOOSE(term_count)                                                                         \
+    (scaled ? (first ? put_scaled_##term_count : add_scaled_##term_count)                          \
+            : (first ? put_##term_count : add_##term_count))
 
-WEIGH(put_1, true, 1)
-WEIGH(put_2, true, 2)
-WEIGH(put_4, true, 4)
-WEIGH(add_1, false, 1)
-WEIGH(add_2, false, 2)
-WEIGH(add_4, false, 4)
+WEIGH_ALL(1)
+WEIGH_ALL(2)
+WEIGH_ALL(4)
 
 static void weigh_terms(float *out, bool first, const struct terms *terms, uint32_t term_count,
                         uint32_t count)
 {
+    bool scaled = terms->scale < 1.0f || terms->scale > 1.0f;
+
     switch (term_count) {
     case 4:
-        (first ? put_4 : add_4)(out, terms, count);
+        CHOOSE(4)(out, terms, count);
         break;
     case 2:
-        (first ? put_2 : add_2)(out, terms, count);
+        CHOOSE(2)(out, terms, count);
         break;
     default:
-        (first ? put_1 : add_1)(out, terms, count);
+        CHOOSE(1)(out, terms, count);
         break;
     }
 }
 
 /* Add the elements from `begin` on of 1, 2 or 4 sources, at most CHUNK_COUNT of each. */
 static void add_chunk(float *out, bool first, const struct pd_source *sources,
-                      uint32_t source_count, uint32_t begin, uint32_t count)
+                      uint32_t source_count, float scale, uint32_t begin, uint32_t count)
 {
     float converted[TERM_COUNT_MAX][CHUNK_COUNT];
-    struct terms terms;
+    struct terms terms = {.scale = scale};
 
     for (uint32_t k = 0; k < source_count; k++) {
         const struct pd_source *source = &sources[k];
@@ -106,28 +115,44 @@ static uint32_t together(uint32_t left)
     return left >= TERM_COUNT_MAX ? TERM_COUNT_MAX : (left >= 2 ? 2 : 1);
 }
 
-void pd_reduce_block(float *out, const struct pd_source *sources, uint32_t source_count,
-                     uint32_t count)
+PD_KERNEL
+static void scale_elements(float *elements, float scale, uint32_t count)
 {
-    if (source_count == 0) {
+    for (uint32_t i = 0; i < count; i++) {
+        elements[i] *= scale;
+    }
+}
+
+void pd_reduce_scaled(float *out, bool first, const struct pd_source *sources,
+                      uint32_t source_count, float scale, uint32_t count)
+{
+    if (source_count == 0 && first) {
         memset(out, 0, count * sizeof *out);
-        return;
+    } else if (source_count == 0) {
+        scale_elements(out, scale, count);
     }
     for (uint32_t begin = 0; begin < count; begin += CHUNK_COUNT) {
         uint32_t chunk = count - begin < CHUNK_COUNT ? count - begin : CHUNK_COUNT;
         uint32_t step = 0;
         for (uint32_t k = 0; k < source_count; k += step) {
             step = together(source_count - k);
-            add_chunk(out + begin, k == 0, &sources[k], step, begin, chunk);
+            add_chunk(out + begin, first && k == 0, &sources[k], step,
+                      k + step == source_count ? scale : 1.0f, begin, chunk);
         }
     }
+}
+
+void pd_reduce_block(float *out, const struct pd_source *sources, uint32_t source_count,
+                     uint32_t count)
+{
+    pd_reduce_scaled(out, true, sources, source_count, 1.0f, count);
 }
 
 void pd_reduce_add(float *sum, const struct pd_source *source, bool first, uint32_t count)
 {
     for (uint32_t begin = 0; begin < count; begin += CHUNK_COUNT) {
         uint32_t chunk = count - begin < CHUNK_COUNT ? count - begin : CHUNK_COUNT;
-        add_chunk(sum + begin, first, source, 1, begin, chunk);
+        add_chunk(sum + begin, first, source, 1, 1.0f, begin, chunk);
     }
 }
 

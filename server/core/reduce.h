@@ -17,6 +17,12 @@ struct pd_source {
 void pd_reduce_block(float *out, const struct pd_source *sources, uint32_t source_count,
                      uint32_t count);
 
+/* out[i] = scale * that sum, begun with what `out` holds unless `first`. With no source, what it
+ * holds is scaled, or zeros. To the bit the same in however many calls sources come, with the scale
+ * 1 in all but the last. */
+void pd_reduce_scaled(float *out, bool first, const struct pd_source *sources,
+                      uint32_t source_count, float scale, uint32_t count);
+
 /* sum[i] += weight * source[i], or = when `first`: a micro-batch added to its contribution. */
 void pd_reduce_add(float *sum, const struct pd_source *source, bool first, uint32_t count);
 

@@ -39,6 +39,7 @@ struct pd_step_machine {
     uint32_t source_count;
     struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
     const struct pd_contribution **contributions; /* what the sources are of */
+    float scale; /* what their weighted sum is multiplied by: the first one weighs 1 in it */
 
     struct pd_gradient_norms norms;
     struct pd_optimizer_state optimizer_state;

@@ -25,6 +25,8 @@ struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
 
 void pd_step_collect(struct pd_step_machine *machine)
 {
+    double unit = 0.0;
+
     machine->source_count = 0;
     for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
         struct pd_worker *worker = pd_step_contributor(machine, machine->order, i);
@@ -33,10 +35,12 @@ void pd_step_collect(struct pd_step_machine *machine)
         }
         const struct pd_contribution *contribution =
             pd_roster_contribution(worker, pd_step_is_estimate(machine->order));
+        unit = unit > 0.0 ? unit : machine->order->weights[i];
         machine->contributions[machine->source_count] = contribution;
         machine->sources[machine->source_count++] =
-            pd_contribution_source(contribution, 0, machine->order->weights[i]);
+            pd_contribution_source(contribution, 0, machine->order->weights[i] / unit);
     }
+    machine->scale = (float)(unit / (double)machine->order->samples);
 }
 
 bool pd_step_collect_ahead(struct pd_step_machine *machine)
@@ -68,8 +72,8 @@ static void sum_block(struct pd_step_machine *machine, const struct pd_block *bl
         sources[i].elements =
             (const char *)sources[i].elements + begin * pd_dtype_bytes(sources[i].dtype);
     }
-    pd_reduce_block(machine->fused ? machine->block_sum : machine->lane_sum + begin, sources,
-                    machine->source_count, block->element_count);
+    pd_reduce_scaled(machine->fused ? machine->block_sum : machine->lane_sum + begin, true, sources,
+                     machine->source_count, machine->scale, block->element_count);
     for (uint32_t i = 0; i < machine->source_count; i++) {
         sources[i].elements =
             (const char *)sources[i].elements - begin * pd_dtype_bytes(sources[i].dtype);

@@ -217,12 +217,14 @@ static void check_weights(struct sim_ledger *ledger, const struct pd_order *orde
     }
     SIM_CHECK(ledger->agenda, order->skip == (samples == 0), "step %" PRIu64 ": skip is %d",
               order->step, (int)order->skip);
+    SIM_CHECK(ledger->agenda, order->samples == samples,
+              "step %" PRIu64 " has %" PRIu64 " samples, and %" PRIu64 " would be right",
+              order->step, order->samples, samples);
     for (uint32_t i = 0; i < order->contributor_count; i++) {
         uint64_t unit = sim_contribution_unit(sim_ledger_summed(ledger, order, i));
-        double weight = samples > 0 ? (double)unit / (double)samples : 0.0;
-        SIM_CHECK(ledger->agenda, !(fabs(weight - order->weights[i]) > 0.0),
-                  "step %" PRIu64 ": worker %u weighs %g, and %g would be right", order->step,
-                  order->contributors[i], order->weights[i], weight);
+        SIM_CHECK(ledger->agenda, !(fabs((double)unit - order->weights[i]) > 0.0),
+                  "step %" PRIu64 ": worker %u weighs %g, and %" PRIu64 " would be right",
+                  order->step, order->contributors[i], order->weights[i], unit);
     }
 }
 

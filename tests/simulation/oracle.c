@@ -142,6 +142,7 @@ static void sum_replica(struct sim_oracle *oracle, const struct pd_order *order,
     struct pd_source sources[PD_WORKER_COUNT_MAX];
     uint64_t count = oracle->model->element_count;
     uint32_t source_count = 0;
+    double unit = 0.0;
 
     for (uint32_t i = 0; i < order->contributor_count; i++) {
         const struct sim_contribution *contribution = sim_ledger_summed(oracle->ledger, order, i);
@@ -151,10 +152,15 @@ static void sum_replica(struct sim_oracle *oracle, const struct pd_order *order,
         }
         float *sum = oracle->scratch + (oracle->replica_count + source_count) * count;
         fill_contribution(oracle, contribution, sum, sum + count);
-        sources[source_count++] = (struct pd_source){
-            .elements = sum, .dtype = PD_DTYPE_FLOAT32, .weight = (float)order->weights[i]};
+        unit = unit > 0.0 ? unit : order->weights[i];
+        sources[source_count++] = (struct pd_source){.elements = sum,
+                                                     .dtype = PD_DTYPE_FLOAT32,
+                                                     .weight = (float)(order->weights[i] / unit)};
     }
     pd_reduce_block(out, sources, source_count, (uint32_t)count);
+    for (uint64_t i = 0; i < count; i++) {
+        out[i] *= (float)(unit / (double)order->samples);
+    }
 }
 
 /* What is not finite in a frozen tensor is of no account. */

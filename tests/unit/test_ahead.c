@@ -603,7 +603,8 @@ static void set_up_rank_1(struct pd_order *body)
     fixture_open(&f, A);
     fixture_say(&f, A, &hello, 0);
     ck_assert_int_eq(fixture_last(&f, A)->kind, PD_MESSAGE_WELCOME);
-    *body = (struct pd_order){.contributor_count = 1, .weights = {1}, .lr_count = 1, .lrs = {1}};
+    *body = (struct pd_order){
+        .contributor_count = 1, .weights = {1}, .samples = 1, .lr_count = 1, .lrs = {1}};
 }
 
 static void say_push(uint32_t micro_batch, bool last)

@@ -187,7 +187,8 @@ START_TEST(contribution_counts_once_every_lane_has_it)
     report(PD_REPORT_CONTRIBUTED, id, 0);
     ck_assert_int_eq(last_order()->kind, PD_ORDER_STEP);
     ck_assert_uint_eq(last_order()->contributor_count, 1);
-    ck_assert_float_eq((float)last_order()->weights[0], 1.0f);
+    ck_assert_double_eq(last_order()->weights[0], 2.0);
+    ck_assert_uint_eq(last_order()->samples, 2);
 }
 END_TEST
 

@@ -94,7 +94,8 @@ static const struct pd_message examples[] = {
                                     .replica = 5,
                                     .contributor_count = 2,
                                     .contributors = {8, 7},
-                                    .weights = {0.25, 0.75},
+                                    .weights = {2, 6},
+                                    .samples = 10,
                                     .lr_count = 1,
                                     .lrs = {0.1},
                                     .momentum_count = 1,
@@ -268,7 +269,7 @@ START_TEST(a_step_takes_nothing_from_the_heap)
     message.order.momentum_count = PD_GROUP_COUNT_MAX + 1;
     for (uint32_t i = 0; i < PD_WORKER_COUNT_MAX; i++) {
         message.order.contributors[i] = 1000000 + i;
-        message.order.weights[i] = 1.0 / (i + 1);
+        message.order.weights[i] = 1e15 + i;
     }
     size_t allocations = pd_heap_allocations();
     (void)go_round();

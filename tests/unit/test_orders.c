@@ -164,7 +164,8 @@ START_TEST(step_is_foreseen_as_soon_as_everybody_has_begun_to_push)
     ck_assert_ptr_nonnull(ahead);
     ck_assert_uint_eq(ahead->step, 0);
     ck_assert_uint_eq(ahead->contributor_count, 1);
-    ck_assert_double_eq(ahead->weights[0], 1.0);
+    ck_assert_double_eq(ahead->weights[0], 3.0);
+    ck_assert_uint_eq(ahead->samples, 3);
     ck_assert_double_eq(ahead->lrs[0], 0.5);
     ck_assert_ptr_null(order_sent(PD_ORDER_STEP));
     fixture_ranks_execute(&f);

@@ -79,12 +79,39 @@ START_TEST(any_number_of_sources_of_any_type_is_summed_one_after_the_other)
 }
 END_TEST
 
+/* As a step whose gradients come one by one has it, and one that has them all at once. */
+START_TEST(a_scaled_sum_is_the_same_in_however_many_calls)
+{
+    static float at_once[COUNT];
+    struct pd_source sources[7];
+
+    for (uint32_t k = 0; k < 7; k++) {
+        sources[k] = (struct pd_source){elements[k % 3], PD_DTYPE_FLOAT32, 1.0f + 0.07f * (float)k};
+    }
+    pd_reduce_block(at_once, sources, 7, COUNT);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        at_once[i] *= 0.3f;
+    }
+    pd_reduce_scaled(sum, true, sources, 7, 0.3f, COUNT);
+    ck_assert_mem_eq(sum, at_once, sizeof at_once);
+
+    for (uint32_t k = 0; k < (uint32_t)_i; k++) {
+        pd_reduce_scaled(sum, k == 0, &sources[k], 1, 1.0f, COUNT);
+    }
+    pd_reduce_scaled(sum, false, &sources[_i], 7 - (uint32_t)_i, 0.3f, COUNT);
+    ck_assert_mem_eq(sum, at_once, sizeof at_once);
+}
+END_TEST
+
 START_TEST(a_block_without_sources_is_zero)
 {
     static const float zeros[COUNT];
 
     memset(sum, 0x7f, sizeof sum);
     pd_reduce_block(sum, NULL, 0, COUNT);
+    ck_assert_mem_eq(sum, zeros, sizeof zeros);
+    memset(sum, 0x7f, sizeof sum);
+    pd_reduce_scaled(sum, true, NULL, 0, 0.3f, COUNT);
     ck_assert_mem_eq(sum, zeros, sizeof zeros);
 }
 END_TEST
@@ -247,6 +274,7 @@ int main(void)
     tcase_add_test(tests, a_block_is_the_weighted_sum_in_the_order_of_its_sources);
     tcase_add_loop_test(tests, any_number_of_sources_of_any_type_is_summed_one_after_the_other, 1,
                         10);
+    tcase_add_loop_test(tests, a_scaled_sum_is_the_same_in_however_many_calls, 1, 8);
     tcase_add_test(tests, a_block_without_sources_is_zero);
     tcase_add_loop_test(tests, half_width_sources_count_as_their_float32_values, 0, 2);
     tcase_add_test(tests, micro_batches_added_one_by_one_give_the_block_sum);

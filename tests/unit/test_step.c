@@ -297,8 +297,9 @@ static void job_step(struct job *job, uint32_t step)
     order->contributor_count = WORKER_COUNT;
     for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
         order->contributors[worker] = worker;
-        order->weights[worker] = 1.0 / WORKER_COUNT;
+        order->weights[worker] = 1.0;
     }
+    order->samples = WORKER_COUNT;
     order->lr_count = job->config->group_count;
     for (uint32_t group = 0; group < order->lr_count; group++) {
         order->lrs[group] = job->config->groups[group].hyper.lr;
