@@ -440,7 +440,7 @@ static void close_step(struct pd_engine *engine)
     engine->running = NULL;
     pd_ahead_settle(engine, !outcome.skipped);
     complete(engine, order, "");
-    pd_serve_answer(engine);
+    pd_serve_answer_all(engine);
 }
 
 /* The estimate is in the optimizer's state, or left out; the step it comes with is the next order.
@@ -488,7 +488,7 @@ static void close_publish(struct pd_engine *engine)
     pd_param_store_publish_first(&engine->store);
     engine->running = NULL;
     complete(engine, order, "");
-    pd_serve_answer(engine);
+    pd_serve_answer_all(engine);
 }
 
 static void advance_restore(struct pd_engine *engine, bool turn)
@@ -498,7 +498,7 @@ static void advance_restore(struct pd_engine *engine, bool turn)
     if (pd_restore_advance(engine, turn)) {
         engine->running = NULL;
         complete(engine, order, order->kind == PD_ORDER_SNAPSHOT ? engine->kept.fault : "");
-        pd_serve_answer(engine);
+        pd_serve_answer_all(engine);
     }
 }
 

@@ -76,6 +76,7 @@ struct pd_engine {
     struct pd_kept_state kept;
 
     bool work_asked;       /* a WORK event is on its way */
+    bool converts;         /* a pull waits for parameters in its dtype */
     bool collective_asked; /* a COLLECTIVE event is on its way */
     bool drained;          /* workers have been told: what they still push is not taken */
     bool exiting;          /* EXIT or ABORT was asked for: nothing matters any more */
@@ -166,10 +167,13 @@ enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connecti
                              uint64_t min_version, uint32_t dtype, bool averaged,
                              struct pd_error *error);
 
-/* A new version, or more of its copy in a dtype, is there: answer what can be answered. */
-void pd_serve_answer(struct pd_engine *engine);
+/* Answer the pull that waits on a connection, if there is one and it can be answered. */
+void pd_serve_answer(struct pd_engine *engine, pd_connection_id connection);
 
-/* Convert a turn's worth for waiting pulls. */
+/* A new version, or more of its copy in a dtype, is there: answer what can be answered. */
+void pd_serve_answer_all(struct pd_engine *engine);
+
+/* Convert a turn's worth, if pulls wait for that. */
 void pd_serve_work(struct pd_engine *engine);
 
 /* The answer to a pull of the version served, without its payload. */

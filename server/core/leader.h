@@ -114,10 +114,15 @@ struct pd_leader {
     uint64_t waiting_said_ms;
     struct pd_message issue; /* scratch: the order being issued */
     bool changed;            /* something happened that may make something due */
+    bool pushed;             /* a push has begun or come in, which may make a step due */
 
     /* The members. */
     struct pd_member members[PD_WORKER_COUNT_MAX];
     uint32_t member_end;
+    /* Where to look first for an id: the slot that the last one equal to it modulo their number
+     * got. */
+    uint16_t slots[PD_WORKER_COUNT_MAX];
+    uint32_t awaited; /* slot of a member that the step in collection was last seen to wait for */
     uint32_t worker_id_next;
     bool started; /* workers.expected have been active together */
 

@@ -6,12 +6,21 @@
 #include <stdio.h>
 #include <string.h>
 
+static bool is(const struct pd_member *member, uint32_t worker_id)
+{
+    return member->state != PD_MEMBER_NONE && member->id == worker_id;
+}
+
 struct pd_member *pd_member_find(struct pd_leader *leader, uint32_t worker_id)
 {
+    struct pd_member *member = &leader->members[leader->slots[worker_id % PD_WORKER_COUNT_MAX]];
+
+    if (is(member, worker_id)) {
+        return member;
+    }
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
-        struct pd_member *member = &leader->members[slot];
-        if (member->state != PD_MEMBER_NONE && member->id == worker_id) {
-            return member;
+        if (is(&leader->members[slot], worker_id)) {
+            return &leader->members[slot];
         }
     }
     return NULL;
@@ -211,6 +220,7 @@ enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connect
     uint32_t home = choose_home(engine, session->host); /* before this one counts as a load */
     memset(member, 0, sizeof *member);
     member->id = leader->worker_id_next++;
+    leader->slots[member->id % PD_WORKER_COUNT_MAX] = (uint16_t)(member - leader->members);
     if (join->name[0] != '\0') {
         snprintf(member->name, sizeof member->name, "%s", join->name);
     } else {

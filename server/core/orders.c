@@ -178,18 +178,24 @@ static void fill_momenta(const struct pd_engine *engine, struct pd_order *order)
 
 /* ---- Closing a step ---- */
 
-/* Whether nobody whose gradient belongs to the step in collection is still awaited. */
+static bool is_awaited(const struct pd_engine *engine, const struct pd_member *member)
+{
+    return (member->state == PD_MEMBER_ACTIVE && !pd_member_complete(engine, member)) ||
+           (member->state == PD_MEMBER_LEAVING && !pd_member_settled(engine, member));
+}
+
+/* Whether nobody whose gradient belongs to the step in collection is still awaited. Asked at every
+ * push: it begins with the one who was awaited last time, so that most answers take one look. */
 static bool everybody_is_in(const struct pd_engine *engine, uint32_t *contributor_count)
 {
-    const struct pd_leader *leader = engine->leader;
+    struct pd_leader *leader = engine->leader;
 
     *contributor_count = 0;
-    for (uint32_t slot = 0; slot < leader->member_end; slot++) {
+    for (uint32_t i = 0; i < leader->member_end; i++) {
+        uint32_t slot = (leader->awaited + i) % leader->member_end;
         const struct pd_member *member = &leader->members[slot];
-        if (member->state == PD_MEMBER_ACTIVE && !pd_member_complete(engine, member)) {
-            return false;
-        }
-        if (member->state == PD_MEMBER_LEAVING && !pd_member_settled(engine, member)) {
+        if (is_awaited(engine, member)) {
+            leader->awaited = slot;
             return false;
         }
         *contributor_count += pd_member_contributes(engine, member);
@@ -208,13 +214,20 @@ struct share {
 /* The order of summation is by name, so that it does not hang on who joined first. */
 static void insert_by_name(struct share *shares, uint32_t *count, const struct share *share)
 {
-    uint32_t at = (*count)++;
+    uint32_t low = 0;
+    uint32_t high = *count;
 
-    while (at > 0 && strcmp(shares[at - 1].member->name, share->member->name) > 0) {
-        shares[at] = shares[at - 1];
-        at--;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (strcmp(shares[middle].member->name, share->member->name) > 0) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
     }
-    shares[at] = *share;
+    memmove(&shares[low + 1], &shares[low], (*count - low) * sizeof shares[0]);
+    shares[low] = *share;
+    (*count)++;
 }
 
 /* Fill in who is summed, with which weight; returns the samples. */
@@ -551,7 +564,11 @@ void pd_leader_report(struct pd_engine *engine, uint32_t rank, const struct pd_r
     struct pd_leader *leader = engine->leader;
     struct pd_member *member = pd_member_find(leader, report->worker_id);
 
-    leader->changed = true;
+    if (report->kind == PD_REPORT_CONTRIBUTED) {
+        leader->pushed = true;
+    } else {
+        leader->changed = true;
+    }
     switch (report->kind) {
     case PD_REPORT_EXECUTED:
         leader->executed[rank] = report->order_index + 1;
@@ -714,11 +731,26 @@ static void advance_drain(struct pd_engine *engine)
     }
 }
 
+/* Close the step in collection if it is complete, or foresee it. */
+static void advance_step(struct pd_engine *engine)
+{
+    engine->leader->pushed = false;
+    if (step_is_due(engine)) {
+        issue_hessian(engine);
+        issue_step(engine);
+    } else {
+        foresee_step(engine);
+    }
+}
+
 void pd_leader_advance(struct pd_engine *engine)
 {
     struct pd_leader *leader = engine->leader;
 
     if (!leader->changed) {
+        if (leader->pushed && leader->ready) {
+            advance_step(engine);
+        }
         return;
     }
     leader->changed = false;
@@ -731,11 +763,6 @@ void pd_leader_advance(struct pd_engine *engine)
     }
     pd_member_advance(engine);
     pd_search_advance(engine);
-    if (step_is_due(engine)) {
-        issue_hessian(engine);
-        issue_step(engine);
-    } else {
-        foresee_step(engine);
-    }
+    advance_step(engine);
     advance_drain(engine);
 }

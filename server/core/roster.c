@@ -5,12 +5,21 @@
 #include <stdio.h>
 #include <string.h>
 
+static bool is(const struct pd_worker *worker, uint32_t worker_id)
+{
+    return worker->present && worker->id == worker_id;
+}
+
 struct pd_worker *pd_roster_find(struct pd_roster *roster, uint32_t worker_id)
 {
+    struct pd_worker *worker = &roster->workers[roster->slots[worker_id % PD_WORKER_COUNT_MAX]];
+
+    if (is(worker, worker_id)) {
+        return worker;
+    }
     for (uint32_t slot = 0; slot < roster->slot_end; slot++) {
-        struct pd_worker *worker = &roster->workers[slot];
-        if (worker->present && worker->id == worker_id) {
-            return worker;
+        if (is(&roster->workers[slot], worker_id)) {
+            return &roster->workers[slot];
         }
     }
     return NULL;
@@ -38,6 +47,7 @@ struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order 
     if (slot == roster->slot_end) {
         roster->slot_end++;
     }
+    roster->slots[order->worker_id % PD_WORKER_COUNT_MAX] = (uint16_t)slot;
     struct pd_worker *worker = &roster->workers[slot];
     memset(worker, 0, sizeof *worker);
     worker->present = true;

@@ -34,6 +34,9 @@ struct pd_departed {
 struct pd_roster {
     struct pd_worker workers[PD_WORKER_COUNT_MAX];
     uint32_t slot_end; /* one beyond the last slot ever used */
+    /* Where to look first for an id: the slot that the last one equal to it modulo their number
+     * got. */
+    uint16_t slots[PD_WORKER_COUNT_MAX];
     struct pd_departed departed[PD_DEPARTED_COUNT];
     uint32_t departed_count; /* ever; the ring keeps the last ones */
 };

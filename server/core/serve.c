@@ -119,20 +119,27 @@ static const void *payload_of(const struct pd_engine *engine, const struct pd_se
     return element_count == engine->store.lane.element_count ? payload : NULL;
 }
 
-void pd_serve_answer(struct pd_engine *engine)
+void pd_serve_answer(struct pd_engine *engine, pd_connection_id connection)
+{
+    struct pd_session *session = &engine->sessions[connection];
+
+    if (!due(engine, session)) {
+        return;
+    }
+    const void *payload = payload_of(engine, session);
+    if (payload == NULL) {
+        engine->converts = true;
+        pd_engine_want_work(engine);
+        return;
+    }
+    session->pull_waiting = false;
+    send_parameters(engine, connection, &session->pull, engine->store.served, payload);
+}
+
+void pd_serve_answer_all(struct pd_engine *engine)
 {
     for (pd_connection_id id = 0; id < engine->session_end; id++) {
-        const struct pd_session *session = &engine->sessions[id];
-        if (!due(engine, session)) {
-            continue;
-        }
-        const void *payload = payload_of(engine, session);
-        if (payload == NULL) {
-            pd_engine_want_work(engine);
-            continue;
-        }
-        engine->sessions[id].pull_waiting = false;
-        send_parameters(engine, id, &session->pull, engine->store.served, payload);
+        pd_serve_answer(engine, id);
     }
 }
 
@@ -152,6 +159,10 @@ static enum pd_status convert_turn(struct pd_engine *engine, enum pd_dtype dtype
 
 void pd_serve_work(struct pd_engine *engine)
 {
+    if (!engine->converts) {
+        return;
+    }
+    engine->converts = false;
     for (pd_connection_id id = 0; id < engine->session_end; id++) {
         const struct pd_session *session = &engine->sessions[id];
         enum pd_dtype dtype = (enum pd_dtype)session->pull.dtype;
@@ -165,7 +176,7 @@ void pd_serve_work(struct pd_engine *engine)
         }
         break;
     }
-    pd_serve_answer(engine);
+    pd_serve_answer_all(engine);
 }
 
 void pd_serve_let_go(struct pd_engine *engine, pd_connection_id connection)

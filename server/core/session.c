@@ -329,7 +329,7 @@ static void answer_push(struct pd_engine *engine, pd_connection_id connection,
         return;
     }
     session_at(engine, connection)->pull_ahead = push->ahead;
-    pd_serve_answer(engine);
+    pd_serve_answer(engine, connection);
 }
 
 /* An estimate of the Hessian comes before the contribution it belongs to is complete: after that
@@ -367,7 +367,7 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
         session->payload = PD_SESSION_PAYLOAD_PUSH;
         pd_actions_place(engine->actions, connection, contribution->payload);
         if (engine->leader != NULL) {
-            engine->leader->changed = true;
+            engine->leader->pushed = true;
         }
         return;
     case PD_PUSH_WAIT:
@@ -605,7 +605,7 @@ static void on_pull(struct pd_engine *engine, const struct pd_event *event)
         pd_session_refuse(engine, event->connection, &error, status == PD_EPROTOCOL);
         return;
     }
-    pd_serve_answer(engine);
+    pd_serve_answer(engine, event->connection);
 }
 
 static void on_order(struct pd_engine *engine, const struct pd_event *event)
@@ -743,7 +743,7 @@ void pd_session_sent(struct pd_engine *engine, const struct pd_event *event)
     session->reply = NULL;
     if (session->ahead == PD_SESSION_AHEAD_VOID) {
         session->ahead = PD_SESSION_AHEAD_NONE;
-        pd_serve_answer(engine);
+        pd_serve_answer(engine, event->connection);
     }
 }
 

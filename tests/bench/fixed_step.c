@@ -1,6 +1,6 @@
 /* The same steps each time, for an instruction counter to look at: one rank's engine, with the
- * block kernels, fed with the events of one worker that pushes and pulls. Nothing here depends on
- * time. test_instructions.py -> [fixed_step] -> engine. */
+ * block kernels, fed with the events of workers that push and pull. Nothing here depends on time.
+ * test_instructions.py -> [fixed_step] -> engine. */
 #include "server/core/engine.h"
 
 #include <inttypes.h>
@@ -8,28 +8,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CONNECTION 0u
-#define ELEMENT_COUNT 200000u
-#define BYTE_COUNT (ELEMENT_COUNT * sizeof(float))
 /* What a socket gives at a time. */
 #define PIECE_BYTES (256u * 1024u)
 
-/* Unclipped, a block is stepped while later ones arrive; clipped, once the norm of all is known. */
-static const struct {
+/* Unclipped, a block is stepped while later ones arrive; clipped, once the norm of all is known. Of
+ * many workers with few elements, the figure is what it costs to have so many. */
+static const struct variant {
     const char *name;
+    uint32_t worker_count; /* each on the connection of its number */
+    uint64_t element_count;
     const char *config;
 } variants[] = {
-    {"plain", "compute_ahead: 1\noptimizer: {name: adamw}\n"},
-    {"clipped", "compute_ahead: 1\noptimizer: {name: adamw}\nclip: {norm: 1.0}\n"},
+    {"plain", 1, 200000, "compute_ahead: 1\noptimizer: {name: adamw}\n"},
+    {"clipped", 1, 200000, "compute_ahead: 1\noptimizer: {name: adamw}\nclip: {norm: 1.0}\n"},
+    {"many", 256, 16, "workers: {expected: 256}\noptimizer: {name: adamw}\n"},
 };
 
 struct script {
+    const struct variant *variant;
     struct pd_engine *engine;
     struct pd_actions actions;
     uint64_t entropy;
     void *destination; /* of the announced payload */
     bool work_asked;
-    bool payload_sent;
+    uint32_t payloads_sent;
 };
 
 static _Noreturn void fail(const char *text)
@@ -42,7 +44,6 @@ static void feed(struct script *script, struct pd_event *event)
 {
     event->now_ms = 1000;
     event->entropy = ++script->entropy;
-    event->connection = CONNECTION;
     pd_actions_reset(&script->actions);
     pd_engine_step(script->engine, event, &script->actions);
     for (size_t i = 0; i < script->actions.count; i++) {
@@ -55,7 +56,7 @@ static void feed(struct script *script, struct pd_event *event)
             script->work_asked = true;
             break;
         case PD_ACTION_SEND:
-            script->payload_sent = script->payload_sent || action->payload != NULL;
+            script->payloads_sent += action->payload != NULL;
             break;
         case PD_ACTION_ABORT:
         case PD_ACTION_CLOSE:
@@ -77,11 +78,14 @@ static void work(struct script *script)
 
 /* A message, and its payload as it comes in from a socket; its bytes stay the zeros that the place
  * for it holds, because instructions do not depend on them. */
-static void say(struct script *script, const struct pd_message *message, bool has_payload)
+static void say(struct script *script, pd_connection_id connection,
+                const struct pd_message *message, bool has_payload)
 {
+    size_t byte_count = has_payload ? script->variant->element_count * sizeof(float) : 0;
     struct pd_event event = {.kind = PD_EVENT_MESSAGE,
+                             .connection = connection,
                              .message = message,
-                             .payload_bytes = has_payload ? BYTE_COUNT : 0};
+                             .payload_bytes = byte_count};
 
     script->destination = NULL;
     feed(script, &event);
@@ -92,41 +96,72 @@ static void say(struct script *script, const struct pd_message *message, bool ha
     if (script->destination == NULL) {
         fail("no place for a payload");
     }
-    for (size_t begin = 0; begin < BYTE_COUNT; begin += PIECE_BYTES) {
-        size_t left = BYTE_COUNT - begin;
+    for (size_t begin = 0; begin < byte_count; begin += PIECE_BYTES) {
+        size_t left = byte_count - begin;
         size_t piece = left < PIECE_BYTES ? left : PIECE_BYTES;
-        event = (struct pd_event){
-            .kind = PD_EVENT_PROGRESS, .received = true, .payload_bytes = begin + piece};
+        event = (struct pd_event){.kind = PD_EVENT_PROGRESS,
+                                  .connection = connection,
+                                  .received = true,
+                                  .payload_bytes = begin + piece};
         feed(script, &event);
         work(script);
     }
-    event = (struct pd_event){.kind = PD_EVENT_PAYLOAD, .checksum_ok = true};
+    event =
+        (struct pd_event){.kind = PD_EVENT_PAYLOAD, .connection = connection, .checksum_ok = true};
     feed(script, &event);
     work(script);
 }
 
-/* Join as the only worker and make the model. */
-static void enlist(struct script *script)
+/* Join and offer the model; the first worker makes it. */
+static void enlist(struct script *script, uint32_t worker)
 {
-    struct pd_event opened = {.kind = PD_EVENT_OPENED, .peer = "worker:1"};
+    struct pd_event opened = {.kind = PD_EVENT_OPENED, .connection = worker, .peer = "worker:1"};
     struct pd_message hello = {.kind = PD_MESSAGE_HELLO};
-    struct pd_message join = {.kind = PD_MESSAGE_JOIN, .join.name = "worker"};
+    struct pd_message join = {.kind = PD_MESSAGE_JOIN};
     struct pd_message offer = {.kind = PD_MESSAGE_REGISTER};
-    struct pd_message message = {.kind = PD_MESSAGE_VALUES, .values.element_count = ELEMENT_COUNT};
+    const uint64_t shape = script->variant->element_count;
+    struct pd_message values = {.kind = PD_MESSAGE_VALUES, .values.element_count = shape};
     struct pd_error error = {0};
-    const uint64_t shape = ELEMENT_COUNT;
 
     if (pd_tensor_list_init(&offer.registration.tensors, 1, &error) != PD_OK ||
         pd_tensor_list_append(&offer.registration.tensors, "tensor", strlen("tensor"), 1, &shape,
                               &error) != PD_OK) {
         fail(error.message);
     }
+    (void)snprintf(join.join.name, sizeof join.join.name, "worker%" PRIu32, worker);
     feed(script, &opened);
-    say(script, &hello, false);
-    say(script, &join, false);
-    say(script, &offer, false);
-    say(script, &message, true);
+    say(script, worker, &hello, false);
+    say(script, worker, &join, false);
+    say(script, worker, &offer, false);
+    if (worker == 0) {
+        say(script, worker, &values, true);
+    }
     pd_tensor_list_finish(&offer.registration.tensors);
+}
+
+static void take_step(struct script *script, uint64_t step)
+{
+    const struct variant *variant = script->variant;
+    struct pd_message push = {.kind = PD_MESSAGE_PUSH,
+                              .push = {.step = step,
+                                       .last = true,
+                                       .samples = 1,
+                                       .element_count = variant->element_count,
+                                       .pull = true,
+                                       .ahead = true}};
+
+    script->payloads_sent = 0;
+    for (uint32_t worker = 0; worker < variant->worker_count; worker++) {
+        say(script, worker, &push, true);
+    }
+    if (script->payloads_sent < variant->worker_count) {
+        fail("no parameters came back");
+    }
+    for (uint32_t worker = 0; worker < variant->worker_count; worker++) {
+        struct pd_event sent = {.kind = PD_EVENT_SENT, .connection = worker};
+        feed(script, &sent);
+        work(script);
+    }
 }
 
 static void take_steps(struct script *script, uint64_t step_count)
@@ -136,21 +171,7 @@ static void take_steps(struct script *script, uint64_t step_count)
     uint64_t element_count = 0;
 
     for (uint64_t step = 0; step < step_count; step++) {
-        struct pd_event sent = {.kind = PD_EVENT_SENT};
-        struct pd_message push = {.kind = PD_MESSAGE_PUSH,
-                                  .push = {.step = step,
-                                           .last = true,
-                                           .samples = 1,
-                                           .element_count = ELEMENT_COUNT,
-                                           .pull = true,
-                                           .ahead = true}};
-        script->payload_sent = false;
-        say(script, &push, true);
-        if (!script->payload_sent) {
-            fail("no parameters came back");
-        }
-        feed(script, &sent);
-        work(script);
+        take_step(script, step);
     }
     (void)pd_engine_parameters(script->engine, &version, &element_begin, &element_count);
     if (version != step_count) {
@@ -166,19 +187,22 @@ int main(int argc, char **argv)
     struct script script = {0};
     struct pd_error error = {0};
 
-    const char *text = NULL;
     for (size_t i = 0; argc == 3 && i < sizeof variants / sizeof variants[0]; i++) {
-        text = strcmp(argv[1], variants[i].name) == 0 ? variants[i].config : text;
+        if (strcmp(argv[1], variants[i].name) == 0) {
+            script.variant = &variants[i];
+        }
     }
-    if (text == NULL) {
-        fail("two arguments: plain or clipped, and the number of steps");
+    if (script.variant == NULL) {
+        fail("two arguments: plain, clipped or many, and the number of steps");
     }
-    if (pd_config_create(&config, "fixed_step", text, NULL, 0, &error) != PD_OK ||
+    if (pd_config_create(&config, "fixed_step", script.variant->config, NULL, 0, &error) != PD_OK ||
         pd_engine_create(&script.engine, config, &topology, &error) != PD_OK) {
         fail(error.message);
     }
     pd_actions_init(&script.actions);
-    enlist(&script);
+    for (uint32_t worker = 0; worker < script.variant->worker_count; worker++) {
+        enlist(&script, worker);
+    }
     take_steps(&script, strtoull(argv[2], NULL, 10));
     pd_actions_finish(&script.actions);
     pd_engine_destroy(script.engine);

@@ -118,6 +118,21 @@ START_TEST(worker_without_a_name_is_given_one)
 }
 END_TEST
 
+/* After so many joins the numbers of two members may agree in their last digits. */
+START_TEST(members_are_told_apart_whatever_their_numbers)
+{
+    fixture_init(&f, 0, 1, CONFIG);
+    fixture_enlist(&f, 3, "a");
+    f.engine->leader->worker_id_next = PD_WORKER_COUNT_MAX;
+    fixture_greet(&f, 4);
+    join(4, "b", 0);
+    ck_assert_uint_eq(fixture_last(&f, 4)->joined.worker_id, PD_WORKER_COUNT_MAX);
+    ck_assert_str_eq(pd_member_find(f.engine->leader, 0)->name, "a");
+    ck_assert_str_eq(pd_member_find(f.engine->leader, PD_WORKER_COUNT_MAX)->name, "b");
+    ck_assert_ptr_null(pd_member_find(f.engine->leader, 2 * PD_WORKER_COUNT_MAX));
+}
+END_TEST
+
 START_TEST(name_of_a_live_worker_is_not_given_away)
 {
     fixture_init(&f, 0, 1, CONFIG);
@@ -360,6 +375,7 @@ int main(void)
     tcase_add_checked_fixture(tests, NULL, teardown);
     tcase_add_test(tests, join_is_ordered_once_all_ranks_are_linked_and_answered_once_all_know);
     tcase_add_test(tests, worker_without_a_name_is_given_one);
+    tcase_add_test(tests, members_are_told_apart_whatever_their_numbers);
     tcase_add_test(tests, name_of_a_live_worker_is_not_given_away);
     tcase_add_test(tests, repeated_join_gets_the_first_ones_answer);
     tcase_add_test(tests, repeated_registration_gets_the_answer_that_was_lost);

@@ -44,6 +44,19 @@ START_TEST(worker_is_found_by_its_number)
 }
 END_TEST
 
+START_TEST(workers_whose_numbers_agree_in_their_last_digits_are_all_found)
+{
+    (void)add(3, "a");
+    (void)add(3 + PD_WORKER_COUNT_MAX, "b");
+    ck_assert_str_eq(pd_roster_find(&roster, 3)->name, "a");
+    ck_assert_str_eq(pd_roster_find(&roster, 3 + PD_WORKER_COUNT_MAX)->name, "b");
+    pd_roster_remove(&roster, pd_roster_find(&roster, 3 + PD_WORKER_COUNT_MAX), "it was told to");
+    ck_assert_str_eq(pd_roster_find(&roster, 3)->name, "a");
+    ck_assert_ptr_null(pd_roster_find(&roster, 3 + PD_WORKER_COUNT_MAX));
+    ck_assert_ptr_null(pd_roster_find(&roster, 3 + 2 * PD_WORKER_COUNT_MAX));
+}
+END_TEST
+
 START_TEST(slot_of_a_removed_worker_is_used_again)
 {
     struct pd_worker *first = add(0, "a");
@@ -149,6 +162,7 @@ int main(void)
 
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_test(tests, worker_is_found_by_its_number);
+    tcase_add_test(tests, workers_whose_numbers_agree_in_their_last_digits_are_all_found);
     tcase_add_test(tests, slot_of_a_removed_worker_is_used_again);
     tcase_add_test(tests, reason_of_a_departure_is_told_for_a_while);
     tcase_add_test(tests, leaver_stays_until_its_step_is_closed_only_if_it_has_pushed);
