@@ -38,7 +38,7 @@ struct pd_frame_reader {
     size_t capacity;
     size_t begin;
     size_t end;
-    bool offered_destination; /* what the last space was in */
+    size_t offered_payload_bytes; /* of the last pieces: in the payload's place, and in all */
     size_t offered_bytes;
     struct pd_error error; /* when FAILED */
 };
@@ -143,32 +143,44 @@ static uint64_t payload_left(const struct pd_frame_reader *reader)
     return reader->prefix.payload_bytes - reader->payload_received;
 }
 
-void pd_frame_reader_space(struct pd_frame_reader *reader, void **bytes, size_t *byte_count)
+/* All that is free of the buffer, with what is in it at the front. */
+static struct iovec buffer_space(struct pd_frame_reader *reader)
 {
-    reader->offered_destination = false;
-    reader->offered_bytes = 0;
-    *bytes = reader->buffer;
-    *byte_count = 0;
-    if (reader->state == STATE_WAIT_PLACE || reader->state == STATE_FAILED) {
-        return;
-    }
+    size_t buffered = reader->end - reader->begin;
 
+    if (reader->begin > 0) {
+        memmove(reader->buffer, reader->buffer + reader->begin, buffered);
+        reader->begin = 0;
+        reader->end = buffered;
+    }
+    return (struct iovec){.iov_base = reader->buffer + buffered,
+                          .iov_len = reader->capacity - buffered};
+}
+
+size_t pd_frame_reader_gather(struct pd_frame_reader *reader,
+                              struct iovec pieces[PD_FRAME_PIECE_COUNT_MAX])
+{
+    size_t piece_count = 0;
+
+    reader->offered_payload_bytes = 0;
+    reader->offered_bytes = 0;
+    if (reader->state == STATE_WAIT_PLACE || reader->state == STATE_FAILED) {
+        return 0;
+    }
     if (reader->state == STATE_PAYLOAD && reader->destination != NULL) {
         uint64_t left = payload_left(reader);
-        reader->offered_destination = true;
-        *bytes = reader->destination + reader->payload_received;
-        *byte_count = left < PD_READ_BYTES_MAX ? (size_t)left : PD_READ_BYTES_MAX;
-    } else {
-        memmove(reader->buffer, reader->buffer + reader->begin, reader->end - reader->begin);
-        reader->end -= reader->begin;
-        reader->begin = 0;
-        *bytes = reader->buffer + reader->end;
-        *byte_count = reader->capacity - reader->end;
-        if (*byte_count > PD_READ_BYTES_MAX) {
-            *byte_count = PD_READ_BYTES_MAX;
+        size_t byte_count = left < PD_READ_BYTES_MAX ? (size_t)left : PD_READ_BYTES_MAX;
+        pieces[piece_count++] = (struct iovec){
+            .iov_base = reader->destination + reader->payload_received, .iov_len = byte_count};
+        reader->offered_payload_bytes = byte_count;
+        reader->offered_bytes = byte_count;
+        if (byte_count < left) {
+            return piece_count;
         }
     }
-    reader->offered_bytes = *byte_count;
+    pieces[piece_count] = buffer_space(reader);
+    reader->offered_bytes += pieces[piece_count].iov_len;
+    return piece_count + 1;
 }
 
 /* Count payload bytes that are in their place, or dropped. */
@@ -204,13 +216,16 @@ static void drain_buffer(struct pd_frame_reader *reader)
 void pd_frame_reader_filled(struct pd_frame_reader *reader, size_t byte_count)
 {
     PD_ASSERT(byte_count <= reader->offered_bytes);
-    reader->offered_bytes = 0;
-    if (reader->offered_destination) {
-        receive_payload(reader, reader->destination + reader->payload_received, byte_count);
-        return;
+    size_t payload_bytes =
+        byte_count < reader->offered_payload_bytes ? byte_count : reader->offered_payload_bytes;
+
+    if (payload_bytes > 0) {
+        receive_payload(reader, reader->destination + reader->payload_received, payload_bytes);
     }
-    reader->end += byte_count;
-    if (reader->state == STATE_PAYLOAD) {
+    reader->end += byte_count - payload_bytes;
+    reader->offered_bytes = 0;
+    reader->offered_payload_bytes = 0;
+    if (reader->state == STATE_PAYLOAD && reader->destination == NULL) {
         drain_buffer(reader);
     }
 }

@@ -16,8 +16,11 @@
 #include "common/checksum.h"
 #include "common/message.h"
 
+#include <sys/uio.h>
+
 #define PD_PROTOCOL_VERSION 1u
 #define PD_FRAME_FLAG_CHECKSUM 1u
+#define PD_FRAME_PIECE_COUNT_MAX 2u
 
 struct pd_prefix {
     uint32_t kind;
@@ -43,7 +46,7 @@ enum pd_frame_event {
 };
 
 /* Reads one stream. Owner: the thread of its connection.
- * Loop: pd_frame_reader_space -> fill some of it -> pd_frame_reader_filled, then
+ * Loop: pd_frame_reader_gather -> fill some of it -> pd_frame_reader_filled, then
  * pd_frame_reader_next until it says MORE or waits for a place. */
 struct pd_frame_reader;
 
@@ -51,12 +54,13 @@ PD_MUST_CHECK
 enum pd_status pd_frame_reader_create(struct pd_frame_reader **out, struct pd_error *error);
 void pd_frame_reader_destroy(struct pd_frame_reader *reader);
 
-/* Where the next bytes go, and how many at most (never over PD_READ_BYTES_MAX). A payload goes
- * straight to its place, small messages through a buffer of the reader's. Zero bytes while the
- * reader waits for a place. */
-void pd_frame_reader_space(struct pd_frame_reader *reader, void **bytes, size_t *byte_count);
+/* Where the next bytes go, in how many pieces: a payload straight to its place, up to
+ * PD_READ_BYTES_MAX of it, and what follows it, as small messages, to a buffer of the reader's.
+ * None while the reader waits for a place. */
+size_t pd_frame_reader_gather(struct pd_frame_reader *reader,
+                              struct iovec pieces[PD_FRAME_PIECE_COUNT_MAX]);
 
-/* Say that `byte_count` bytes have been written there. */
+/* Say that `byte_count` bytes have been written there, from the first piece on. */
 void pd_frame_reader_filled(struct pd_frame_reader *reader, size_t byte_count);
 
 /* What has become whole. After MESSAGE with payload_bytes > 0 call pd_frame_reader_place before the

@@ -5,6 +5,7 @@
 #include "common/heap.h"
 #include "server/io/send_queue.h"
 
+#include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -16,6 +17,7 @@ enum {
     LINGER_MS_MAX = 1000,      /* of which so much waits for the peer's end */
     STAGE_BYTES = 4096,        /* of a header in a write that does not end at once */
     TRY_BYTES_MAX = 64 * 1024, /* frames up to here are written without a turn of the loop */
+    READS_MAX = 32,            /* of one connection in one turn of the loop */
 };
 
 enum connection_state {
@@ -37,6 +39,7 @@ static const bool allowed_moves[STATE_COUNT][STATE_COUNT] = {
 /* Owner: the loop thread. */
 struct pd_connection {
     uv_tcp_t tcp;
+    int fd; /* the handle's */
     struct pd_loop *loop;
     struct pd_connection *owing_next;
     pd_connection_id id;
@@ -132,20 +135,13 @@ static bool wants_input(const struct pd_connection *connection)
     return drops_input(connection) && !connection->peer_ended;
 }
 
+/* No room for libuv to read into: it only says, as UV_ENOBUFS, that there is something to read. It
+ * is read here, a payload and what follows it in one call. */
 static void on_space(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
 {
-    struct pd_connection *connection = handle->data;
-    void *bytes = NULL;
-    size_t byte_count = 0;
+    (void)handle;
     (void)suggested;
-
-    if (drops_input(connection)) {
-        *buffer = pd_loop_scratch(connection->loop);
-        return;
-    }
-    pd_frame_reader_space(connection->reader, &bytes, &byte_count);
-    PD_ASSERT(byte_count > 0);
-    *buffer = uv_buf_init(bytes, (unsigned)byte_count);
+    *buffer = uv_buf_init(NULL, 0);
 }
 
 static void on_end_of_stream(struct pd_connection *connection)
@@ -159,21 +155,56 @@ static void on_end_of_stream(struct pd_connection *connection)
     }
 }
 
-static void on_read(uv_stream_t *stream, ssize_t byte_count, const uv_buf_t *buffer)
+/* Room for the next read: in the reader, or, for what nobody wants, in the loop's scratch. */
+static size_t gather_room(struct pd_connection *connection,
+                          struct iovec pieces[PD_FRAME_PIECE_COUNT_MAX])
 {
-    struct pd_connection *connection = stream->data;
-    (void)buffer;
+    if (!drops_input(connection)) {
+        return pd_frame_reader_gather(connection->reader, pieces);
+    }
+    uv_buf_t scratch = pd_loop_scratch(connection->loop);
+    pieces[0] = (struct iovec){.iov_base = scratch.base, .iov_len = scratch.len};
+    return 1;
+}
 
-    if (byte_count == UV_EOF) {
+/* Read once; whether there may be more, because all the room was used. */
+static bool read_once(struct pd_connection *connection)
+{
+    struct iovec pieces[PD_FRAME_PIECE_COUNT_MAX];
+    size_t piece_count = gather_room(connection, pieces);
+    size_t room = 0;
+    ssize_t byte_count;
+
+    PD_ASSERT(piece_count > 0);
+    for (size_t i = 0; i < piece_count; i++) {
+        room += pieces[i].iov_len;
+    }
+    do {
+        byte_count = readv(connection->fd, pieces, (int)piece_count);
+    } while (byte_count < 0 && errno == EINTR);
+    if (byte_count == 0) {
         on_end_of_stream(connection);
-    } else if (byte_count < 0) {
-        end(connection, PD_ECONNECTION, uv_strerror((int)byte_count));
+    } else if (byte_count < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
+        end(connection, PD_ECONNECTION, uv_strerror(uv_translate_sys_error(errno)));
     } else if (byte_count > 0 && connection->state == STATE_OPEN) {
         pd_frame_reader_filled(connection->reader, (size_t)byte_count);
         connection->received_owed = true;
     }
-    pd_loop_owe(connection->loop, connection);
-    pd_loop_settle(connection->loop);
+    return byte_count > 0 && (size_t)byte_count == room;
+}
+
+static void on_readable(uv_stream_t *stream, ssize_t status, const uv_buf_t *buffer)
+{
+    struct pd_connection *connection = stream->data;
+    bool more = true;
+    (void)status;
+    (void)buffer;
+
+    for (uint32_t i = 0; more && connection->reading && i < READS_MAX; i++) {
+        more = read_once(connection);
+        pd_loop_owe(connection->loop, connection);
+        pd_loop_settle(connection->loop);
+    }
 }
 
 static void update_reading(struct pd_connection *connection)
@@ -183,7 +214,7 @@ static void update_reading(struct pd_connection *connection)
         return;
     }
     if (wanted) {
-        int result = uv_read_start((uv_stream_t *)&connection->tcp, on_space, on_read);
+        int result = uv_read_start((uv_stream_t *)&connection->tcp, on_space, on_readable);
         if (result != 0) {
             end(connection, PD_ECONNECTION, uv_strerror(result));
             return;
@@ -477,10 +508,7 @@ static void name_peer(struct pd_connection *connection)
                    address.ss_family == AF_INET6 ? "[%.200s]:%.16s" : "%.200s:%.16s", host, port);
     if (strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0) {
         /* Some machines default to a congestion control that loses half of loopback's speed. */
-        uv_os_fd_t fd;
-        if (uv_fileno((uv_handle_t *)&connection->tcp, &fd) == 0) {
-            (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", strlen("cubic"));
-        }
+        (void)setsockopt(connection->fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", strlen("cubic"));
     }
 }
 
@@ -496,6 +524,7 @@ enum pd_status pd_connection_create(struct pd_connection **out, struct pd_loop *
     }
     connection->loop = loop;
     connection->id = id;
+    connection->fd = fd;
     connection->outgoing = outgoing;
     status = pd_frame_reader_create(&connection->reader, error);
     if (status != PD_OK) {

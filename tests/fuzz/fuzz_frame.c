@@ -51,15 +51,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t byte_count)
 
     size_t piece = (size_t)bytes[0] + 1;
     for (size_t offset = 1; offset < byte_count;) {
-        void *space = NULL;
-        size_t space_bytes = 0;
-        pd_frame_reader_space(reader, &space, &space_bytes);
-        PD_ASSERT(space_bytes > 0);
-        size_t take = byte_count - offset < piece ? byte_count - offset : piece;
-        take = take < space_bytes ? take : space_bytes;
-        memcpy(space, bytes + offset, take);
-        offset += take;
-        pd_frame_reader_filled(reader, take);
+        struct iovec pieces[PD_FRAME_PIECE_COUNT_MAX];
+        size_t piece_count = pd_frame_reader_gather(reader, pieces);
+        size_t left = byte_count - offset < piece ? byte_count - offset : piece;
+        size_t taken = 0;
+        PD_ASSERT(piece_count > 0);
+        for (size_t i = 0; i < piece_count && left > 0; i++) {
+            size_t take = left < pieces[i].iov_len ? left : pieces[i].iov_len;
+            memcpy(pieces[i].iov_base, bytes + offset + taken, take);
+            taken += take;
+            left -= take;
+        }
+        offset += taken;
+        pd_frame_reader_filled(reader, taken);
         if (!take_events(reader, &place)) {
             break;
         }

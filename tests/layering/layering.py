@@ -26,6 +26,7 @@ LAYERS = [
     ("common/message*.c", ["common/*", "paramd.pb-c.h"], ["pure", "protobuf-c/*"]),
     ("common/checksum.c", ["common/*"], ["pure", "xxhash.h", "xxh_x86dispatch.h"]),
     ("common/heap.c", ["common/*"], ["pure", "sys/mman.h"]),
+    ("common/frame.*", ["common/*"], ["pure", "sys/uio.h"]),  # struct iovec, which is but an address and a length
     ("common/*", ["common/*"], ["pure"]),
     ("server/core/*", ["common/*", "server/core/*"], ["pure", "yaml.h", "jansson.h"]),
     ("server/io/*", ["common/*", "server/core/*", "server/io/*"], ["libc", "uv.h"]),

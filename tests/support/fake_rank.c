@@ -105,12 +105,11 @@ void fake_hang_up(struct fake_rank *fake)
 /* Put what comes next into the reader; false when the client closed the connection. */
 static bool fill(struct fake_rank *fake)
 {
-    void *space;
-    size_t room;
+    struct iovec pieces[PD_FRAME_PIECE_COUNT_MAX];
+    size_t piece_count = pd_frame_reader_gather(fake->reader, pieces);
 
-    pd_frame_reader_space(fake->reader, &space, &room);
     await(fake->socket, POLLIN);
-    ssize_t received = recv(fake->socket, space, room, 0);
+    ssize_t received = readv(fake->socket, pieces, (int)piece_count);
     if (received <= 0) {
         return false;
     }

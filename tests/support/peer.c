@@ -214,15 +214,14 @@ static void make_room(struct peer *peer)
 /* Read once; false at the end of the stream. */
 static bool fill(struct peer *peer)
 {
-    void *space;
-    size_t space_bytes;
+    struct iovec pieces[PD_FRAME_PIECE_COUNT_MAX];
+    size_t piece_count = pd_frame_reader_gather(peer->reader, pieces);
 
-    pd_frame_reader_space(peer->reader, &space, &space_bytes);
-    ck_assert_uint_gt(space_bytes, 0);
+    ck_assert_uint_gt(piece_count, 0);
     await_socket(peer, POLLIN, "read");
-    ssize_t count = recv(peer->fd, space, space_bytes, 0);
+    ssize_t count = readv(peer->fd, pieces, (int)piece_count);
     if (count < 0) {
-        ck_assert_msg(errno == ECONNRESET, "recv: %s", strerror(errno));
+        ck_assert_msg(errno == ECONNRESET, "readv: %s", strerror(errno));
     }
     if (count <= 0) {
         return false;

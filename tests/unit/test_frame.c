@@ -96,22 +96,34 @@ static void take_events(struct pd_frame_reader *reader, uint8_t *place, struct s
     }
 }
 
+/* Put `byte_count` bytes of the stream, or as many as there is room for, where the reader wants
+ * them; returns how many. */
+static size_t put(struct pd_frame_reader *reader, size_t offset, size_t byte_count)
+{
+    struct iovec rooms[PD_FRAME_PIECE_COUNT_MAX];
+    size_t piece_count = pd_frame_reader_gather(reader, rooms);
+    size_t done = 0;
+
+    ck_assert_uint_gt(piece_count, 0);
+    for (size_t i = 0; i < piece_count; i++) {
+        size_t left = byte_count - done;
+        size_t now = left < rooms[i].iov_len ? left : rooms[i].iov_len;
+        ck_assert_uint_gt(rooms[i].iov_len, 0);
+        ck_assert_uint_le(rooms[i].iov_len, PD_READ_BYTES_MAX);
+        memcpy(rooms[i].iov_base, stream + offset + done, now);
+        done += now;
+    }
+    pd_frame_reader_filled(reader, done);
+    return done;
+}
+
 /* Feed the stream in pieces of at most `piece` bytes. */
 static struct seen feed(struct pd_frame_reader *reader, size_t piece, uint8_t *place)
 {
     struct seen seen = {0};
     for (size_t offset = 0; offset < stream_bytes && !seen.failed;) {
-        void *space = NULL;
-        size_t space_bytes = 0;
-        pd_frame_reader_space(reader, &space, &space_bytes);
-        ck_assert_uint_gt(space_bytes, 0);
-        ck_assert_uint_le(space_bytes, PD_READ_BYTES_MAX);
         size_t left = stream_bytes - offset;
-        size_t byte_count = piece < left ? piece : left;
-        byte_count = byte_count < space_bytes ? byte_count : space_bytes;
-        memcpy(space, stream + offset, byte_count);
-        offset += byte_count;
-        pd_frame_reader_filled(reader, byte_count);
+        offset += put(reader, offset, piece < left ? piece : left);
         take_events(reader, place, &seen);
     }
     return seen;
@@ -179,26 +191,57 @@ START_TEST(a_payload_is_read_straight_into_its_place)
 {
     static uint8_t place[100000];
     struct pd_frame_reader *reader = create();
-    void *space = NULL;
-    size_t space_bytes = 0;
+    struct iovec rooms[PD_FRAME_PIECE_COUNT_MAX];
     stream_bytes = 0;
-    append_push(1, 100000, false);
+    append_push(1, 100000, true);
+    append_push(2, 0, true);
     size_t header_end = stream_bytes - 100000;
+    header_end -= 2 * PD_CHECKSUM_BYTES + PD_PREFIX_BYTES + pd_message_header_bytes(&message);
 
-    pd_frame_reader_space(reader, &space, &space_bytes);
-    memcpy(space, stream, header_end + 10);
-    pd_frame_reader_filled(reader, header_end + 10);
+    (void)put(reader, 0, header_end + 10);
     ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
     ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MORE);
-    pd_frame_reader_space(reader, &space, &space_bytes);
-    ck_assert_uint_eq(space_bytes, 0);
+    ck_assert_uint_eq(pd_frame_reader_gather(reader, rooms), 0);
 
     pd_frame_reader_place(reader, place);
-    pd_frame_reader_space(reader, &space, &space_bytes);
-    ck_assert_ptr_eq(space, place + 10);
-    ck_assert_uint_eq(space_bytes, 100000 - 10);
+    ck_assert_uint_eq(pd_frame_reader_gather(reader, rooms), 2);
+    ck_assert_ptr_eq(rooms[0].iov_base, place + 10);
+    ck_assert_uint_eq(rooms[0].iov_len, 100000 - 10);
+    ck_assert_uint_ge(rooms[1].iov_len, PD_HEADER_BYTES_MAX);
     ck_assert(!pd_frame_reader_idle(reader));
+
+    /* The rest, its checksum and the next message come in one read. */
+    size_t rest = stream_bytes - (header_end + 10);
+    ck_assert_uint_eq(put(reader, header_end + 10, rest), rest);
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_PAYLOAD);
+    ck_assert(pd_frame_reader_checksum_ok(reader));
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
+    ck_assert_uint_eq(pd_frame_reader_message(reader)->push.step, 2);
+    ck_assert(pd_frame_reader_idle(reader));
     pd_frame_reader_destroy(reader);
+}
+END_TEST
+
+START_TEST(a_long_payload_is_read_in_parts_that_end_with_nothing_else)
+{
+    struct pd_frame_reader *reader = create();
+    struct iovec rooms[PD_FRAME_PIECE_COUNT_MAX];
+    uint8_t *place = malloc(PD_READ_BYTES_MAX + 1);
+    struct pd_prefix prefix = {.kind = PD_MESSAGE_PUSH, .payload_bytes = PD_READ_BYTES_MAX + 1};
+    pd_prefix_encode(&prefix, stream);
+
+    (void)put(reader, 0, PD_PREFIX_BYTES);
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
+    pd_frame_reader_place(reader, place);
+    ck_assert_uint_eq(pd_frame_reader_gather(reader, rooms), 1);
+    ck_assert_uint_eq(rooms[0].iov_len, PD_READ_BYTES_MAX);
+    memset(rooms[0].iov_base, 0, rooms[0].iov_len);
+    pd_frame_reader_filled(reader, PD_READ_BYTES_MAX);
+    ck_assert_uint_eq(pd_frame_reader_payload_received(reader), PD_READ_BYTES_MAX);
+    ck_assert_uint_eq(pd_frame_reader_gather(reader, rooms), 2);
+    ck_assert_uint_eq(rooms[0].iov_len, 1);
+    pd_frame_reader_destroy(reader);
+    free(place);
 }
 END_TEST
 
@@ -304,11 +347,9 @@ START_TEST(a_bad_prefix_ends_the_stream_and_says_why)
     ck_assert_str_eq(error.message, refusals[_i].message);
 
     /* And stays ended. */
-    void *space = NULL;
-    size_t space_bytes = 1;
+    struct iovec rooms[PD_FRAME_PIECE_COUNT_MAX];
     error = (struct pd_error){0};
-    pd_frame_reader_space(reader, &space, &space_bytes);
-    ck_assert_uint_eq(space_bytes, 0);
+    ck_assert_uint_eq(pd_frame_reader_gather(reader, rooms), 0);
     ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_FAILED);
     ck_assert_str_eq(error.message, refusals[_i].message);
     pd_frame_reader_destroy(reader);
@@ -379,13 +420,9 @@ START_TEST(the_example_in_the_protocol_readme_decodes_as_it_says)
 {
     float place[3] = {0};
     struct pd_frame_reader *reader = create();
-    void *space = NULL;
-    size_t space_bytes = 0;
     read_example();
     ck_assert_uint_gt(stream_bytes, PD_PREFIX_BYTES);
-    pd_frame_reader_space(reader, &space, &space_bytes);
-    memcpy(space, stream, stream_bytes);
-    pd_frame_reader_filled(reader, stream_bytes);
+    ck_assert_uint_eq(put(reader, 0, stream_bytes), stream_bytes);
 
     ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
     const struct pd_message *example = pd_frame_reader_message(reader);
@@ -422,6 +459,7 @@ int main(void)
     tcase_add_loop_test(cases, a_dropped_payload_does_not_disturb_the_stream, 0, PIECE_COUNT);
     tcase_add_test(cases, reading_takes_nothing_from_the_heap);
     tcase_add_test(cases, a_payload_is_read_straight_into_its_place);
+    tcase_add_test(cases, a_long_payload_is_read_in_parts_that_end_with_nothing_else);
     tcase_add_loop_test(cases, a_changed_payload_is_reported_and_the_stream_goes_on, 0,
                         PIECE_COUNT);
     tcase_add_loop_test(cases, a_changed_header_without_payload_ends_the_stream, 0, PIECE_COUNT);
