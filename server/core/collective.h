@@ -1,5 +1,5 @@
 /* What ranks do together. The engine describes it, server/mpi or the simulation carries it out.
- * Every rank issues the same kinds in the same order, one at a time. Pure. */
+ * Every rank issues the same kinds in the same order; they are carried out one at a time. Pure. */
 #ifndef PD_SERVER_CORE_COLLECTIVE_H
 #define PD_SERVER_CORE_COLLECTIVE_H
 

@@ -16,7 +16,7 @@ enum pd_event_kind {
     PD_EVENT_SENT,     /* the payload of the connection's last SEND has left; its buffer is free */
     PD_EVENT_FAILED,   /* the stream holds no valid frame: `error`; nothing more will be read */
     PD_EVENT_CLOSED,   /* gone, for whatever reason in `error`; all its buffers are free */
-    PD_EVENT_COLLECTIVE, /* the collective of the last COLLECTIVE action is done */
+    PD_EVENT_COLLECTIVE, /* the first collective under way is done */
     PD_EVENT_WORK,       /* a turn to compute a few blocks, after a WORK action */
     PD_EVENT_TICK,       /* time has passed; about four a second */
     PD_EVENT_DRAIN, /* the operator asks this rank to end the job in good order: `text` says how */

@@ -45,8 +45,11 @@ struct pd_loop {
     struct pd_connection *owing_first;
     struct pd_connection *owing_last;
 
-    /* The collective under way, and since when. */
-    const struct pd_collective *collective;
+    /* Collectives under way, number n at n modulo their count; and since when the first of them has
+     * had its turn. */
+    const struct pd_collective *collectives[PD_COLLECTIVE_QUEUE_COUNT_MAX];
+    uint32_t collectives_asked;
+    uint32_t collectives_done;
     uint64_t collective_started_ms;
 
     uint64_t full_said_ms; /* when the log last said that there is no room */
@@ -150,9 +153,27 @@ static struct pd_connection *connection_of(struct pd_loop *loop, const struct pd
     return connection;
 }
 
-static void carry_out(struct pd_loop *loop, const struct pd_action *action)
+static const struct pd_collective *first_collective(const struct pd_loop *loop)
+{
+    return loop->collectives_done == loop->collectives_asked
+               ? NULL
+               : loop->collectives[loop->collectives_done % PD_COLLECTIVE_QUEUE_COUNT_MAX];
+}
+
+static void submit(struct pd_loop *loop, const struct pd_collective *collective)
 {
     const struct pd_loop_collectives *collectives = &loop->options.collectives;
+
+    PD_ASSERT(loop->collectives_asked - loop->collectives_done < PD_COLLECTIVE_QUEUE_COUNT_MAX);
+    if (first_collective(loop) == NULL) {
+        loop->collective_started_ms = pd_loop_now_ms();
+    }
+    loop->collectives[loop->collectives_asked++ % PD_COLLECTIVE_QUEUE_COUNT_MAX] = collective;
+    collectives->submit(collectives->context, collective);
+}
+
+static void carry_out(struct pd_loop *loop, const struct pd_action *action)
+{
     switch (action->kind) {
     case PD_ACTION_SEND:
         pd_connection_send(connection_of(loop, action), action,
@@ -168,10 +189,7 @@ static void carry_out(struct pd_loop *loop, const struct pd_action *action)
         pd_connection_close(connection_of(loop, action), action->flush);
         break;
     case PD_ACTION_COLLECTIVE:
-        PD_ASSERT(loop->collective == NULL);
-        loop->collective = action->collective;
-        loop->collective_started_ms = pd_loop_now_ms();
-        collectives->submit(collectives->context, action->collective);
+        submit(loop, action->collective);
         break;
     case PD_ACTION_WORK:
         (void)uv_idle_start(&loop->work, on_work);
@@ -299,25 +317,27 @@ void pd_loop_forget(struct pd_loop *loop, pd_connection_id id)
 }
 
 /* What a collective may take: the rank timeout, and the time of its bytes on a slow network. */
-static uint64_t collective_ms_max(const struct pd_loop *loop)
+static uint64_t collective_ms_max(const struct pd_loop *loop,
+                                  const struct pd_collective *collective)
 {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < PD_RANK_COUNT_MAX; i++) {
-        bytes += (uint64_t)loop->collective->receive_counts[i] * sizeof(double);
+        bytes += (uint64_t)collective->receive_counts[i] * sizeof(double);
     }
     return loop->options.rank_timeout_ms + bytes / NETWORK_BYTES_PER_MS_MIN;
 }
 
 static void check_collective(struct pd_loop *loop, uint64_t now_ms)
 {
+    const struct pd_collective *collective = first_collective(loop);
     char text[PD_ERROR_BYTES_MAX];
-    if (loop->collective == NULL ||
-        now_ms - loop->collective_started_ms < collective_ms_max(loop)) {
+    if (collective == NULL ||
+        now_ms - loop->collective_started_ms < collective_ms_max(loop, collective)) {
         return;
     }
     (void)snprintf(text, sizeof text,
                    "%s of order %" PRIu64 " stuck for %.1f s: some rank does not take part",
-                   collective_name(loop->collective->kind), loop->collective->order_index,
+                   collective_name(collective->kind), collective->order_index,
                    (double)(now_ms - loop->collective_started_ms) / 1000);
     pd_loop_abort(text);
 }
@@ -355,8 +375,9 @@ static void on_notify(uv_async_t *async)
         if (done == NULL) {
             break;
         }
-        PD_ASSERT(done == loop->collective);
-        loop->collective = NULL;
+        PD_ASSERT(done == first_collective(loop));
+        loop->collectives_done++;
+        loop->collective_started_ms = pd_loop_now_ms();
         pd_loop_emit(loop, &event);
     }
     pd_loop_settle(loop);

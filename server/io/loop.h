@@ -29,7 +29,7 @@ struct pd_loop_options {
     int listen_fd;                 /* listening; the loop's from now on; -1 for none */
     const char *leader;            /* "host:port" of rank 0 to link to; NULL on rank 0 itself */
     const char *ready_line;        /* what READY prints, without the newline */
-    uint64_t rank_timeout_ms;      /* to link to rank 0, and for a collective to end */
+    uint64_t rank_timeout_ms;      /* to link to rank 0, and for each collective to end */
     uint32_t connection_count_max; /* at most PD_CONNECTION_COUNT_MAX */
     bool launched;                 /* under mpirun: end when it is gone */
 };

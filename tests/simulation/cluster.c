@@ -81,22 +81,36 @@ static uint64_t asleep_us(void *owner)
 
 /* ---- Collectives ---- */
 
+/* The collective of the rank whose turn it is: that before it has been carried out. NULL: none. */
+static const struct pd_collective *current(const struct sim_rank *rank)
+{
+    return rank->collectives_moved == rank->collectives_asked
+               ? NULL
+               : rank->collectives[rank->collectives_moved % SIM_COLLECTIVE_COUNT_MAX].collective;
+}
+
 static bool is_world(const struct pd_collective *collective)
 {
     return collective->kind == PD_COLLECTIVE_GATHER_DOUBLES;
 }
 
-static bool takes_part(const struct sim_rank *rank, const struct sim_rank *other_rank)
+/* Whether `peer` takes part in the current collective of `rank`. */
+static bool takes_part(const struct sim_rank *rank, const struct sim_rank *peer)
 {
     const struct sim_cluster *cluster = rank->cluster;
-    return is_world(rank->collective) ||
-           rank->rank % cluster->lane_count == other_rank->rank % cluster->lane_count;
+    return is_world(current(rank)) ||
+           rank->rank % cluster->lane_count == peer->rank % cluster->lane_count;
 }
 
 /* Where a rank stands among those that take part. */
-static uint32_t place_of(const struct sim_rank *rank)
+static uint32_t place_of(const struct sim_rank *rank, const struct pd_collective *collective)
 {
-    return is_world(rank->collective) ? rank->rank : rank->rank / rank->cluster->lane_count;
+    return is_world(collective) ? rank->rank : rank->rank / rank->cluster->lane_count;
+}
+
+static uint32_t replica_count(const struct sim_rank *rank)
+{
+    return rank->cluster->rank_count / rank->cluster->lane_count;
 }
 
 static uint64_t hash(const void *bytes, size_t byte_count)
@@ -111,32 +125,56 @@ static uint64_t hash(const void *bytes, size_t byte_count)
 }
 
 /* What the rank gives away: it must stay as it is until the collective is done. */
-static uint64_t hash_sent(const struct sim_rank *rank)
+static uint64_t hash_sent(const struct sim_rank *rank, const struct pd_collective *collective)
 {
-    const struct pd_collective *collective = rank->collective;
+    const float *floats = collective->send;
     uint64_t value = 0;
 
-    if (collective->send == NULL) {
-        return 0;
-    }
-    if (is_world(collective)) {
+    switch (collective->kind) {
+    case PD_COLLECTIVE_GATHER_DOUBLES:
         return hash(collective->send, (size_t)collective->send_counts[rank->rank] * sizeof(double));
+    case PD_COLLECTIVE_EXCHANGE_FLOATS:
+        for (uint32_t i = 0; i < replica_count(rank); i++) {
+            value ^= hash(floats + collective->send_offsets[i],
+                          (size_t)collective->send_counts[i] * sizeof(float));
+        }
+        return value;
+    case PD_COLLECTIVE_GATHER_FLOATS: {
+        uint32_t own = place_of(rank, collective);
+        return hash((const float *)collective->receive + collective->receive_offsets[own],
+                    (size_t)collective->receive_counts[own] * sizeof(float));
     }
-    for (uint32_t i = 0; i < rank->cluster->rank_count / rank->cluster->lane_count; i++) {
-        const float *slice = (const float *)collective->send + collective->send_offsets[i];
-        value ^= hash(slice, (size_t)collective->send_counts[i] * sizeof(float));
+    case PD_COLLECTIVE_BROADCAST_FLOATS:
+        break;
     }
-    return value;
+    return 0;
+}
+
+/* What the rank is to be given is not there yet: whoever reads it too early gets no number. */
+static void spoil_received(const struct sim_rank *rank, const struct pd_collective *collective)
+{
+    bool is_gather = collective->kind == PD_COLLECTIVE_GATHER_FLOATS;
+    uint32_t own = place_of(rank, collective);
+
+    if (!is_gather && collective->kind != PD_COLLECTIVE_EXCHANGE_FLOATS) {
+        return;
+    }
+    for (uint32_t i = 0; i < replica_count(rank); i++) {
+        if (!is_gather || i != own) {
+            memset((float *)collective->receive + collective->receive_offsets[i], 0xff,
+                   (size_t)collective->receive_counts[i] * sizeof(float));
+        }
+    }
 }
 
 /* Copy what `from` gives to `to`. */
 static void move_between(const struct sim_rank *to, const struct sim_rank *from)
 {
-    const struct pd_collective *out = from->collective;
-    const struct pd_collective *in = to->collective;
+    const struct pd_collective *out = current(from);
+    const struct pd_collective *in = current(to);
     struct sim_agenda *agenda = to->cluster->agenda;
-    uint32_t from_place = place_of(from);
-    uint32_t to_place = place_of(to);
+    uint32_t from_place = place_of(from, out);
+    uint32_t to_place = place_of(to, in);
     float *floats = in->receive;
 
     switch (in->kind) {
@@ -177,6 +215,7 @@ static void move_between(const struct sim_rank *to, const struct sim_rank *from)
     }
 }
 
+/* The rank hears that the first of its collectives is done. */
 static void collective_done(void *context, uint64_t argument)
 {
     struct sim_rank *rank = context;
@@ -190,63 +229,99 @@ static void collective_done(void *context, uint64_t argument)
         sim_after(rank->cluster->agenda, asleep_us(rank), collective_done, rank, 0);
         return;
     }
-    SIM_CHECK(rank->cluster->agenda, hash_sent(rank) == rank->sent_hash,
+    const struct sim_collective *done =
+        &rank->collectives[rank->collectives_done % SIM_COLLECTIVE_COUNT_MAX];
+    SIM_CHECK(rank->cluster->agenda, hash_sent(rank, done->collective) == done->sent_hash,
               "rank %u changed what it was giving to a collective", rank->rank);
-    rank->collective = NULL;
+    rank->collectives_done++;
     feed(rank, &event);
 }
 
-/* Carry out the collective of `rank` if everybody it needs has entered. */
-static void try_collective(struct sim_rank *rank)
+/* Whether everybody that the current collective of `rank` needs has come to it. */
+static bool all_are_in(const struct sim_rank *rank)
 {
-    struct sim_cluster *cluster = rank->cluster;
+    const struct sim_cluster *cluster = rank->cluster;
 
     for (uint32_t i = 0; i < cluster->rank_count; i++) {
         const struct sim_rank *peer = &cluster->ranks[i];
-        if (takes_part(rank, peer) &&
-            (peer->state != SIM_RANK_RUNNING || peer->collective == NULL ||
-             peer->collective_moved || peer->collective->kind != rank->collective->kind)) {
-            return;
+        if (takes_part(rank, peer) && (peer->state != SIM_RANK_RUNNING || current(peer) == NULL ||
+                                       is_world(current(peer)) != is_world(current(rank)))) {
+            return false;
         }
     }
+    return true;
+}
+
+static void move_all(const struct sim_rank *rank)
+{
+    const struct sim_cluster *cluster = rank->cluster;
+
     for (uint32_t i = 0; i < cluster->rank_count; i++) {
-        struct sim_rank *peer = &cluster->ranks[i];
+        const struct sim_rank *peer = &cluster->ranks[i];
         if (!takes_part(rank, peer)) {
             continue;
         }
-        SIM_CHECK(cluster->agenda, peer->collective->order_index == rank->collective->order_index,
-                  "a collective of order %" PRIu64 " on rank %u meets one of order %" PRIu64
+        SIM_CHECK(cluster->agenda,
+                  current(peer)->order_index == current(rank)->order_index &&
+                      current(peer)->kind == current(rank)->kind,
+                  "collective %d of order %" PRIu64 " on rank %u meets %d of order %" PRIu64
                   " on rank %u",
-                  rank->collective->order_index, rank->rank, peer->collective->order_index,
-                  peer->rank);
+                  (int)current(rank)->kind, current(rank)->order_index, rank->rank,
+                  (int)current(peer)->kind, current(peer)->order_index, peer->rank);
         for (uint32_t j = 0; j < cluster->rank_count; j++) {
             if (takes_part(rank, &cluster->ranks[j])) {
                 move_between(peer, &cluster->ranks[j]);
             }
         }
     }
+}
+
+/* Carry out the current collective of `rank`, and those of all that can go on then. */
+static void try_collective(struct sim_rank *rank)
+{
+    struct sim_cluster *cluster = rank->cluster;
+    bool took_part[PD_RANK_COUNT_MAX] = {false};
+
+    if (current(rank) == NULL || !all_are_in(rank)) {
+        return;
+    }
+    move_all(rank);
+    for (uint32_t i = 0; i < cluster->rank_count; i++) {
+        took_part[i] = takes_part(rank, &cluster->ranks[i]);
+    }
     for (uint32_t i = 0; i < cluster->rank_count; i++) {
         struct sim_rank *peer = &cluster->ranks[i];
-        if (takes_part(rank, peer)) {
-            peer->collective_moved = true;
-            peer->collective_count++;
+        if (took_part[i]) {
+            peer->collectives_moved++;
+            peer->collective_us = cluster->agenda->now_us;
             sim_after(cluster->agenda,
                       1 + sim_below(cluster->agenda, peer->slow * cluster->collective_us_max),
                       collective_done, peer, 0);
+        }
+    }
+    for (uint32_t i = 0; i < cluster->rank_count; i++) {
+        if (took_part[i]) {
+            try_collective(&cluster->ranks[i]);
         }
     }
 }
 
 static void enter_collective(struct sim_rank *rank, const struct pd_collective *collective)
 {
-    SIM_CHECK(rank->cluster->agenda, rank->collective == NULL,
-              "rank %u enters a collective inside another", rank->rank);
+    uint64_t at_once = rank->collectives_asked - rank->collectives_done + 1;
+
+    SIM_CHECK(rank->cluster->agenda, at_once <= SIM_COLLECTIVE_COUNT_MAX,
+              "rank %u has %" PRIu64 " collectives under way", rank->rank, at_once);
     sim_trace(rank->cluster->agenda, "rank %u enters collective %d of order %" PRIu64, rank->rank,
               (int)collective->kind, collective->order_index);
-    rank->collective = collective;
-    rank->collective_moved = false;
-    rank->collective_us = rank->cluster->agenda->now_us;
-    rank->sent_hash = hash_sent(rank);
+    if (current(rank) == NULL) {
+        rank->collective_us = rank->cluster->agenda->now_us;
+    }
+    rank->collectives_at_once =
+        at_once > rank->collectives_at_once ? at_once : rank->collectives_at_once;
+    rank->collectives[rank->collectives_asked++ % SIM_COLLECTIVE_COUNT_MAX] =
+        (struct sim_collective){collective, hash_sent(rank, collective)};
+    spoil_received(rank, collective);
     try_collective(rank);
 }
 
@@ -291,8 +366,8 @@ static void end_rank(struct sim_rank *rank, enum sim_rank_state state, const cha
 
 static void begin_exit(struct sim_rank *rank)
 {
-    SIM_CHECK(rank->cluster->agenda, rank->collective == NULL, "rank %u exits inside a collective",
-              rank->rank);
+    SIM_CHECK(rank->cluster->agenda, rank->collectives_done == rank->collectives_asked,
+              "rank %u exits inside a collective", rank->rank);
     end_rank(rank, SIM_RANK_EXITED, rank->last_log);
 }
 
@@ -542,8 +617,7 @@ static void watch_collective(struct sim_rank *rank)
 {
     uint64_t limit_us = (uint64_t)(rank->cluster->config->rank_timeout_s * 1e6);
 
-    if (rank->collective != NULL && !rank->collective_moved &&
-        rank->cluster->agenda->now_us - rank->collective_us > limit_us) {
+    if (current(rank) != NULL && rank->cluster->agenda->now_us - rank->collective_us > limit_us) {
         end_rank(rank, SIM_RANK_ABORTED, "a collective is stuck");
     }
 }

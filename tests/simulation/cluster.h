@@ -7,6 +7,7 @@
 #include "tests/simulation/network.h"
 
 #define SIM_CONNECTION_COUNT_MAX 1024u
+#define SIM_COLLECTIVE_COUNT_MAX 16u
 
 enum sim_rank_state {
     SIM_RANK_RUNNING,
@@ -16,6 +17,12 @@ enum sim_rank_state {
 };
 
 struct sim_cluster;
+
+/* A collective that a rank has asked for. */
+struct sim_collective {
+    const struct pd_collective *collective;
+    uint64_t sent_hash; /* of what it gives: the engine must not touch it */
+};
 
 struct sim_rank {
     struct sim_cluster *cluster;
@@ -35,11 +42,14 @@ struct sim_rank {
     uint32_t free_count;
     bool work_asked;
     bool ready;
-    const struct pd_collective *collective; /* asked for and not yet done */
-    bool collective_moved;                  /* its data is where it belongs */
-    uint64_t collective_us;
-    uint64_t collective_count;
-    uint64_t sent_hash; /* of what it gives: the engine must not touch it */
+    /* Collectives asked for, number n at n modulo their count: data is moved one after the other,
+     * and then the rank hears of each. */
+    struct sim_collective collectives[SIM_COLLECTIVE_COUNT_MAX];
+    uint64_t collectives_asked;
+    uint64_t collectives_moved; /* their data is where it belongs */
+    uint64_t collectives_done;
+    uint64_t collective_us;       /* since when the first that is not moved has had its turn */
+    uint64_t collectives_at_once; /* the most that were asked for and not done */
     bool has_version;
     uint64_t version;
     size_t allocations; /* made by the engine, ever */

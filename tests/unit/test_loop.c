@@ -128,55 +128,55 @@ END_TEST
 
 /* ---- Collectives ---- */
 
-enum { COLLECTIVE_COUNT = 500 };
+enum { COLLECTIVE_COUNT = 500, AT_ONCE = 5 };
 
-/* A thread that finishes each collective as soon as it is given one. */
+/* A thread that finishes each collective in turn. */
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    const struct pd_collective *given;
-    const struct pd_collective *done;
+    const struct pd_collective *given[COLLECTIVE_COUNT];
+    uint32_t given_count;
+    uint32_t done_count;
+    uint32_t taken_count;
     struct pd_loop **loop;
-    bool ending;
 } other = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
-static struct pd_collective collectives[2];
+static struct pd_collective collectives[AT_ONCE];
 
 static void *finish_collectives(void *argument)
 {
     (void)argument;
-    for (;;) {
+    for (uint32_t i = 0; i < COLLECTIVE_COUNT; i++) {
         (void)pthread_mutex_lock(&other.lock);
-        while (other.given == NULL && !other.ending) {
+        while (other.given_count == i) {
             (void)pthread_cond_wait(&other.changed, &other.lock);
         }
-        const struct pd_collective *collective = other.given;
-        other.given = NULL;
-        other.done = collective;
+        other.done_count++;
         (void)pthread_mutex_unlock(&other.lock);
-        if (collective == NULL) {
-            return NULL;
-        }
         pd_loop_notify(*other.loop);
     }
+    return NULL;
 }
 
 static void give(void *context, const struct pd_collective *collective)
 {
     (void)context;
     (void)pthread_mutex_lock(&other.lock);
-    ck_assert_ptr_null(other.given);
-    other.given = collective;
+    ck_assert_ptr_eq(collective, &collectives[other.given_count % AT_ONCE]);
+    other.given[other.given_count++] = collective;
     (void)pthread_cond_signal(&other.changed);
     (void)pthread_mutex_unlock(&other.lock);
 }
 
 static const struct pd_collective *take(void *context)
 {
+    const struct pd_collective *collective = NULL;
+
     (void)context;
     (void)pthread_mutex_lock(&other.lock);
-    const struct pd_collective *collective = other.done;
-    other.done = NULL;
+    if (other.taken_count < other.done_count) {
+        collective = other.given[other.taken_count++];
+    }
     (void)pthread_mutex_unlock(&other.lock);
     return collective;
 }
@@ -184,18 +184,22 @@ static const struct pd_collective *take(void *context)
 static void react_collectives(struct pd_engine *engine, const struct pd_event *event,
                               struct pd_actions *actions)
 {
+    static uint32_t asked;
     uint32_t done = engine->counts[PD_EVENT_COLLECTIVE];
-    if (event->kind == PD_EVENT_COLLECTIVE ||
-        (event->kind == PD_EVENT_TICK && engine->counts[PD_EVENT_TICK] == 1)) {
-        if (done == COLLECTIVE_COUNT) {
-            pd_actions_exit(actions, 0);
-        } else {
-            pd_actions_collective(actions, &collectives[done % 2]);
-        }
+
+    if (event->kind != PD_EVENT_COLLECTIVE &&
+        (event->kind != PD_EVENT_TICK || engine->counts[PD_EVENT_TICK] > 1)) {
+        return;
+    }
+    while (asked < COLLECTIVE_COUNT && asked < done + AT_ONCE) {
+        pd_actions_collective(actions, &collectives[asked++ % AT_ONCE]);
+    }
+    if (done == COLLECTIVE_COUNT) {
+        pd_actions_exit(actions, 0);
     }
 }
 
-START_TEST(each_collective_comes_back_once)
+START_TEST(each_of_several_collectives_comes_back_once)
 {
     struct scripted_rank rank;
     pthread_t thread;
@@ -207,11 +211,47 @@ START_TEST(each_collective_comes_back_once)
     ck_assert_int_eq(scripted_rank_run(&rank, NULL), 0);
 
     ck_assert_uint_eq(rank.engine.counts[PD_EVENT_COLLECTIVE], COLLECTIVE_COUNT);
-    (void)pthread_mutex_lock(&other.lock);
-    other.ending = true;
-    (void)pthread_cond_signal(&other.changed);
-    (void)pthread_mutex_unlock(&other.lock);
     ck_assert_int_eq(pthread_join(thread, NULL), 0);
+}
+END_TEST
+
+/* The first of two comes back, the second does not: it is the one that is stuck. */
+static const struct pd_collective *take_first(void *context)
+{
+    static bool taken;
+    const struct pd_collective *collective = taken ? NULL : &collectives[0];
+
+    (void)context;
+    taken = true;
+    return collective;
+}
+
+static void submit_and_notify(void *context, const struct pd_collective *collective)
+{
+    struct scripted_rank *rank = context;
+
+    (void)collective;
+    pd_loop_notify(rank->loop);
+}
+
+static void react_second_stuck(struct pd_engine *engine, const struct pd_event *event,
+                               struct pd_actions *actions)
+{
+    if (event->kind == PD_EVENT_TICK && engine->counts[PD_EVENT_TICK] == 1) {
+        pd_actions_collective(actions, &collectives[0]);
+        pd_actions_collective(actions, &collectives[1]);
+    }
+    ck_assert_uint_lt(engine->counts[PD_EVENT_TICK], 40);
+}
+
+START_TEST(a_collective_stuck_behind_another_ends_the_process_with_code_3)
+{
+    struct scripted_rank rank;
+    scripted_rank_init(&rank, react_second_stuck);
+    rank.options.collectives = (struct pd_loop_collectives){submit_and_notify, take_first, &rank};
+    rank.options.rank_timeout_ms = 500;
+
+    (void)scripted_rank_run(&rank, NULL);
 }
 END_TEST
 
@@ -495,8 +535,9 @@ int main(void)
     tcase_add_test(tcase, sockets_have_their_turn_between_two_turns_of_work);
     tcase_add_test(tcase, work_is_fed_once_for_an_action_and_ticks_four_times_a_second);
     tcase_add_test(tcase, each_event_has_a_fresh_random_number);
-    tcase_add_test(tcase, each_collective_comes_back_once);
+    tcase_add_test(tcase, each_of_several_collectives_comes_back_once);
     tcase_add_exit_test(tcase, a_stuck_collective_ends_the_process_with_code_3, 3);
+    tcase_add_exit_test(tcase, a_collective_stuck_behind_another_ends_the_process_with_code_3, 3);
     tcase_add_exit_test(tcase, an_abort_ends_the_process_with_code_3, 3);
     tcase_add_test(tcase, a_rank_tries_until_rank_0_listens);
     tcase_add_exit_test(tcase, a_rank_without_a_link_in_time_ends_with_code_3, 3);
