@@ -254,8 +254,7 @@ static void carry_out_register(struct pd_engine *engine, const struct pd_order *
 
 static void ask_collective(struct pd_engine *engine, const struct pd_collective *collective)
 {
-    PD_ASSERT(!engine->collective_asked);
-    engine->collective_asked = true;
+    engine->collectives_asked++;
     pd_actions_collective(engine->actions, collective);
 }
 
@@ -460,13 +459,16 @@ static void close_hessian(struct pd_engine *engine)
 static void advance_step(struct pd_engine *engine)
 {
     enum pd_step_want want = pd_step_advance(engine->step);
+    const struct pd_collective *collective;
+    while ((collective = pd_step_take_collective(engine->step)) != NULL) {
+        ask_collective(engine, collective);
+    }
     pd_ahead_send(engine);
     switch (want) {
     case PD_STEP_WANTS_WORK:
         pd_engine_want_work(engine);
         break;
     case PD_STEP_WANTS_COLLECTIVE:
-        ask_collective(engine, pd_step_collective(engine->step));
         break;
     case PD_STEP_WANTS_BUFFER:
         pd_serve_reclaim_spare(engine);
@@ -502,14 +504,16 @@ static void advance_restore(struct pd_engine *engine, bool turn)
     }
 }
 
-/* Take the running order on, unless it waits for a collective or for its turn. */
+/* Take the running order on, unless it waits for its turn. */
 static void advance_running(struct pd_engine *engine, bool turn)
 {
-    if (engine->running == NULL || engine->collective_asked || engine->exiting) {
+    if (engine->running == NULL || engine->exiting) {
         return;
     }
     if (engine->running->kind == PD_ORDER_PUBLISH) {
-        close_publish(engine);
+        if (engine->collectives_asked == 0) {
+            close_publish(engine);
+        }
         return;
     }
     if (!sums(engine->running)) {
@@ -523,6 +527,17 @@ static void advance_running(struct pd_engine *engine, bool turn)
 }
 
 /* ---- Events ---- */
+
+static void on_collective(struct pd_engine *engine)
+{
+    PD_ASSERT(engine->running != NULL);
+    PD_ASSERT(engine->collectives_asked > 0);
+    engine->collectives_asked--;
+    if (sums(engine->running)) {
+        pd_step_collective_done(engine->step);
+    }
+    advance_running(engine, true);
+}
 
 static void on_work(struct pd_engine *engine)
 {
@@ -641,9 +656,7 @@ static void dispatch(struct pd_engine *engine, const struct pd_event *event)
         pd_session_closed(engine, event);
         break;
     case PD_EVENT_COLLECTIVE:
-        PD_ASSERT(engine->collective_asked);
-        engine->collective_asked = false;
-        advance_running(engine, true);
+        on_collective(engine);
         break;
     case PD_EVENT_WORK:
         on_work(engine);

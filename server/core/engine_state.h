@@ -75,11 +75,11 @@ struct pd_engine {
     struct pd_loss_scale loss_scale; /* for the step in collection */
     struct pd_kept_state kept;
 
-    bool work_asked;       /* a WORK event is on its way */
-    bool converts;         /* a pull waits for parameters in its dtype */
-    bool collective_asked; /* a COLLECTIVE event is on its way */
-    bool drained;          /* workers have been told: what they still push is not taken */
-    bool exiting;          /* EXIT or ABORT was asked for: nothing matters any more */
+    bool work_asked;            /* a WORK event is on its way */
+    bool converts;              /* a pull waits for parameters in its dtype */
+    uint32_t collectives_asked; /* so many COLLECTIVE events are on their way */
+    bool drained;               /* workers have been told: what they still push is not taken */
+    bool exiting;               /* EXIT or ABORT was asked for: nothing matters any more */
     uint64_t started_ms;
     uint64_t tick_ms; /* time of the last tick */
     uint64_t beat_ms; /* when the last Beat was sent */

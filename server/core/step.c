@@ -36,13 +36,8 @@ static bool allocate(struct pd_step_machine *machine)
     machine->tensor_misses = pd_heap_zalloc(machine->model->count, sizeof(uint64_t));
     machine->sources = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->sources);
     machine->contributions = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->contributions);
-    machine->lane_sum = pd_heap_zalloc(store->lane.element_count, sizeof(float));
-    if (machine->fused) {
-        machine->block_sum = pd_heap_zalloc(machine->config->block_size, sizeof(float));
-        if (machine->block_sum == NULL) {
-            return false;
-        }
-    }
+    machine->gradient = pd_heap_zalloc(
+        machine->fused ? machine->config->block_size : store->shard.element_count, sizeof(float));
     machine->partials = pd_heap_zalloc(
         larger(PD_NORM_PART_COUNT * store->shard.block_count, machine->sums.shard_count_max),
         sizeof(double));
@@ -52,18 +47,12 @@ static bool allocate(struct pd_step_machine *machine)
             larger(PD_NORM_PART_COUNT * plan->block_count, machine->sums.all_count_max),
             sizeof(double));
     }
-    machine->gradient = machine->lane_sum;
-    if (plan->replica_count > 1) {
-        machine->gradient = pd_heap_zalloc(store->shard.element_count, sizeof(float));
-        machine->slices =
-            pd_heap_zalloc(store->shard.element_count, plan->replica_count * sizeof(float));
-        if (machine->slices == NULL) {
-            return false;
-        }
+    if (plan->replica_count > 1 && !pd_step_allocate_buckets(machine)) {
+        return false;
     }
     return machine->tensor_misses != NULL && machine->sources != NULL &&
-           machine->contributions != NULL && machine->lane_sum != NULL &&
-           machine->partials != NULL && machine->gathered != NULL && machine->gradient != NULL;
+           machine->contributions != NULL && machine->partials != NULL &&
+           machine->gathered != NULL && machine->gradient != NULL;
 }
 
 bool pd_step_may_go_ahead(const struct pd_config *config, const struct pd_shard_plan *plan,
@@ -102,6 +91,7 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
     machine->roster = roster;
     machine->rank = rank;
     machine->lane = pd_shard_plan_lane_of(plan, rank);
+    machine->replica = pd_shard_plan_replica_of(plan, rank);
     machine->fused =
         pd_step_may_go_ahead(config, plan, store->lane.element_count) && may_fuse(config);
     if (!find_groups(machine)) {
@@ -144,16 +134,12 @@ void pd_step_destroy(struct pd_step_machine *machine)
     if (machine == NULL) {
         return;
     }
-    if (machine->gradient != machine->lane_sum) {
-        pd_heap_free(machine->gradient);
-    }
+    pd_step_free_buckets(machine);
     if (machine->gathered != machine->partials) {
         pd_heap_free(machine->gathered);
     }
-    pd_heap_free(machine->slices);
     pd_heap_free(machine->partials);
-    pd_heap_free(machine->block_sum);
-    pd_heap_free(machine->lane_sum);
+    pd_heap_free(machine->gradient);
     pd_heap_free(machine->contributions);
     pd_heap_free(machine->sources);
     pd_heap_free(machine->tensor_misses);
@@ -193,6 +179,7 @@ static void enter_sum(struct pd_step_machine *machine)
         machine->pass = 0;
         pd_step_prepare_update(machine, NULL);
     }
+    pd_step_begin_buckets(machine);
     enter(machine, PD_STEP_SUM);
 }
 
@@ -242,9 +229,12 @@ const struct pd_order *pd_step_order(const struct pd_step_machine *machine)
 uint64_t pd_step_next_elements(const struct pd_step_machine *machine)
 {
     const struct pd_range *lane = &machine->store->lane;
-    bool last_pass = machine->state == PD_STEP_UPDATE && machine->plan->replica_count == 1 &&
-                     machine->pass + 1 == machine->sums.pass_count;
+    bool last_pass =
+        machine->state == PD_STEP_UPDATE && machine->pass + 1 == machine->sums.pass_count;
 
+    if (machine->plan->replica_count > 1) {
+        return machine->state == PD_STEP_AVERAGE ? lane->element_count : 0;
+    }
     if (machine->state == PD_STEP_AVERAGE || (machine->fused && machine->state == PD_STEP_NORMS)) {
         return lane->element_count;
     }
@@ -284,31 +274,21 @@ void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order
 static enum pd_step_want enter_norms(struct pd_step_machine *machine)
 {
     enter(machine, PD_STEP_NORMS);
-    if (machine->plan->rank_count == 1) {
-        return PD_STEP_WANTS_WORK;
+    if (machine->plan->rank_count > 1) {
+        pd_step_ask_norms(machine);
     }
-    pd_step_prepare_gather_norms(machine);
-    return PD_STEP_WANTS_COLLECTIVE;
+    return PD_STEP_WANTS_WORK;
 }
 
-static enum pd_step_want enter_gather(struct pd_step_machine *machine)
+static enum pd_step_want turn_sum(struct pd_step_machine *machine)
 {
-    enter(machine, PD_STEP_GATHER);
-    if (machine->plan->replica_count == 1) {
-        return PD_STEP_WANTS_WORK;
+    if (machine->plan->replica_count > 1) {
+        enum pd_step_want want = pd_step_turn_buckets(machine);
+        return want == PD_STEP_WANTS_NOTHING ? enter_norms(machine) : want;
     }
-    pd_step_prepare_gather_parameters(machine);
-    return PD_STEP_WANTS_COLLECTIVE;
-}
-
-static enum pd_step_want leave_sum(struct pd_step_machine *machine)
-{
-    if (machine->plan->replica_count == 1) {
-        return enter_norms(machine);
-    }
-    pd_step_prepare_exchange(machine);
-    enter(machine, PD_STEP_EXCHANGE);
-    return PD_STEP_WANTS_COLLECTIVE;
+    pd_step_turn_sum(machine, machine->store->lane.block_count);
+    return machine->next_block == machine->store->lane.block_count ? enter_norms(machine)
+                                                                   : PD_STEP_WANTS_WORK;
 }
 
 static enum pd_step_want enter_pass(struct pd_step_machine *machine, uint32_t pass)
@@ -350,7 +330,8 @@ static enum pd_step_want leave_norms(struct pd_step_machine *machine)
     }
     if (machine->fused) {
         pd_optimizer_state_commit(&machine->optimizer_state, &machine->order->absent);
-        return enter_gather(machine);
+        enter(machine, PD_STEP_GATHER);
+        return PD_STEP_WANTS_WORK;
     }
     pd_step_prepare_update(machine, &machine->norms);
     return enter_pass(machine, 0);
@@ -359,21 +340,33 @@ static enum pd_step_want leave_norms(struct pd_step_machine *machine)
 static enum pd_step_want leave_update(struct pd_step_machine *machine)
 {
     if (machine->pass + 1 == machine->sums.pass_count) {
-        return enter_gather(machine);
+        enter(machine, PD_STEP_GATHER);
+        return PD_STEP_WANTS_WORK;
     }
     if (!pd_tensor_sums_any(&machine->sums, machine->pass)) {
         return enter_pass(machine, machine->pass + 1);
     }
     enter(machine, PD_STEP_TENSOR_SUMS);
-    if (machine->plan->rank_count == 1) {
-        return PD_STEP_WANTS_WORK;
+    if (machine->plan->rank_count > 1) {
+        pd_step_ask_tensor_sums(machine);
     }
-    pd_step_prepare_gather_sums(machine);
-    return PD_STEP_WANTS_COLLECTIVE;
+    return PD_STEP_WANTS_WORK;
+}
+
+/* Whether the state goes on once all collectives asked for are done. */
+static bool waits_for_all(enum pd_step_state state)
+{
+    return state == PD_STEP_NORMS || state == PD_STEP_TENSOR_SUMS || state == PD_STEP_GATHER;
 }
 
 static enum pd_step_want advance_once(struct pd_step_machine *machine)
 {
+    if (machine->state == PD_STEP_GATHER) {
+        pd_step_gather_buckets(machine);
+    }
+    if (waits_for_all(machine->state) && pd_step_awaits(machine)) {
+        return PD_STEP_WANTS_COLLECTIVE;
+    }
     switch (machine->state) {
     case PD_STEP_BUFFER:
         if (machine->store->buffers[1 - machine->store->served].users > 0) {
@@ -382,14 +375,7 @@ static enum pd_step_want advance_once(struct pd_step_machine *machine)
         enter_sum(machine);
         return PD_STEP_WANTS_WORK;
     case PD_STEP_SUM:
-        pd_step_turn_sum(machine, machine->store->lane.block_count);
-        return machine->next_block == machine->store->lane.block_count ? leave_sum(machine)
-                                                                       : PD_STEP_WANTS_WORK;
-    case PD_STEP_EXCHANGE:
-        enter(machine, PD_STEP_COMBINE);
-        return PD_STEP_WANTS_WORK;
-    case PD_STEP_COMBINE:
-        return pd_step_turn_combine(machine) ? enter_norms(machine) : PD_STEP_WANTS_WORK;
+        return turn_sum(machine);
     case PD_STEP_NORMS:
         return leave_norms(machine);
     case PD_STEP_ESTIMATE:
@@ -430,11 +416,6 @@ enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
         want = advance_once(machine);
     }
     return want;
-}
-
-const struct pd_collective *pd_step_collective(const struct pd_step_machine *machine)
-{
-    return &machine->collective;
 }
 
 const struct pd_gradient_norms *pd_step_norms(const struct pd_step_machine *machine)

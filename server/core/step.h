@@ -3,10 +3,10 @@
  * contribution, orders -> [step] -> param_store. Pure: works a few blocks at a time and asks for
  * collectives; the engine feeds it turns. Owner: the loop thread.
  *
- *   IDLE -> BUFFER -> SUM -> EXCHANGE -> COMBINE -> NORMS -> UPDATE -> GATHER -> AVERAGE -> DONE
- *                                                    |  ^  |                                ^
- *                                                    |  `-TENSOR_SUMS <- more passes        |
- *                                                    `-> ESTIMATE: a hessian order ---------'
+ *   IDLE -> BUFFER -> SUM -> NORMS -> UPDATE -> GATHER -> AVERAGE -> DONE
+ *                             |  ^  |                                ^
+ *                             |  `-TENSOR_SUMS <- more passes        |
+ *                             `-> ESTIMATE: a hessian order ---------'
  *
  * A step may begin ahead of its order, while contributions still arrive: IDLE -> SUM on what an
  * order AHEAD says the step will be; blocks are taken as they are in from everybody. If the step's
@@ -14,11 +14,13 @@
  * (see `fused` in step.c), SUM brings parameters and state on too, beside the old ones: they count
  * once NORMS has found the step finite.
  *
- * EXCHANGE, COMBINE and GATHER are skipped without replicas, NORMS and TENSOR_SUMS have no
- * collective on a lone rank. UPDATE runs once for every pass of the rule that some hyperparameters
- * need, with TENSOR_SUMS between two when the first gives sums. A non-finite sum anywhere goes from
- * NORMS to DONE on every rank, and leaves parameters and state alone. BUFFER waits until nobody is
- * sent the spare buffer any more. */
+ * With replicas SUM adds up across them, too, bucket by bucket: while one is exchanged the next is
+ * summed, and then the first is combined. The new parameters of a bucket are gathered while those
+ * of the next are computed; GATHER waits for the last. Several collectives may so be under way.
+ * NORMS and TENSOR_SUMS have no collective on a lone rank. UPDATE runs once for every pass of the
+ * rule that some hyperparameters need, with TENSOR_SUMS between two when the first gives sums. A
+ * non-finite sum anywhere goes from NORMS to DONE on every rank, and leaves parameters and state
+ * alone. BUFFER waits until nobody is sent the spare buffer any more. */
 #ifndef PD_SERVER_CORE_STEP_H
 #define PD_SERVER_CORE_STEP_H
 
@@ -32,8 +34,6 @@ enum pd_step_state {
     PD_STEP_IDLE,
     PD_STEP_BUFFER,
     PD_STEP_SUM,
-    PD_STEP_EXCHANGE,
-    PD_STEP_COMBINE,
     PD_STEP_NORMS,
     PD_STEP_ESTIMATE,
     PD_STEP_UPDATE,
@@ -93,7 +93,7 @@ uint64_t pd_step_next_elements(const struct pd_step_machine *machine);
 /* What pd_step_advance wants next. */
 enum pd_step_want {
     PD_STEP_WANTS_WORK,       /* another turn */
-    PD_STEP_WANTS_COLLECTIVE, /* carry out pd_step_collective, then a turn */
+    PD_STEP_WANTS_COLLECTIVE, /* a turn when the next collective is done */
     PD_STEP_WANTS_BUFFER,     /* a turn when the spare buffer has no users */
     PD_STEP_WANTS_NOTHING,    /* DONE: after a step, the store serves the next version */
 };
@@ -102,7 +102,12 @@ enum pd_step_want {
 PD_MUST_CHECK
 enum pd_step_want pd_step_advance(struct pd_step_machine *machine);
 
-const struct pd_collective *pd_step_collective(const struct pd_step_machine *machine);
+/* The next collective to carry out, after those taken before; NULL when no more is asked for yet.
+ * All are asked for in the same order on all ranks that take part. Ownership: the machine's, which
+ * leaves it and its buffers alone until it is done. */
+const struct pd_collective *pd_step_take_collective(struct pd_step_machine *machine);
+/* The first of those taken that are not done is done. */
+void pd_step_collective_done(struct pd_step_machine *machine);
 
 /* The norms of the last step that took them. */
 const struct pd_gradient_norms *pd_step_norms(const struct pd_step_machine *machine);

@@ -1,7 +1,7 @@
 /* The step machine's state and the verbs its parts share. Private to the step's parts: step
- * (moves), step_sum, step_update, step_collective. Pure. Owner: the loop thread.
+ * (moves), step_sum, step_bucket, step_collective, step_update. Pure. Owner: the loop thread.
  *
- *   contributions -> step_sum -> step_collective (norms, slices) -> step_update -> param_store */
+ *   contributions -> step_sum -> step_bucket (replicas) -> step_update -> param_store */
 #ifndef PD_SERVER_CORE_STEP_STATE_H
 #define PD_SERVER_CORE_STEP_STATE_H
 
@@ -14,6 +14,36 @@
 /* One turn: as much as stays in the second-level cache, and is over before a socket minds. */
 #define PD_STEP_TURN_ELEMENTS (256u * 1024u)
 
+/* Collectives that may be under way: when there are more buckets to gather, they wait. */
+#define PD_STEP_COLLECTIVE_COUNT 8u
+
+/* Buckets between their sum and their combination: one is exchanged while the next is summed. */
+#define PD_STEP_SLOT_COUNT 2u
+
+/* What a bucket needs meanwhile. */
+struct pd_step_slot {
+    float *given;      /* replica_count x piece_max: sums of this rank for the other replicas */
+    float *taken;      /* replica_count x piece_max: the others' for this rank's shard */
+    uint64_t exchange; /* number of its collective */
+};
+
+/* With replicas: a bucket is a piece of the shard of each. They go through SUM one after the other,
+ * each summed, exchanged and combined, and are gathered as they are updated. All ranks ask for the
+ * same collectives in the same order, which depends on nothing but the number of buckets.
+ * Invariant: combined <= summed <= combined + PD_STEP_SLOT_COUNT. */
+struct pd_step_buckets {
+    uint64_t count;
+    uint64_t piece_elements; /* of a shard in a bucket, up to the end of the block */
+    uint64_t piece_max;      /* the most elements that a piece has */
+    uint64_t summed;         /* the exchange of so many is asked for */
+    uint64_t combined;
+    uint64_t gathered;    /* the gather of so many is asked for */
+    uint32_t sum_replica; /* whose piece of the next bucket is summed next, */
+    uint64_t sum_block;   /* and from which of its blocks on */
+    float *own;           /* this rank's sum of a block of its own */
+    struct pd_step_slot slots[PD_STEP_SLOT_COUNT];
+};
+
 struct pd_step_machine {
     enum pd_step_state state;
     const struct pd_config *config;
@@ -23,6 +53,7 @@ struct pd_step_machine {
     struct pd_roster *roster;
     uint32_t rank;
     uint32_t lane;
+    uint32_t replica;
     uint32_t *tensor_groups; /* model.count */
     double *lr_factors;      /* model.count: of its group's rate */
     uint64_t *tensor_misses; /* model.count: steps applied that the tensor had no gradient in */
@@ -34,7 +65,7 @@ struct pd_step_machine {
     bool ahead;     /* SUM, without an order yet */
     bool collected; /* ahead: every contributor has begun to push here, so the sources are known */
     uint64_t turn_elements; /* worked on in this turn */
-    uint64_t next_block;    /* of the lane in SUM and AVERAGE, else of the shard */
+    uint64_t next_block;    /* of the lane in AVERAGE, else of the shard */
     uint32_t pass;          /* of the rule, in UPDATE and TENSOR_SUMS */
     uint32_t source_count;
     struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
@@ -44,15 +75,17 @@ struct pd_step_machine {
     struct pd_gradient_norms norms;
     struct pd_optimizer_state optimizer_state;
     struct pd_tensor_sums sums;
-    float *block_sum; /* fused: one block */
-    float *lane_sum;  /* lane elements; with one replica it is the gradient of the shard too */
-    float *slices;    /* replicas > 1: replica_count x shard elements */
-    float *gradient;  /* shard elements; aliases lane_sum with one replica */
+    float *gradient;  /* shard elements; fused: one block */
     double *partials; /* norms, then sums, of the shard's blocks: what this rank gives */
     double *gathered; /* those of all blocks in order; a lone rank's partials */
     struct pd_hyper group_hypers[PD_GROUP_COUNT_MAX + 1]; /* with the momenta of the order */
     struct pd_optimizer_step group_steps[PD_GROUP_COUNT_MAX + 1];
-    struct pd_collective collective;
+    struct pd_step_buckets buckets;
+    /* Collectives are numbered as they are asked for: number n is entry n % their count. */
+    struct pd_collective collectives[PD_STEP_COLLECTIVE_COUNT];
+    uint64_t collectives_asked;
+    uint64_t collectives_taken; /* by the engine */
+    uint64_t collectives_done;
     struct pd_step_outcome outcome;
 };
 
@@ -78,7 +111,7 @@ static inline uint64_t in_shard(const struct pd_step_machine *machine, const str
 static inline float *block_gradient(const struct pd_step_machine *machine,
                                     const struct pd_block *block)
 {
-    return machine->fused ? machine->block_sum : machine->gradient + in_shard(machine, block);
+    return machine->fused ? machine->gradient : machine->gradient + in_shard(machine, block);
 }
 
 /* Whether the tensor has no part in this step. */
@@ -107,20 +140,41 @@ struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
 void pd_step_collect(struct pd_step_machine *machine);
 /* Ahead of the order the sources are known once everybody has begun to push here, too. */
 bool pd_step_collect_ahead(struct pd_step_machine *machine);
-/* Add what the replicas of the lane have sent for the shard, in their order. */
-bool pd_step_turn_combine(struct pd_step_machine *machine);
-/* Blocks of the lane that SUM may take: all, or ahead of the order those that are in from
+/* The weighted sum of the contributions that are here, of one block of the lane. */
+void pd_step_sum_block(struct pd_step_machine *machine, const struct pd_block *block, float *out);
+/* With the average of block `index` of the shard in place: clip it by value, and measure it. */
+void pd_step_measure_block(struct pd_step_machine *machine, uint64_t index);
+/* Without replicas: blocks that SUM may take: all, or ahead of the order those that are in from
  * everybody. */
 uint64_t pd_step_blocks_in(const struct pd_step_machine *machine);
 /* Take blocks as far as `end`, for a turn. */
 void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end);
 
-/* ---- step_collective: what is described next in machine->collective ---- */
+/* ---- step_bucket: with replicas; without, there are no buckets ---- */
 
-void pd_step_prepare_exchange(struct pd_step_machine *machine);
-void pd_step_prepare_gather_norms(struct pd_step_machine *machine);
-void pd_step_prepare_gather_sums(struct pd_step_machine *machine);
-void pd_step_prepare_gather_parameters(struct pd_step_machine *machine);
+PD_MUST_CHECK
+bool pd_step_allocate_buckets(struct pd_step_machine *machine);
+void pd_step_free_buckets(struct pd_step_machine *machine);
+/* A step begins: none is summed. */
+void pd_step_begin_buckets(struct pd_step_machine *machine);
+/* The blocks of bucket `bucket` that are in the shard of `replica`. */
+struct pd_range pd_step_piece(const struct pd_step_machine *machine, uint32_t replica,
+                              uint64_t bucket);
+/* A turn of SUM; NOTHING when all buckets are combined. */
+enum pd_step_want pd_step_turn_buckets(struct pd_step_machine *machine);
+/* Ask for the gather of buckets whose blocks before `next_block`, or in GATHER all, are updated, as
+ * far as there is room for collectives. */
+void pd_step_gather_buckets(struct pd_step_machine *machine);
+
+/* ---- step_collective ---- */
+
+/* Whether any collective that was asked for is not done. */
+bool pd_step_awaits(const struct pd_step_machine *machine);
+/* Ask for one; there is room for it. */
+void pd_step_ask_exchange(struct pd_step_machine *machine, uint64_t bucket);
+void pd_step_ask_norms(struct pd_step_machine *machine);
+void pd_step_ask_tensor_sums(struct pd_step_machine *machine);
+void pd_step_ask_parameters(struct pd_step_machine *machine, uint64_t bucket);
 
 /* ---- step_update ---- */
 

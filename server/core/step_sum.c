@@ -63,7 +63,7 @@ bool pd_step_collect_ahead(struct pd_step_machine *machine)
     return true;
 }
 
-static void sum_block(struct pd_step_machine *machine, const struct pd_block *block)
+void pd_step_sum_block(struct pd_step_machine *machine, const struct pd_block *block, float *out)
 {
     struct pd_source *sources = machine->sources;
     uint64_t begin = in_lane(machine, block);
@@ -72,17 +72,16 @@ static void sum_block(struct pd_step_machine *machine, const struct pd_block *bl
         sources[i].elements =
             (const char *)sources[i].elements + begin * pd_dtype_bytes(sources[i].dtype);
     }
-    pd_reduce_scaled(machine->fused ? machine->block_sum : machine->lane_sum + begin, true, sources,
-                     machine->source_count, machine->scale, block->element_count);
+    pd_reduce_scaled(out, true, sources, machine->source_count, machine->scale,
+                     block->element_count);
     for (uint32_t i = 0; i < machine->source_count; i++) {
         sources[i].elements =
             (const char *)sources[i].elements - begin * pd_dtype_bytes(sources[i].dtype);
     }
 }
 
-/* With the average of a block of the shard in place: clip a gradient by value, and take the partial
- * norms. An infinity must not become a large number by that: it makes the step one to skip. */
-static void measure_block(struct pd_step_machine *machine, uint64_t index)
+/* An infinity must not become a large number by clipping: it makes the step one to skip. */
+void pd_step_measure_block(struct pd_step_machine *machine, uint64_t index)
 {
     const struct pd_block *block = shard_block(machine, index);
     uint32_t group = machine->tensor_groups[block->tensor_index];
@@ -112,31 +111,6 @@ static void measure_block(struct pd_step_machine *machine, uint64_t index)
                               parts);
 }
 
-bool pd_step_turn_combine(struct pd_step_machine *machine)
-{
-    const struct pd_range *shard = &machine->store->shard;
-    struct pd_source sources[PD_RANK_COUNT_MAX];
-
-    while (machine->turn_elements < PD_STEP_TURN_ELEMENTS &&
-           machine->next_block < shard->block_count) {
-        const struct pd_block *block = shard_block(machine, machine->next_block);
-        uint64_t begin = in_shard(machine, block);
-        for (uint32_t i = 0; i < machine->plan->replica_count; i++) {
-            sources[i] = (struct pd_source){
-                .elements = machine->slices + i * shard->element_count + begin,
-                .dtype = PD_DTYPE_FLOAT32,
-                .weight = 1.0f,
-            };
-        }
-        pd_reduce_block(machine->gradient + begin, sources, machine->plan->replica_count,
-                        block->element_count);
-        measure_block(machine, machine->next_block);
-        machine->turn_elements += block->element_count;
-        machine->next_block++;
-    }
-    return machine->next_block == shard->block_count;
-}
-
 uint64_t pd_step_blocks_in(const struct pd_step_machine *machine)
 {
     const struct pd_range *lane = &machine->store->lane;
@@ -164,10 +138,8 @@ void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end)
     while (machine->turn_elements < PD_STEP_TURN_ELEMENTS && machine->next_block < end) {
         const struct pd_block *block =
             &machine->plan->blocks[lane->block_begin + machine->next_block];
-        sum_block(machine, block);
-        if (machine->plan->replica_count == 1) {
-            measure_block(machine, machine->next_block);
-        }
+        pd_step_sum_block(machine, block, block_gradient(machine, block));
+        pd_step_measure_block(machine, machine->next_block);
         if (machine->fused) {
             pd_step_update_block(machine, machine->next_block);
         }

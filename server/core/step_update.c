@@ -179,6 +179,9 @@ bool pd_step_turn_update(struct pd_step_machine *machine)
         machine->turn_elements += block->element_count;
         machine->next_block++;
     }
+    if (machine->pass + 1 == machine->sums.pass_count) {
+        pd_step_gather_buckets(machine);
+    }
     return machine->next_block == shard->block_count;
 }
 

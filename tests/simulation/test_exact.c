@@ -8,7 +8,7 @@
 
 #define STEPS 50u
 #define LAMB                                                                                       \
-    "block_size: 8\nworkers: {expected: 3}\naccumulation_steps: 2\nclip: {norm: 0.5}\n"            \
+    "block_size: 2\nworkers: {expected: 3}\naccumulation_steps: 2\nclip: {norm: 0.5}\n"            \
     "optimizer: {name: lamb, lr: 0.02, weight_decay: 0.05}\n"                                      \
     "schedule: {name: cosine, t_max: 60, eta_min: 1e-3}\n"
 

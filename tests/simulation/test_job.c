@@ -9,7 +9,7 @@
 #include <string.h>
 
 #define DIRECT "aggregation: direct\nblock_size: 8\nworkers: {expected: 2}\n"
-#define ALLREDUCE "aggregation: allreduce\nblock_size: 8\nworkers: {expected: 2}\n"
+#define ALLREDUCE "aggregation: allreduce\nblock_size: 2\nworkers: {expected: 2}\n"
 
 /* A push of worker 0 for a step of the test's choice, on its connection to rank 0. */
 static void push_out_of_turn(struct scenario *scenario, uint64_t step)
@@ -280,6 +280,104 @@ START_TEST(killed_rank_ends_the_job_with_its_name)
 }
 END_TEST
 
+/* ---- In the middle of the buckets of a step ---- */
+
+static uint64_t under_way(const struct scenario *scenario, uint32_t rank)
+{
+    const struct sim_rank *here = &scenario->simulation.cluster.ranks[rank];
+    return here->collectives_asked - here->collectives_done;
+}
+
+/* Run until two collectives are under way on a rank, in the last step that is closed. */
+static void run_to_buckets(struct scenario *scenario, uint32_t rank, uint64_t step)
+{
+    scenario_run_to_step(scenario, step);
+    while (under_way(scenario, rank) < 2) {
+        scenario_run_for(scenario, 1);
+    }
+}
+
+START_TEST(rank_killed_between_buckets_ends_the_job_with_its_name)
+{
+    for (uint32_t rank = 0; rank < 3; rank++) {
+        struct scenario *scenario =
+            scenario_create(30 + rank, 3, 3, 1000, ALLREDUCE "rank_timeout_s: 4\n");
+        struct sim_simulation *simulation = &scenario->simulation;
+        char name[16];
+        scenario_start(scenario);
+        run_to_buckets(scenario, rank, 3);
+        simulation->killed = true;
+        sim_rank_kill(&simulation->cluster.ranks[rank]);
+        while (sim_cluster_count(&simulation->cluster, SIM_RANK_RUNNING) > 0) {
+            scenario_run_for(scenario, 1000);
+        }
+        snprintf(name, sizeof name, "rank %u ", rank);
+        ck_assert_ptr_nonnull(strstr(simulation->first_abort, name));
+        scenario_destroy(scenario);
+    }
+}
+END_TEST
+
+START_TEST(rank_stopped_between_buckets_ends_the_job)
+{
+    for (uint32_t rank = 0; rank < 3; rank++) {
+        struct scenario *scenario =
+            scenario_create(33 + rank, 3, 3, 1000, ALLREDUCE "rank_timeout_s: 4\n");
+        struct sim_simulation *simulation = &scenario->simulation;
+        scenario_start(scenario);
+        run_to_buckets(scenario, rank, 3);
+        simulation->killed = true;
+        uint64_t stopped_us = simulation->agenda.now_us;
+        sim_rank_stop(&simulation->cluster.ranks[rank], 3600000000u);
+        while (sim_cluster_count(&simulation->cluster, SIM_RANK_ABORTED) < 2) {
+            scenario_run_for(scenario, 1000);
+        }
+        ck_assert_uint_le(simulation->agenda.now_us - stopped_us, 6500000);
+        scenario_destroy(scenario);
+    }
+}
+END_TEST
+
+/* The step goes on with what the worker has given; those after it without the worker. */
+START_TEST(worker_lost_between_buckets_is_still_in_their_step)
+{
+    struct scenario *scenario = scenario_create(
+        36, 2, 3, 12,
+        "aggregation: allreduce\nblock_size: 2\nworkers: {expected: 3, resume_s: 1}\n");
+    scenario_start(scenario);
+    run_to_buckets(scenario, 1, 3);
+    uint64_t steps = scenario_steps(scenario);
+    sim_worker_crash(&scenario->simulation.workers[2]);
+    scenario_run_to(scenario, 0, SIM_PHASE_DONE, 12);
+    ck_assert_uint_eq(scenario_counted(scenario, "worker2"), steps);
+    scenario_finish(scenario);
+}
+END_TEST
+
+START_TEST(drain_asked_for_between_buckets_lets_the_step_end)
+{
+    static const char *const commands[] = {"drain", "stop"};
+    for (size_t i = 0; i < 2; i++) {
+        struct scenario *scenario = scenario_create(37 + i, 2, 2, 100, ALLREDUCE);
+        struct sim_simulation *simulation = &scenario->simulation;
+        scenario_start(scenario);
+        run_to_buckets(scenario, 1, 3);
+        uint64_t steps = scenario_steps(scenario);
+        scenario->plan.drained_early = true;
+        scenario_ask(scenario, commands[i], "", NULL);
+        while (sim_cluster_count(&simulation->cluster, SIM_RANK_RUNNING) > 0) {
+            scenario_run_for(scenario, 1000);
+        }
+        ck_assert_uint_eq(sim_cluster_count(&simulation->cluster, SIM_RANK_EXITED), 2);
+        for (uint32_t rank = 0; rank < 2; rank++) {
+            ck_assert_uint_ge(simulation->cluster.ranks[rank].version, steps);
+        }
+        sim_cluster_check_orders(&simulation->cluster);
+        scenario_destroy(scenario);
+    }
+}
+END_TEST
+
 START_TEST(nonfinite_gradient_skips_the_step_and_is_explained)
 {
     struct scenario *scenario = scenario_create(17, 3, 2, 6, DIRECT "clip: {value: 0.1}\n");
@@ -364,6 +462,10 @@ int main(void)
     tcase_add_test(tests, stopped_rank_0_ends_the_job_with_its_name);
     tcase_add_test(tests, rank_stopped_for_less_than_its_time_does_no_harm);
     tcase_add_test(tests, killed_rank_ends_the_job_with_its_name);
+    tcase_add_test(tests, rank_killed_between_buckets_ends_the_job_with_its_name);
+    tcase_add_test(tests, rank_stopped_between_buckets_ends_the_job);
+    tcase_add_test(tests, worker_lost_between_buckets_is_still_in_their_step);
+    tcase_add_test(tests, drain_asked_for_between_buckets_lets_the_step_end);
     tcase_add_test(tests, nonfinite_gradient_skips_the_step_and_is_explained);
     tcase_add_test(tests, steps_allocate_nothing_after_the_first_few);
     tcase_add_test(tests, questions_and_commands_answer_with_json_or_a_line);

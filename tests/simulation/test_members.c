@@ -9,7 +9,7 @@
 #define DIRECT                                                                                     \
     "aggregation: direct\nblock_size: 8\nworkers: {expected: 2, lease_s: 8, resume_s: 3}\n"
 #define ALLREDUCE                                                                                  \
-    "aggregation: allreduce\nblock_size: 8\nworkers: {expected: 2, lease_s: 8, resume_s: 3}\n"
+    "aggregation: allreduce\nblock_size: 2\nworkers: {expected: 2, lease_s: 8, resume_s: 3}\n"
 
 /* Elements of the calm model, and the lane of rank 0 when it has two lanes. */
 static struct pd_range lane_of(const struct scenario *scenario, uint32_t lane)
@@ -288,7 +288,7 @@ START_TEST(worker_joins_a_home_that_lags)
 {
     for (uint64_t seed = 1; seed <= 12; seed++) {
         struct scenario *scenario = scenario_create(
-            seed, 2, 2, 12, "aggregation: allreduce\nblock_size: 8\nworkers: {expected: 1}\n");
+            seed, 2, 2, 12, "aggregation: allreduce\nblock_size: 2\nworkers: {expected: 1}\n");
         scenario->plan.workers[1].start_us = 1500000;
         scenario_start(scenario);
         scenario->simulation.cluster.ranks[1].slow = 2000;
@@ -304,7 +304,7 @@ END_TEST
 START_TEST(steps_without_samples_leave_no_rank_behind)
 {
     struct scenario *scenario = scenario_create(
-        14, 3, 1, 30, "aggregation: allreduce\nblock_size: 8\nworkers: {expected: 1}\n");
+        14, 3, 1, 30, "aggregation: allreduce\nblock_size: 2\nworkers: {expected: 1}\n");
     scenario->plan.workers[0].empty_one_in = 1;
     scenario->plan.workers[0].compute_us = 1;
     scenario_start(scenario);

@@ -12,6 +12,7 @@
 #define RANK_COUNT_MAX 7u
 #define WORKER_COUNT 2u
 #define STEP_COUNT 6u
+#define UNDER_WAY_MAX 16u
 #define ABSENT_STEP 3u /* in which the second tensor has no gradient */
 
 static const struct {
@@ -29,16 +30,22 @@ struct rank {
     struct pd_param_store store;
     struct pd_roster *roster;
     struct pd_step_machine *step;
+    uint32_t lane;
+    uint32_t replica;
+    /* Collectives asked for and not done, first to last. */
+    const struct pd_collective *under_way[UNDER_WAY_MAX];
+    uint32_t under_way_count;
 };
 
-/* A job in direct aggregation: every rank is a lane. */
 struct job {
     struct pd_config *config;
     struct pd_tensor_list model;
     struct pd_shard_plan *plan;
     uint32_t rank_count;
     struct rank ranks[RANK_COUNT_MAX];
-    uint32_t gather_count;     /* collectives of the last step */
+    uint32_t gather_count;     /* of numbers, in the last step */
+    uint32_t exchange_count;   /* of gradients */
+    uint32_t at_once;          /* the most collectives under way */
     bool ahead;                /* steps are begun before their order */
     bool forgets;              /* every second of them for nothing */
     uint32_t nan_step;         /* in which the last element is no number */
@@ -57,11 +64,19 @@ static float noise(uint32_t step, uint32_t worker, uint64_t element)
     return (x & 1 ? size : -size) * ((x >> 1) % 7 == 0 ? 1.0f : 1e-2f);
 }
 
+/* Workers are spread over the replicas. */
+static bool is_home(const struct job *job, const struct rank *rank, uint32_t worker)
+{
+    return worker % job->plan->replica_count == rank->replica;
+}
+
 static void init_rank(struct job *job, uint32_t index)
 {
     struct rank *rank = &job->ranks[index];
     struct pd_error error = {0};
 
+    rank->lane = index % job->plan->lane_count;
+    rank->replica = index / job->plan->lane_count;
     ck_assert_int_eq(pd_param_store_init(&rank->store, job->plan, index, job->config, &error),
                      PD_OK);
     for (uint64_t i = 0; i < rank->store.lane.element_count; i++) {
@@ -73,7 +88,7 @@ static void init_rank(struct job *job, uint32_t index)
         struct pd_order *join = pd_heap_zalloc(1, sizeof *join);
         join->worker_id = worker;
         struct pd_worker *entry = pd_roster_add(rank->roster, join);
-        for (int hessian = 0; hessian < 2; hessian++) {
+        for (int hessian = 0; hessian < 2 && is_home(job, rank, worker); hessian++) {
             ck_assert_int_eq(
                 pd_roster_equip(entry, hessian, rank->store.lane.element_count, 1, &error), PD_OK);
         }
@@ -84,7 +99,9 @@ static void init_rank(struct job *job, uint32_t index)
                   "%s", error.message);
 }
 
-static void job_init(struct job *job, const char *text, uint32_t rank_count)
+/* Ranks in so many lanes; in direct aggregation every rank is one. */
+static void job_init_lanes(struct job *job, const char *text, uint32_t rank_count,
+                           uint32_t lane_count)
 {
     struct pd_error error = {0};
 
@@ -101,12 +118,17 @@ static void job_init(struct job *job, const char *text, uint32_t rank_count)
                          PD_OK);
     }
     ck_assert_int_eq(pd_shard_plan_create(&job->plan, &job->model,
-                                          (uint32_t)job->config->block_size, rank_count, rank_count,
+                                          (uint32_t)job->config->block_size, rank_count, lane_count,
                                           &error),
                      PD_OK);
     for (uint32_t i = 0; i < rank_count; i++) {
         init_rank(job, i);
     }
+}
+
+static void job_init(struct job *job, const char *text, uint32_t rank_count)
+{
+    job_init_lanes(job, text, rank_count, rank_count);
 }
 
 static void job_finish(struct job *job)
@@ -129,9 +151,12 @@ static struct pd_contribution *contribution_of(struct rank *rank, uint32_t worke
 }
 
 /* The workers begin to push to one rank: what is not in yet may be anything. */
-static void announce(struct rank *rank, uint32_t step, bool hessian)
+static void announce(const struct job *job, struct rank *rank, uint32_t step, bool hessian)
 {
     for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
+        if (!is_home(job, rank, worker)) {
+            continue;
+        }
         struct pd_contribution *contribution = contribution_of(rank, worker, hessian);
         struct pd_push *header = pd_heap_zalloc(1, sizeof *header);
         header->step = step;
@@ -164,8 +189,10 @@ static void receive(const struct job *job, struct rank *rank, uint32_t step, uin
 static void end_pushes(const struct job *job, struct rank *rank, uint32_t step, bool hessian)
 {
     for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
-        receive(job, rank, step, worker, hessian, rank->store.lane.element_count);
-        pd_contribution_finish_payload(contribution_of(rank, worker, hessian));
+        if (is_home(job, rank, worker)) {
+            receive(job, rank, step, worker, hessian, rank->store.lane.element_count);
+            pd_contribution_finish_payload(contribution_of(rank, worker, hessian));
+        }
     }
 }
 
@@ -203,7 +230,7 @@ static void begin_ahead(struct job *job, const struct pd_order *step)
     ahead->lrs[0] *= forgets ? 3.0 : 1.0;
     for (uint32_t i = 0; i < job->rank_count; i++) {
         struct rank *rank = &job->ranks[i];
-        announce(rank, (uint32_t)step->step, false);
+        announce(job, rank, (uint32_t)step->step, false);
         if (!pd_step_may_go_ahead(job->config, job->plan, rank->store.lane.element_count)) {
             continue;
         }
@@ -227,20 +254,63 @@ static void begin_ahead(struct job *job, const struct pd_order *step)
     job->foreseen = ahead;
 }
 
-/* Carry out the gather that every rank has come to. */
-static void gather(struct job *job)
+/* Give `to` what it gets of `from` in the collective that is first for both. */
+static void move(const struct job *job, const struct rank *to, const struct rank *from)
 {
+    const struct pd_collective *mine = to->under_way[0];
+    const struct pd_collective *theirs = from->under_way[0];
+    const float *floats =
+        theirs->kind == PD_COLLECTIVE_EXCHANGE_FLOATS
+            ? (const float *)theirs->send + theirs->send_offsets[to->replica]
+            : (const float *)theirs->receive + mine->receive_offsets[from->replica];
+    ptrdiff_t giver = from - job->ranks;
+
+    ck_assert_int_eq(mine->kind, theirs->kind);
+    if (mine->kind == PD_COLLECTIVE_GATHER_DOUBLES) {
+        ck_assert_int_eq(mine->receive_counts[giver], theirs->send_counts[to - job->ranks]);
+        memcpy((double *)mine->receive + mine->receive_offsets[giver], theirs->send,
+               (size_t)mine->receive_counts[giver] * sizeof(double));
+    } else if (to != from && to->lane == from->lane) {
+        ck_assert(mine->kind != PD_COLLECTIVE_EXCHANGE_FLOATS ||
+                  mine->receive_counts[from->replica] == theirs->send_counts[to->replica]);
+        memcpy((float *)mine->receive + mine->receive_offsets[from->replica], floats,
+               (size_t)mine->receive_counts[from->replica] * sizeof(float));
+    }
+}
+
+/* Carry out the collective that is first for every rank. */
+static void carry_out_first(struct job *job)
+{
+    enum pd_collective_kind kind = job->ranks[0].under_way[0]->kind;
+
     for (uint32_t to = 0; to < job->rank_count; to++) {
-        const struct pd_collective *mine = pd_step_collective(job->ranks[to].step);
-        ck_assert_int_eq(mine->kind, PD_COLLECTIVE_GATHER_DOUBLES);
         for (uint32_t from = 0; from < job->rank_count; from++) {
-            const struct pd_collective *theirs = pd_step_collective(job->ranks[from].step);
-            ck_assert_int_eq(mine->receive_counts[from], theirs->send_counts[to]);
-            memcpy((double *)mine->receive + mine->receive_offsets[from], theirs->send,
-                   (size_t)theirs->send_counts[to] * sizeof(double));
+            move(job, &job->ranks[to], &job->ranks[from]);
         }
     }
-    job->gather_count++;
+    for (uint32_t i = 0; i < job->rank_count; i++) {
+        struct rank *rank = &job->ranks[i];
+        rank->under_way_count--;
+        memmove(rank->under_way, rank->under_way + 1,
+                rank->under_way_count * sizeof rank->under_way[0]);
+        pd_step_collective_done(rank->step);
+    }
+    job->gather_count += kind == PD_COLLECTIVE_GATHER_DOUBLES;
+    job->exchange_count += kind == PD_COLLECTIVE_EXCHANGE_FLOATS;
+}
+
+/* What others give is not there before the collective is done: who reads it before gets no number.
+ */
+static void spoil(const struct rank *rank, const struct pd_collective *collective,
+                  uint32_t replica_count)
+{
+    for (uint32_t i = 0; collective->kind != PD_COLLECTIVE_GATHER_DOUBLES && i < replica_count;
+         i++) {
+        if (i != rank->replica) {
+            memset((float *)collective->receive + collective->receive_offsets[i], 0xff,
+                   (size_t)collective->receive_counts[i] * sizeof(float));
+        }
+    }
 }
 
 /* Let every rank work until it wants a collective or nothing; the same on all. */
@@ -249,12 +319,23 @@ static enum pd_step_want work(struct job *job)
     enum pd_step_want want = PD_STEP_WANTS_NOTHING;
 
     for (uint32_t i = 0; i < job->rank_count; i++) {
+        struct rank *rank = &job->ranks[i];
+        const struct pd_collective *collective;
         enum pd_step_want own = PD_STEP_WANTS_WORK;
         while (own == PD_STEP_WANTS_WORK) {
-            own = pd_step_advance(job->ranks[i].step);
+            own = pd_step_advance(rank->step);
+        }
+        while ((collective = pd_step_take_collective(rank->step)) != NULL) {
+            ck_assert_uint_lt(rank->under_way_count, UNDER_WAY_MAX);
+            rank->under_way[rank->under_way_count++] = collective;
+            spoil(rank, collective, job->plan->replica_count);
         }
         ck_assert(i == 0 || own == want);
+        ck_assert_uint_eq(rank->under_way_count, job->ranks[0].under_way_count);
         want = own;
+    }
+    if (job->ranks[0].under_way_count > job->at_once) {
+        job->at_once = job->ranks[0].under_way_count;
     }
     return want;
 }
@@ -266,18 +347,19 @@ static void carry_out(struct job *job, const struct pd_order *order)
     bool nan = !hessian && order->step == job->nan_step;
 
     job->gather_count = 0;
+    job->exchange_count = 0;
     if (job->ahead && !hessian) {
         begin_ahead(job, order);
     }
     for (uint32_t i = 0; i < job->rank_count; i++) {
         if (!job->ahead || hessian) {
-            announce(&job->ranks[i], (uint32_t)order->step, hessian);
+            announce(job, &job->ranks[i], (uint32_t)order->step, hessian);
             end_pushes(job, &job->ranks[i], (uint32_t)order->step, hessian);
         }
         pd_step_begin(job->ranks[i].step, order);
     }
     while (work(job) == PD_STEP_WANTS_COLLECTIVE) {
-        gather(job);
+        carry_out_first(job);
     }
     for (uint32_t i = 0; i < job->rank_count; i++) {
         ck_assert_int_eq(pd_step_nonfinite(job->ranks[i].step), nan);
@@ -326,9 +408,13 @@ static float *run_job(struct job *job, uint64_t *count)
     *count = job->model.element_count;
     float *parameters = pd_heap_zalloc(*count, sizeof *parameters);
     for (uint32_t i = 0; i < job->rank_count; i++) {
-        memcpy(parameters + job->ranks[i].store.lane.element_begin,
-               pd_param_store_served(&job->ranks[i].store),
-               job->ranks[i].store.lane.element_count * sizeof *parameters);
+        struct rank *rank = &job->ranks[i];
+        float *lane = parameters + rank->store.lane.element_begin;
+        size_t bytes = rank->store.lane.element_count * sizeof *parameters;
+        if (rank->replica == 0) {
+            memcpy(lane, pd_param_store_served(&rank->store), bytes);
+        }
+        ck_assert_mem_eq(lane, pd_param_store_served(&rank->store), bytes);
     }
     job_finish(job);
     return parameters;
@@ -387,6 +473,89 @@ START_TEST(a_rule_gives_the_same_bits_for_any_number_of_shards)
         }
         pd_heap_free(expected);
     }
+}
+END_TEST
+
+/* A replica has the gradient of one worker at most, so the order of summation is theirs. */
+START_TEST(a_rule_gives_the_same_bits_for_any_number_of_replicas)
+{
+    static const uint32_t block_sizes[] = {10, 64, 256};
+    static const uint32_t grids[][2] = {{2, 1}, {3, 1}, {4, 2}, {6, 2}, {7, 1}};
+    char text[512];
+
+    for (size_t b = 0; b < sizeof block_sizes / sizeof block_sizes[0]; b++) {
+        uint64_t count;
+        if (strstr(rules[_i / 2], "state_bits") != NULL && block_sizes[b] % 256 != 0) {
+            continue;
+        }
+        snprintf(text, sizeof text,
+                 "{block_size: %u, compute_ahead: 1, clip: {norm: 1.0}, optimizer: %s, %s}",
+                 block_sizes[b], rules[_i / 2],
+                 _i % 2 == 0 ? "groups: [], ema: {decay: 0.9}, lookahead: {k: 2}" : GROUPS);
+        float *expected = train(text, 1, &count);
+        for (size_t g = 0; g < sizeof grids / sizeof grids[0]; g++) {
+            struct job job;
+            job_init_lanes(&job, text, grids[g][0], grids[g][1]);
+            float *actual = run_job(&job, &count);
+            ck_assert_mem_eq(actual, expected, count * sizeof *actual);
+            pd_heap_free(actual);
+        }
+        pd_heap_free(expected);
+    }
+}
+END_TEST
+
+/* 3146 elements: a bucket has 8 blocks of 10 of each of two replicas, the last may reach beyond. */
+START_TEST(a_bucket_is_summed_while_the_one_before_is_exchanged)
+{
+    struct job job;
+
+    job_init_lanes(&job, "{block_size: 10, optimizer: {name: adamw}}", 2, 1);
+    job_step(&job, 0);
+    ck_assert_uint_eq(job.exchange_count, 20);
+    ck_assert_uint_eq(job.gather_count, 1);
+    ck_assert_uint_ge(job.at_once, 2);
+    job_finish(&job);
+}
+END_TEST
+
+START_TEST(replicas_leave_out_a_step_that_is_not_finite)
+{
+    struct job job;
+    uint64_t count;
+    float *expected;
+
+    job_init(&job, "{block_size: 10, optimizer: {name: adamw}}", 1);
+    job.nan_step = 2;
+    expected = run_job(&job, &count);
+    job_init_lanes(&job, "{block_size: 10, optimizer: {name: adamw}}", 4, 2);
+    job.nan_step = 2;
+    float *actual = run_job(&job, &count);
+    ck_assert_mem_eq(actual, expected, count * sizeof *actual);
+    pd_heap_free(actual);
+    pd_heap_free(expected);
+}
+END_TEST
+
+/* No sum of the whole lane, nor what the other replicas have of the shard: buckets alone. */
+START_TEST(replicas_hold_the_gradient_of_their_shard_and_two_buckets)
+{
+    const char *text = "{block_size: 10, optimizer: {name: sgd}}";
+    struct job job;
+    size_t bytes[2];
+
+    for (uint32_t lanes = 1; lanes <= 2; lanes++) {
+        job_init_lanes(&job, text, 2, lanes);
+        bytes[lanes - 1] = pd_heap_bytes_live();
+        job_finish(&job);
+    }
+    /* Each of two ranks: the other half of the parameters, twice, and for two buckets two pieces of
+     * 80 to 89 elements that are given, and two that are taken. It has as much of one worker as it
+     * had of two. */
+    size_t half = 3146 / 2 * sizeof(float);
+    size_t buckets = (2 * 2 * 2 * 89 + 10) * sizeof(float);
+    ck_assert_uint_ge(bytes[0] - bytes[1], 2 * 2 * half);
+    ck_assert_uint_le(bytes[0] - bytes[1], 2 * (2 * half + buckets));
 }
 END_TEST
 
@@ -570,7 +739,7 @@ START_TEST(a_forgotten_step_leaves_parameters_and_state_untouched)
     ahead->step = 1;
     ahead->optimizer_step = 1;
     keep_everything(rank, &before);
-    announce(rank, 1, false);
+    announce(&job, rank, 1, false);
     ck_assert(pd_step_foresee(rank->step, ahead));
     end_pushes(&job, rank, 1, false);
     while (pd_step_work_ahead(rank->step)) {
@@ -610,10 +779,11 @@ START_TEST(state_is_kept_twice_only_where_steps_go_all_the_way)
 {
     const size_t state_bytes = 2 * 3146 * sizeof(float);
     const size_t block_bytes = 64 * sizeof(float);
+    const size_t gradient_bytes = 3146 * sizeof(float);
     size_t once = bytes_of("{block_size: 64, compute_ahead: 0, optimizer: {name: adamw}}");
 
     ck_assert_uint_eq(bytes_of("{block_size: 64, compute_ahead: 3146, optimizer: {name: adamw}}"),
-                      once + state_bytes + block_bytes);
+                      once + state_bytes + block_bytes - gradient_bytes);
     ck_assert_uint_eq(bytes_of("{block_size: 64, compute_ahead: 3147, optimizer: {name: adamw}}"),
                       once);
     ck_assert_uint_eq(bytes_of("{block_size: 64, compute_ahead: 1, clip: {norm: 1}, "
@@ -667,6 +837,11 @@ int main(void)
     tcase_set_timeout(tests, 60);
     tcase_add_loop_test(tests, a_rule_gives_the_same_bits_for_any_number_of_shards, 0,
                         2 * RULE_COUNT);
+    tcase_add_loop_test(tests, a_rule_gives_the_same_bits_for_any_number_of_replicas, 0,
+                        2 * RULE_COUNT);
+    tcase_add_test(tests, a_bucket_is_summed_while_the_one_before_is_exchanged);
+    tcase_add_test(tests, replicas_leave_out_a_step_that_is_not_finite);
+    tcase_add_test(tests, replicas_hold_the_gradient_of_their_shard_and_two_buckets);
     tcase_add_loop_test(tests, a_tensor_without_a_gradient_stays_as_it_is, 0, RULE_COUNT);
     tcase_add_loop_test(tests, a_frozen_tensor_stays_as_it_is, 0, RULE_COUNT);
     tcase_add_test(tests, a_frozen_tensor_has_no_state);
