@@ -12,8 +12,57 @@
 #elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) &&                           \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define PD_KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+/* Before a function for machines where pd_kernel_streams(). */
+#define PD_KERNEL_STREAMS __attribute__((target("arch=x86-64-v4")))
 #else
 #define PD_KERNEL
+#endif
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* A cache line of float32, which is also a register of the only instruction set that streams: a
+ * line that is written past the caches in parts costs more than it saves. */
+#define PD_LINE_ELEMENTS 16u
+
+/* Whether this machine writes past the caches. */
+static inline bool pd_kernel_streams(void)
+{
+#ifdef PD_KERNEL_STREAMS
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512cd");
+#else
+    return false;
+#endif
+}
+
+/* Whether an array can be streamed to from there on. */
+static inline bool pd_kernel_begins_line(const float *to)
+{
+    return (uintptr_t)to % (PD_LINE_ELEMENTS * sizeof *to) == 0;
+}
+
+#ifdef PD_KERNEL_STREAMS
+#include <immintrin.h>
+
+/* Write a line, past the caches if `streamed`. */
+PD_KERNEL_STREAMS
+static inline void pd_kernel_put_line(float *to, const float *line, bool streamed)
+{
+    if (streamed) {
+        _mm512_stream_ps(to, _mm512_loadu_ps(line));
+    } else {
+        _mm512_storeu_ps(to, _mm512_loadu_ps(line));
+    }
+}
+
+/* After the last line: what other threads read next is there. */
+PD_KERNEL_STREAMS
+static inline void pd_kernel_end_streaming(void)
+{
+    _mm_sfence();
+}
 #endif
 
 #endif

@@ -95,6 +95,9 @@ struct pd_optimizer_block {
     const float *parameters; /* of the version before */
     float *parameters_next;  /* written by the last pass at the latest */
     float *state[PD_OPTIMIZER_STATE_COUNT_MAX]; /* read and written; zero before the first step */
+    /* Of rules that step beside: where the state goes, which may be `state`. */
+    float *state_next[PD_OPTIMIZER_STATE_COUNT_MAX];
+    bool streamed;  /* what is written is more than the caches hold until somebody wants it */
     float *vectors; /* state of the whole tensor, vector_count elements: only `begin` writes it */
     const double *sums; /* over the whole tensor, of the pass before; NULL in the first */
     double *partial;    /* written: the block's part of this pass's sums; NULL in the last */
@@ -127,6 +130,9 @@ struct pd_optimizer {
     const char *help;                /* one line: whose rule it is */
     const struct pd_option *options; /* into struct pd_hyper */
     uint32_t option_count;
+    /* Whether its only pass, where it has no other, leaves the gradient and `state` as they are and
+     * puts the new state into `state_next`. */
+    bool beside;
     /* Whether a step's number counts the steps of the group, as timm's LAMB does, instead of those
      * in which the tensor had a gradient; the two differ only for tensors left out of some steps.
      */

@@ -6,9 +6,9 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Elements whose state is brought on at a time when it is kept twice: the copy is
- * still in the second-level cache then. */
-#define CHUNK_COUNT 4096u
+/* From so many elements of a shard on, a step writes more than what the caches keep for the next
+ * one. */
+#define STREAMED_COUNT_MIN (1u << 20)
 
 /* Note which elements of which tensors are in the shard. */
 static void find_parts(struct pd_optimizer_state *state, const struct pd_tensor_list *model,
@@ -102,6 +102,7 @@ enum pd_status pd_optimizer_state_init(struct pd_optimizer_state *state,
         const struct pd_group *group = &config->groups[tensor_groups[state->tensor_begin + i]];
         part->optimizer = config->optimizer;
         part->hyper = &group->hyper;
+        part->streamed = shard->element_count >= STREAMED_COUNT_MIN;
         if (!group->frozen && !allocate_part(state, part)) {
             goto fail;
         }
@@ -164,7 +165,7 @@ bool pd_optimizer_state_allows_twice(const struct pd_config *config)
             return false;
         }
     }
-    return config->optimizer->vector_count == NULL;
+    return config->optimizer->beside;
 }
 
 void pd_optimizer_state_commit(struct pd_optimizer_state *state, const struct pd_tensor_set *absent)
@@ -228,6 +229,7 @@ static void run_quantized(struct pd_tensor_state *state, const struct pd_optimiz
         run.partial = sum_count > 0 ? partial : NULL;
         for (uint32_t i = 0; i < state->array_count; i++) {
             run.state[i] = values[i];
+            run.state_next[i] = values[i];
             pd_quantize_restore(state->maps[i], values[i], state->codes[i] + at,
                                 state->magnitudes[i][at / PD_QUANTIZE_RUN], run.count);
         }
@@ -242,30 +244,17 @@ static void run_quantized(struct pd_tensor_state *state, const struct pd_optimiz
     }
 }
 
-/* Run the only pass over a block whose arrays are kept twice: on a copy of its state, made where
- * the next one is, a chunk at a time so that it is still in cache. */
-static void run_twice(struct pd_tensor_state *state, const struct pd_optimizer_step *step,
-                      const struct pd_optimizer_block *block)
-{
-    for (uint32_t begin = 0; begin < block->count; begin += CHUNK_COUNT) {
-        struct pd_optimizer_block run = run_of(block, begin, CHUNK_COUNT);
-        uint64_t at = run.begin - state->begin;
-        for (uint32_t i = 0; i < state->array_count; i++) {
-            run.state[i] = state->next[i] + at;
-            memcpy(run.state[i], state->arrays[i] + at, run.count * sizeof(float));
-        }
-        state->optimizer->passes[0].run(step, &run);
-    }
-}
-
 /* Say which tensor and which part of its state a block is of; state in 8 bits has no such parts. */
 static void fill_block(const struct pd_tensor_state *state, struct pd_optimizer_block *block)
 {
     block->tensor = state->tensor;
     block->vectors = state->vectors;
+    block->streamed = state->streamed;
     for (uint32_t i = 0; state->hyper->state_bits == PD_STATE_BITS_32 && i < state->array_count;
          i++) {
-        block->state[i] = state->arrays[i] + (block->begin - state->begin);
+        uint64_t at = block->begin - state->begin;
+        block->state[i] = state->arrays[i] + at;
+        block->state_next[i] = (state->next[i] != NULL ? state->next[i] : state->arrays[i]) + at;
     }
 }
 
@@ -311,10 +300,6 @@ void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
     if (state->hyper->state_bits == PD_STATE_BITS_8 && pass == 0) {
         run_quantized(state, step, block,
                       pd_optimizer_sum_count(state->optimizer, state->hyper, pass, state->tensor));
-        return;
-    }
-    if (state->next[0] != NULL) {
-        run_twice(state, step, block);
         return;
     }
     state->optimizer->passes[pass].run(step, block);

@@ -17,6 +17,7 @@ struct pd_tensor_state {
     const struct pd_tensor *tensor;
     uint64_t begin; /* first element of the tensor that is in the shard */
     uint64_t count; /* elements of the tensor that are in the shard */
+    bool streamed;  /* a step writes more than what the caches keep for the next one */
     uint32_t array_count;
     float *arrays[PD_OPTIMIZER_STATE_COUNT_MAX]; /* `count` each; NULL with 8 bits */
     float *next[PD_OPTIMIZER_STATE_COUNT_MAX];   /* kept twice: where a step puts its arrays */
@@ -57,7 +58,7 @@ struct pd_tensor_state *pd_optimizer_state_of(const struct pd_optimizer_state *s
                                               uint32_t tensor_index);
 
 /* Whether a rule's step can be taken back until it is committed when its arrays are kept twice: it
- * is one pass over arrays in 32 bits, in every group. */
+ * is one pass over arrays in 32 bits that steps beside, in every group. */
 bool pd_optimizer_state_allows_twice(const struct pd_config *config);
 
 /* Kept twice: the step that has run over all blocks counts, but for the tensors in `absent`, which

@@ -37,11 +37,13 @@ static void run_rule(const struct kernel_case *kernel, const struct kernel_part 
                                        .parameters = part->arrays[0],
                                        .gradient = part->arrays[1],
                                        .parameters_next = part->arrays[2 + state_count],
+                                       .streamed = true,
                                        .sums = sums,
                                        .partial = partial};
 
     for (uint32_t i = 0; i < state_count; i++) {
         block.state[i] = part->arrays[2 + i];
+        block.state_next[i] = part->arrays[2 + i];
     }
     kernel->rule->passes[kernel->pass].run(&step, &block);
     pd_checksum_update(part->checksum, partial, sizeof partial);

@@ -44,6 +44,7 @@ static struct pd_optimizer_block block_at(struct subject *subject, float *gradie
     };
     for (uint32_t k = 0; k < subject->optimizer->state_count(&subject->hyper, NULL); k++) {
         block.state[k] = subject->state[k] + begin;
+        block.state_next[k] = block.state[k];
     }
     return block;
 }

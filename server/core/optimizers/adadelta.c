@@ -6,7 +6,10 @@
  *   d =  sqrt(a + eps) / sqrt(s + eps) * g
  *   a <- rho * a + (1 - rho) * d^2
  *   p <- p - lr * d */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { S, A };
 
 struct scalars {
     float scale, weight_decay, rho, one_minus_rho, eps, lr;
@@ -19,19 +22,16 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 2;
 }
 
-PD_KERNEL
-static void adadelta_step(float *restrict p_next, const float *restrict p,
-                          const float *restrict grad, float *restrict s, float *restrict a,
-                          uint32_t count, struct scalars c)
+static inline float adadelta_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale + c.weight_decay * p[i];
-        s[i] = c.rho * s[i] + c.one_minus_rho * g * g;
-        float d = sqrtf(a[i] + c.eps) / sqrtf(s[i] + c.eps) * g;
-        a[i] = c.rho * a[i] + c.one_minus_rho * d * d;
-        p_next[i] = p[i] - c.lr * d;
-    }
+    float g = grad * c.scale + c.weight_decay * p;
+    s[S] = c.rho * s[S] + c.one_minus_rho * g * g;
+    float d = sqrtf(s[A] + c.eps) / sqrtf(s[S] + c.eps) * g;
+    s[A] = c.rho * s[A] + c.one_minus_rho * d * d;
+    return p - c.lr * d;
 }
+
+PD_ELEMENTWISE(adadelta_step, adadelta_element, 2)
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
@@ -45,8 +45,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .lr = (float)step->lr,
     };
 
-    adadelta_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                  block->state[1], block->count, c);
+    adadelta_step(block, c);
 }
 
 static const struct pd_option options[] = {
@@ -61,6 +60,7 @@ const struct pd_optimizer pd_optimizer_adadelta = {
     .help = "torch.optim.Adadelta",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .passes = {{.run = update}},
 };

@@ -5,7 +5,10 @@
  *   sum <- sum + g^2, from initial_accumulator_value
  *   p   <- p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(sum) + eps)
  *          eps_inside_root: ... * g / sqrt(sum + eps) */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { SUM };
 
 struct scalars {
     float scale, weight_decay, start, lr, eps_in, eps_out;
@@ -18,17 +21,14 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 1;
 }
 
-PD_KERNEL
-static void adagrad_step(float *restrict p_next, const float *restrict p,
-                         const float *restrict grad, float *restrict sum, uint32_t count,
-                         struct scalars c)
+static inline float adagrad_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale + c.weight_decay * p[i];
-        sum[i] = sum[i] + c.start + g * g;
-        p_next[i] = p[i] - c.lr * (g / (sqrtf(sum[i] + c.eps_in) + c.eps_out));
-    }
+    float g = grad * c.scale + c.weight_decay * p;
+    s[SUM] = s[SUM] + c.start + g * g;
+    return p - c.lr * (g / (sqrtf(s[SUM] + c.eps_in) + c.eps_out));
 }
+
+PD_ELEMENTWISE(adagrad_step, adagrad_element, 1)
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
@@ -43,8 +43,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .eps_out = hyper->eps_inside_root ? 0 : (float)hyper->eps,
     };
 
-    adagrad_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                 block->count, c);
+    adagrad_step(block, c);
 }
 
 static const struct pd_option options[] = {
@@ -62,6 +61,7 @@ const struct pd_optimizer pd_optimizer_adagrad = {
     .help = "torch.optim.Adagrad",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .passes = {{.run = update}},
 };

@@ -6,7 +6,10 @@
  *   m <- beta1 * m + (1 - beta1) * g
  *   u <- max(beta2 * u, |g| + eps)
  *   p <- p - lr / (1 - beta1^t) * m / u */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { M, U };
 
 struct scalars {
     float scale, weight_decay, beta1, beta2, one_minus_beta1, eps;
@@ -20,36 +23,33 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 2;
 }
 
-PD_KERNEL
-static void adamax_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                        float *restrict m, float *restrict u, uint32_t count, struct scalars c)
+static inline float adamax_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale + c.weight_decay * p[i];
-        float decayed = c.beta2 * u[i];
-        float now = fabsf(g) + c.eps;
-        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
-        u[i] = decayed > now ? decayed : now;
-        p_next[i] = p[i] - c.step_size * (m[i] / u[i]);
-    }
+    float g = grad * c.scale + c.weight_decay * p;
+    float decayed = c.beta2 * s[U];
+    float now = fabsf(g) + c.eps;
+    s[M] = c.beta1 * s[M] + c.one_minus_beta1 * g;
+    s[U] = decayed > now ? decayed : now;
+    return p - c.step_size * (s[M] / s[U]);
 }
+
+PD_ELEMENTWISE(adamax_step, adamax_element, 2)
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double beta1 = hyper->betas[0];
+    double beta1 = hyper->betas[M];
     struct scalars c = {
         .scale = (float)step->gradient_scale,
         .weight_decay = (float)hyper->weight_decay,
         .beta1 = (float)beta1,
-        .beta2 = (float)hyper->betas[1],
+        .beta2 = (float)hyper->betas[U],
         .one_minus_beta1 = (float)(1 - beta1),
         .eps = (float)hyper->eps,
         .step_size = (float)(step->lr / (1 - pd_optimizer_power(beta1, step->number))),
     };
 
-    adamax_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                block->state[1], block->count, c);
+    adamax_step(block, c);
 }
 
 static const struct pd_option options[] = {
@@ -64,6 +64,7 @@ const struct pd_optimizer pd_optimizer_adamax = {
     .help = "torch.optim.Adamax",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .passes = {{.run = update}},
 };

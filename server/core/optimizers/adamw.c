@@ -10,7 +10,10 @@
  *        eps_before_correction: ... / ((sqrt(s) + eps) / sqrt(1 - beta2^t))
  *   Without bias_correction the two 1 - beta^t are 1. With decay_after_step the first line comes
  *   last. */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { M, V, V_MAX };
 
 struct scalars {
     float scale, beta1, beta2, one_minus_beta1, one_minus_beta2;
@@ -27,41 +30,36 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return hyper->amsgrad ? 3 : 2;
 }
 
-PD_KERNEL
-static void adamw_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                       float *restrict m, float *restrict v, uint32_t count, struct scalars c)
+static inline float adamw_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale;
-        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
-        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
-        float d = m[i] / (sqrtf(v[i]) * c.root_unbiasing + c.eps);
-        float next = c.kept * p[i] - c.step_size * d;
-        p_next[i] = next - c.decay_after * next;
-    }
+    float g = grad * c.scale;
+    s[M] = c.beta1 * s[M] + c.one_minus_beta1 * g;
+    s[V] = c.beta2 * s[V] + c.one_minus_beta2 * g * g;
+    float d = s[M] / (sqrtf(s[V]) * c.root_unbiasing + c.eps);
+    float next = c.kept * p - c.step_size * d;
+    return next - c.decay_after * next;
 }
 
-PD_KERNEL
-static void amsgrad_step(float *restrict p_next, const float *restrict p,
-                         const float *restrict grad, float *restrict m, float *restrict v,
-                         float *restrict v_max, uint32_t count, struct scalars c)
+PD_ELEMENTWISE(adamw_step, adamw_element, 2)
+
+static inline float amsgrad_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale;
-        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
-        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
-        v_max[i] = v[i] > v_max[i] ? v[i] : v_max[i];
-        float d = m[i] / (sqrtf(v_max[i]) * c.root_unbiasing + c.eps);
-        float next = c.kept * p[i] - c.step_size * d;
-        p_next[i] = next - c.decay_after * next;
-    }
+    float g = grad * c.scale;
+    s[M] = c.beta1 * s[M] + c.one_minus_beta1 * g;
+    s[V] = c.beta2 * s[V] + c.one_minus_beta2 * g * g;
+    s[V_MAX] = s[V] > s[V_MAX] ? s[V] : s[V_MAX];
+    float d = s[M] / (sqrtf(s[V_MAX]) * c.root_unbiasing + c.eps);
+    float next = c.kept * p - c.step_size * d;
+    return next - c.decay_after * next;
 }
+
+PD_ELEMENTWISE(amsgrad_step, amsgrad_element, 3)
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double beta1 = hyper->betas[0];
-    double beta2 = hyper->betas[1];
+    double beta1 = hyper->betas[M];
+    double beta2 = hyper->betas[V];
     double bias1 = 1;
     double bias2 = 1;
 
@@ -85,11 +83,9 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     };
 
     if (hyper->amsgrad) {
-        amsgrad_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                     block->state[1], block->state[2], block->count, c);
+        amsgrad_step(block, c);
     } else {
-        adamw_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                   block->state[1], block->count, c);
+        adamw_step(block, c);
     }
 }
 
@@ -117,6 +113,7 @@ const struct pd_optimizer pd_optimizer_adamw = {
     .help = "torch.optim.AdamW: weight decay of the parameter",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .check = check,
     .state_count = state_count,
     .signed_states = 1u << 0,

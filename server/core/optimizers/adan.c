@@ -10,7 +10,10 @@
  *        / (1 + lr * weight_decay)
  *   no_prox: p <- p * (1 - lr * weight_decay) - the same
  *   With caution the step along m, but not that along w, is cautious. */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { M, V, W, H };
 
 struct scalars {
     float scale, beta1, beta2, beta3, one_minus_beta1, one_minus_beta2, one_minus_beta3, eps;
@@ -29,24 +32,21 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 4;
 }
 
-PD_KERNEL
-static void adan_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                      float *restrict m, float *restrict v, float *restrict w, float *restrict h,
-                      uint32_t count, struct scalars c)
+static inline float adan_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale;
-        float change = (g - h[i]) * c.has_before;
-        float ahead = g + c.beta2 * change;
-        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
-        w[i] = c.beta2 * w[i] + c.one_minus_beta2 * change;
-        v[i] = c.beta3 * v[i] + c.one_minus_beta3 * ahead * ahead;
-        h[i] = g;
-        float d = sqrtf(v[i]) * c.root_unbiasing + c.eps;
-        float next = c.kept * p[i] - c.average_lr * (m[i] / d) - c.change_lr * (w[i] / d);
-        p_next[i] = next / c.divisor;
-    }
+    float g = grad * c.scale;
+    float change = (g - s[H]) * c.has_before;
+    float ahead = g + c.beta2 * change;
+    s[M] = c.beta1 * s[M] + c.one_minus_beta1 * g;
+    s[W] = c.beta2 * s[W] + c.one_minus_beta2 * change;
+    s[V] = c.beta3 * s[V] + c.one_minus_beta3 * ahead * ahead;
+    s[H] = g;
+    float d = sqrtf(s[V]) * c.root_unbiasing + c.eps;
+    float next = c.kept * p - c.average_lr * (s[M] / d) - c.change_lr * (s[W] / d);
+    return next / c.divisor;
 }
+
+PD_ELEMENTWISE(adan_step, adan_element, 4)
 
 /* Leaves the masked step in `grad`; returns the sum of the mask. */
 PD_KERNEL
@@ -80,17 +80,17 @@ static struct scalars scalars_of(const struct pd_optimizer_step *step)
 
     return (struct scalars){
         .scale = (float)step->gradient_scale,
-        .beta1 = (float)betas[0],
-        .beta2 = (float)betas[1],
-        .beta3 = (float)betas[2],
-        .one_minus_beta1 = (float)(1 - betas[0]),
-        .one_minus_beta2 = (float)(1 - betas[1]),
-        .one_minus_beta3 = (float)(1 - betas[2]),
+        .beta1 = (float)betas[M],
+        .beta2 = (float)betas[V],
+        .beta3 = (float)betas[W],
+        .one_minus_beta1 = (float)(1 - betas[M]),
+        .one_minus_beta2 = (float)(1 - betas[V]),
+        .one_minus_beta3 = (float)(1 - betas[W]),
         .eps = (float)hyper->eps,
         .has_before = step->number == 1 ? 0 : 1,
-        .root_unbiasing = (float)(1 / sqrt(1 - pd_optimizer_power(betas[2], t))),
-        .average_lr = (float)(step->lr / (1 - pd_optimizer_power(betas[0], t))),
-        .change_lr = (float)(step->lr * betas[1] / (1 - pd_optimizer_power(betas[1], t))),
+        .root_unbiasing = (float)(1 / sqrt(1 - pd_optimizer_power(betas[W], t))),
+        .average_lr = (float)(step->lr / (1 - pd_optimizer_power(betas[M], t))),
+        .change_lr = (float)(step->lr * betas[V] / (1 - pd_optimizer_power(betas[V], t))),
         .kept = hyper->no_prox ? (float)(1 - decay) : 1,
         .divisor = hyper->no_prox ? 1 : (float)(1 + decay),
     };
@@ -104,9 +104,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
             block->state[1], block->state[2], block->state[3], block->count, scalars_of(step));
         block->partial[1] = block->count;
     } else {
-        adan_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                  block->state[1], block->state[2], block->state[3], block->count,
-                  scalars_of(step));
+        adan_step(block, scalars_of(step));
     }
 }
 
@@ -125,6 +123,7 @@ const struct pd_optimizer pd_optimizer_adan = {
     .help = "timm Adan",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .pass_count = pd_optimizer_cautious_pass_count,
     .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},

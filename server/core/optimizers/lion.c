@@ -6,7 +6,10 @@
  *   u =  sign(beta1 * m + (1 - beta1) * g)
  *   m <- beta2 * m + (1 - beta2) * g
  *   p <- p - lr * u, or cautiously */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { M };
 
 struct scalars {
     float scale, kept, beta1, beta2, one_minus_beta1, one_minus_beta2, lr;
@@ -24,17 +27,15 @@ static inline float sign(float x)
     return x > 0 ? 1.0f : (x < 0 ? -1.0f : 0.0f);
 }
 
-PD_KERNEL
-static void lion_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                      float *restrict m, uint32_t count, struct scalars c)
+static inline float lion_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale;
-        float u = sign(c.beta1 * m[i] + c.one_minus_beta1 * g);
-        m[i] = c.beta2 * m[i] + c.one_minus_beta2 * g;
-        p_next[i] = c.kept * p[i] - c.lr * u;
-    }
+    float g = grad * c.scale;
+    float u = sign(c.beta1 * s[M] + c.one_minus_beta1 * g);
+    s[M] = c.beta2 * s[M] + c.one_minus_beta2 * g;
+    return c.kept * p - c.lr * u;
 }
+
+PD_ELEMENTWISE(lion_step, lion_element, 1)
 
 /* Leaves the masked step in `grad`; returns the sum of the mask. */
 PD_KERNEL
@@ -66,9 +67,9 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     struct scalars c = {
         .scale = (float)step->gradient_scale,
         .kept = (float)(1 - decay_share(step)),
-        .beta1 = (float)hyper->betas[0],
+        .beta1 = (float)hyper->betas[M],
         .beta2 = (float)hyper->betas[1],
-        .one_minus_beta1 = (float)(1 - hyper->betas[0]),
+        .one_minus_beta1 = (float)(1 - hyper->betas[M]),
         .one_minus_beta2 = (float)(1 - hyper->betas[1]),
         .lr = (float)step->lr,
     };
@@ -78,8 +79,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
                                           block->gradient, block->state[0], block->count, c);
         block->partial[1] = block->count;
     } else {
-        lion_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                  block->count, c);
+        lion_step(block, c);
     }
 }
 
@@ -99,6 +99,7 @@ const struct pd_optimizer pd_optimizer_lion = {
     .help = "timm Lion; Cautious Lion with caution",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .signed_states = 1u << 0,
     .pass_count = pd_optimizer_cautious_pass_count,

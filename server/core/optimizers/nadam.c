@@ -9,11 +9,14 @@
  *   v    <- beta2 * v + (1 - beta2) * g^2
  *   d    =  sqrt(v / (1 - beta2^t)) + eps
  *   p    <- p - lr * (1 - mu_t) / (1 - M_t) * g / d - lr * mu_(t+1) / (1 - M_(t+1)) * m / d */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
 
 #define DECAY_BASE 0.96
 /* Terms of a series that at least halves from one to the next: enough for a double. */
 #define SERIES_TERMS 64
+
+/* The state, in its order. */
+enum { M, V };
 
 struct scalars {
     float scale, weight_decay, kept, beta1, beta2, one_minus_beta1, one_minus_beta2, eps;
@@ -29,22 +32,20 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 2;
 }
 
-PD_KERNEL
-static void nadam_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                       float *restrict m, float *restrict v, uint32_t count, struct scalars c)
+static inline float nadam_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale + c.weight_decay * p[i];
-        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
-        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
-        float d = sqrtf(v[i]) * c.root_unbiasing + c.eps;
-        p_next[i] = c.kept * p[i] - c.gradient_lr * (g / d) - c.average_lr * (m[i] / d);
-    }
+    float g = grad * c.scale + c.weight_decay * p;
+    s[M] = c.beta1 * s[M] + c.one_minus_beta1 * g;
+    s[V] = c.beta2 * s[V] + c.one_minus_beta2 * g * g;
+    float d = sqrtf(s[V]) * c.root_unbiasing + c.eps;
+    return c.kept * p - c.gradient_lr * (g / d) - c.average_lr * (s[M] / d);
 }
+
+PD_ELEMENTWISE(nadam_step, nadam_element, 2)
 
 static double momentum_at(const struct pd_hyper *hyper, uint64_t t)
 {
-    return hyper->betas[0] * (1 - 0.5 * pow(DECAY_BASE, (double)t * hyper->momentum_decay));
+    return hyper->betas[M] * (1 - 0.5 * pow(DECAY_BASE, (double)t * hyper->momentum_decay));
 }
 
 /* M_t without a loop over steps: with q = 0.96^momentum_decay,
@@ -64,15 +65,15 @@ static double momentum_product(const struct pd_hyper *hyper, uint64_t t)
         half_power *= 0.5;
         series += half_power / k * geometric;
     }
-    return pd_optimizer_power(hyper->betas[0], t) * exp(-series);
+    return pd_optimizer_power(hyper->betas[M], t) * exp(-series);
 }
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     uint64_t t = step->number;
-    double beta1 = hyper->betas[0];
-    double beta2 = hyper->betas[1];
+    double beta1 = hyper->betas[M];
+    double beta2 = hyper->betas[V];
     double decay = hyper->weight_decay;
     double product = momentum_product(hyper, t);
     double momentum = momentum_at(hyper, t);
@@ -91,8 +92,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .average_lr = (float)(step->lr * next_momentum / (1 - product * next_momentum)),
     };
 
-    nadam_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-               block->state[1], block->count, c);
+    nadam_step(block, c);
 }
 
 static const struct pd_option options[] = {
@@ -110,6 +110,7 @@ const struct pd_optimizer pd_optimizer_nadam = {
     .help = "torch.optim.NAdam of torch 2",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .passes = {{.run = update}},
 };

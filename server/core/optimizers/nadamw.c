@@ -6,7 +6,10 @@
  *   v <- beta2 * v + (1 - beta2) * g^2
  *   n =  beta1 * m + (1 - beta1) * g
  *   p <- p - lr / (1 - beta1^t) * n / (sqrt(v) / sqrt(1 - beta2^t) + eps), or cautiously */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { M, V };
 
 struct scalars {
     float scale, kept, beta1, beta2, one_minus_beta1, one_minus_beta2, eps;
@@ -21,18 +24,16 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 2;
 }
 
-PD_KERNEL
-static void nadamw_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                        float *restrict m, float *restrict v, uint32_t count, struct scalars c)
+static inline float nadamw_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale;
-        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
-        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
-        float n = c.beta1 * m[i] + c.one_minus_beta1 * g;
-        p_next[i] = c.kept * p[i] - c.step_size * (n / (sqrtf(v[i]) * c.root_unbiasing + c.eps));
-    }
+    float g = grad * c.scale;
+    s[M] = c.beta1 * s[M] + c.one_minus_beta1 * g;
+    s[V] = c.beta2 * s[V] + c.one_minus_beta2 * g * g;
+    float n = c.beta1 * s[M] + c.one_minus_beta1 * g;
+    return c.kept * p - c.step_size * (n / (sqrtf(s[V]) * c.root_unbiasing + c.eps));
 }
+
+PD_ELEMENTWISE(nadamw_step, nadamw_element, 2)
 
 /* Leaves the masked step in `grad`; returns the sum of the mask. */
 PD_KERNEL
@@ -57,8 +58,8 @@ static uint32_t cautious_step(float *restrict p_next, const float *restrict p, f
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double beta1 = hyper->betas[0];
-    double beta2 = hyper->betas[1];
+    double beta1 = hyper->betas[M];
+    double beta2 = hyper->betas[V];
     struct scalars c = {
         .scale = (float)step->gradient_scale,
         .kept = (float)(1 - pd_optimizer_decay_share(step)),
@@ -77,8 +78,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
                           block->state[0], block->state[1], block->count, c);
         block->partial[1] = block->count;
     } else {
-        nadamw_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                    block->state[1], block->count, c);
+        nadamw_step(block, c);
     }
 }
 
@@ -96,6 +96,7 @@ const struct pd_optimizer pd_optimizer_nadamw = {
     .help = "timm NAdamW: without a schedule of the momentum",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .pass_count = pd_optimizer_cautious_pass_count,
     .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},

@@ -9,9 +9,12 @@
  *   rho > 5:  r = sqrt((rho - 4) * (rho - 2) * R / ((R - 4) * (R - 2) * rho))
  *             p <- p - lr / (1 - beta1^t) * m * r * sqrt(1 - beta2^t) / (sqrt(v) + eps)
  *   else:     p <- p - lr / (1 - beta1^t) * m */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
 
 #define RHO_MIN 5
+
+/* The state, in its order. */
+enum { M, V };
 
 struct scalars {
     float scale, weight_decay, kept, beta1, beta2, one_minus_beta1, one_minus_beta2, eps;
@@ -25,37 +28,31 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 2;
 }
 
-PD_KERNEL
-static void rectified_step(float *restrict p_next, const float *restrict p,
-                           const float *restrict grad, float *restrict m, float *restrict v,
-                           uint32_t count, struct scalars c)
+static inline float rectified_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale + c.weight_decay * p[i];
-        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
-        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
-        p_next[i] = c.kept * p[i] - c.step_size * (m[i] / (sqrtf(v[i]) + c.eps));
-    }
+    float g = grad * c.scale + c.weight_decay * p;
+    s[M] = c.beta1 * s[M] + c.one_minus_beta1 * g;
+    s[V] = c.beta2 * s[V] + c.one_minus_beta2 * g * g;
+    return c.kept * p - c.step_size * (s[M] / (sqrtf(s[V]) + c.eps));
 }
 
-PD_KERNEL
-static void undivided_step(float *restrict p_next, const float *restrict p,
-                           const float *restrict grad, float *restrict m, float *restrict v,
-                           uint32_t count, struct scalars c)
+PD_ELEMENTWISE(rectified_step, rectified_element, 2)
+
+static inline float undivided_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale + c.weight_decay * p[i];
-        m[i] = c.beta1 * m[i] + c.one_minus_beta1 * g;
-        v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
-        p_next[i] = c.kept * p[i] - c.step_size * m[i];
-    }
+    float g = grad * c.scale + c.weight_decay * p;
+    s[M] = c.beta1 * s[M] + c.one_minus_beta1 * g;
+    s[V] = c.beta2 * s[V] + c.one_minus_beta2 * g * g;
+    return c.kept * p - c.step_size * s[M];
 }
+
+PD_ELEMENTWISE(undivided_step, undivided_element, 2)
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double beta1 = hyper->betas[0];
-    double beta2 = hyper->betas[1];
+    double beta1 = hyper->betas[M];
+    double beta2 = hyper->betas[V];
     double decay = hyper->weight_decay;
     double power2 = pd_optimizer_power(beta2, step->number);
     double rho_limit = 2 / (1 - beta2) - 1;
@@ -79,11 +76,9 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .step_size = (float)step_size,
     };
     if (rho > RHO_MIN) {
-        rectified_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                       block->state[1], block->count, c);
+        rectified_step(block, c);
     } else {
-        undivided_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                       block->state[1], block->count, c);
+        undivided_step(block, c);
     }
 }
 
@@ -100,6 +95,7 @@ const struct pd_optimizer pd_optimizer_radam = {
     .help = "torch.optim.RAdam",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .passes = {{.run = update}},
 };

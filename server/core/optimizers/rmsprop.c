@@ -8,13 +8,17 @@
  *   d   =  g / (sqrt(s - a^2) + eps); eps_inside_root: g / sqrt(s - a^2 + eps)
  *   buf <- momentum * buf + d;        lr_in_momentum: momentum * buf + lr * d
  *   p   <- p - lr * buf;              lr_in_momentum: p - buf */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The first of the state; the average of the gradient is the last. */
+enum { S, BUF };
 
 struct scalars {
     float scale, weight_decay, alpha, one_minus_alpha, eps_in, eps_out;
     float momentum;
-    float buf_lr; /* on the way into the buffer */
-    float lr;     /* on the way out of it */
+    float buf_lr;    /* on the way into the buffer */
+    float lr;        /* on the way out of it */
+    float step_size; /* where there is none */
 };
 
 static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
@@ -23,49 +27,53 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 1u + (hyper->momentum != 0) + hyper->centered;
 }
 
-PD_KERNEL
-static void plain_direction(float *restrict d, const float *restrict p, float *restrict s,
-                            uint32_t count, struct scalars c)
+/* The gradient over its root mean square. */
+static inline float direction(float g, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = d[i] * c.scale + c.weight_decay * p[i];
-        s[i] = c.alpha * s[i] + c.one_minus_alpha * g * g;
-        d[i] = g / (sqrtf(s[i] + c.eps_in) + c.eps_out);
-    }
+    s[S] = c.alpha * s[S] + c.one_minus_alpha * g * g;
+    return g / (sqrtf(s[S] + c.eps_in) + c.eps_out);
 }
 
-PD_KERNEL
-static void centered_direction(float *restrict d, const float *restrict p, float *restrict s,
-                               float *restrict a, uint32_t count, struct scalars c)
+/* With the average of the gradient at `a` of the state. */
+static inline float centered_direction(float g, float *s, uint32_t a, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = d[i] * c.scale + c.weight_decay * p[i];
-        s[i] = c.alpha * s[i] + c.one_minus_alpha * g * g;
-        a[i] = c.alpha * a[i] + c.one_minus_alpha * g;
-        d[i] = g / (sqrtf(s[i] - a[i] * a[i] + c.eps_in) + c.eps_out);
-    }
+    s[S] = c.alpha * s[S] + c.one_minus_alpha * g * g;
+    s[a] = c.alpha * s[a] + c.one_minus_alpha * g;
+    return g / (sqrtf(s[S] - s[a] * s[a] + c.eps_in) + c.eps_out);
 }
 
-PD_KERNEL
-static void plain_step(float *restrict p_next, const float *restrict p, const float *restrict d,
-                       uint32_t count, float lr)
+static inline float plain_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        p_next[i] = p[i] - lr * d[i];
-    }
+    return p - c.step_size * direction(grad * c.scale + c.weight_decay * p, s, c);
 }
 
-PD_KERNEL
-static void momentum_step(float *restrict p_next, const float *restrict p, const float *restrict d,
-                          float *restrict buf, uint32_t count, struct scalars c)
+PD_ELEMENTWISE(plain_step, plain_element, 1)
+
+static inline float centered_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        buf[i] = c.momentum * buf[i] + c.buf_lr * d[i];
-        p_next[i] = p[i] - c.lr * buf[i];
-    }
+    return p - c.step_size * centered_direction(grad * c.scale + c.weight_decay * p, s, 1, c);
 }
 
-/* Two loops over a block that is in cache; the first leaves d in the place of the gradient. */
+PD_ELEMENTWISE(centered_step, centered_element, 2)
+
+static inline float momentum_element(float p, float grad, float *s, struct scalars c)
+{
+    float d = direction(grad * c.scale + c.weight_decay * p, s, c);
+    s[BUF] = c.momentum * s[BUF] + c.buf_lr * d;
+    return p - c.lr * s[BUF];
+}
+
+PD_ELEMENTWISE(momentum_step, momentum_element, 2)
+
+static inline float centered_momentum_element(float p, float grad, float *s, struct scalars c)
+{
+    float d = centered_direction(grad * c.scale + c.weight_decay * p, s, 2, c);
+    s[BUF] = c.momentum * s[BUF] + c.buf_lr * d;
+    return p - c.lr * s[BUF];
+}
+
+PD_ELEMENTWISE(centered_momentum_step, centered_momentum_element, 3)
+
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
@@ -79,21 +87,13 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .momentum = (float)hyper->momentum,
         .buf_lr = hyper->lr_in_momentum ? (float)step->lr : 1,
         .lr = hyper->lr_in_momentum ? 1 : (float)step->lr,
+        .step_size = (float)step->lr,
     };
 
-    if (hyper->centered) {
-        float *average = block->state[hyper->momentum != 0 ? 2 : 1];
-        centered_direction(block->gradient, block->parameters, block->state[0], average,
-                           block->count, c);
-    } else {
-        plain_direction(block->gradient, block->parameters, block->state[0], block->count, c);
-    }
     if (hyper->momentum != 0) {
-        momentum_step(block->parameters_next, block->parameters, block->gradient, block->state[1],
-                      block->count, c);
+        (hyper->centered ? centered_momentum_step : momentum_step)(block, c);
     } else {
-        plain_step(block->parameters_next, block->parameters, block->gradient, block->count,
-                   (float)step->lr);
+        (hyper->centered ? centered_step : plain_step)(block, c);
     }
 }
 
@@ -113,6 +113,7 @@ const struct pd_optimizer pd_optimizer_rmsprop = {
     .help = "torch.optim.RMSprop",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .momentum_states = 1u << 1,
     .passes = {{.run = update}},

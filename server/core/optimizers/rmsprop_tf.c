@@ -9,7 +9,10 @@
  *   buf <- momentum * buf + lr * d; without lr_in_momentum: momentum * buf + d
  *   p   <- p - buf;                 without lr_in_momentum: p - lr * buf
  *   Without momentum p <- p - lr * d; with momentum the step can be cautious. */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The first of the state; the average of the gradient is the last. */
+enum { S, BUF };
 
 struct scalars {
     float scale, weight_decay, decoupled_decay, one_minus_alpha, eps, momentum;
@@ -24,68 +27,100 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 1u + (hyper->momentum != 0) + hyper->centered;
 }
 
-/* The two leave g in `grad` and d in `d`. */
-PD_KERNEL
-static void plain_direction(float *restrict d, float *restrict grad, const float *restrict p,
-                            float *restrict s, uint32_t count, struct scalars c)
+/* The gradient over its root mean square. */
+static inline float direction(float g, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale + c.weight_decay * p[i];
-        float before = s[i] + c.start;
-        grad[i] = g;
-        s[i] = before + c.one_minus_alpha * (g * g - before);
-        d[i] = g / sqrtf(s[i] + c.eps);
-    }
+    float before = s[S] + c.start;
+    s[S] = before + c.one_minus_alpha * (g * g - before);
+    return g / sqrtf(s[S] + c.eps);
 }
 
-PD_KERNEL
-static void centered_direction(float *restrict d, float *restrict grad, const float *restrict p,
-                               float *restrict s, float *restrict a, uint32_t count,
-                               struct scalars c)
+/* With the average of the gradient at `a` of the state. */
+static inline float centered_direction(float g, float *s, uint32_t a, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale + c.weight_decay * p[i];
-        float before = s[i] + c.start;
-        grad[i] = g;
-        s[i] = before + c.one_minus_alpha * (g * g - before);
-        a[i] = a[i] + c.one_minus_alpha * (g - a[i]);
-        d[i] = g / sqrtf(s[i] - a[i] * a[i] + c.eps);
-    }
+    float before = s[S] + c.start;
+    s[S] = before + c.one_minus_alpha * (g * g - before);
+    s[a] = s[a] + c.one_minus_alpha * (g - s[a]);
+    return g / sqrtf(s[S] - s[a] * s[a] + c.eps);
 }
 
-/* The three find d in `p_next`. */
-PD_KERNEL
-static void plain_step(float *restrict p_next, const float *restrict p, uint32_t count,
-                       struct scalars c)
+static inline float decayed(float p, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        p_next[i] = p[i] - c.decoupled_decay * p[i] - c.lr * (c.buf_lr * p_next[i]);
-    }
+    return p - c.decoupled_decay * p;
 }
 
-PD_KERNEL
-static void momentum_step(float *restrict p_next, const float *restrict p, float *restrict buf,
-                          uint32_t count, struct scalars c)
+static inline float plain_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        buf[i] = c.momentum * buf[i] + c.buf_lr * p_next[i];
-        p_next[i] = p[i] - c.decoupled_decay * p[i] - c.lr * buf[i];
-    }
+    float d = direction(grad * c.scale + c.weight_decay * p, s, c);
+    return decayed(p, c) - c.lr * (c.buf_lr * d);
 }
 
-/* Leaves the masked step in `grad`; returns the sum of the mask. */
-PD_KERNEL
-static uint32_t cautious_step(float *restrict p_next, const float *restrict p, float *restrict grad,
-                              float *restrict buf, uint32_t count, struct scalars c)
+PD_ELEMENTWISE(plain_step, plain_element, 1)
+
+static inline float centered_element(float p, float grad, float *s, struct scalars c)
 {
+    float d = centered_direction(grad * c.scale + c.weight_decay * p, s, 1, c);
+    return decayed(p, c) - c.lr * (c.buf_lr * d);
+}
+
+PD_ELEMENTWISE(centered_step, centered_element, 2)
+
+static inline float momentum_element(float p, float grad, float *s, struct scalars c)
+{
+    float d = direction(grad * c.scale + c.weight_decay * p, s, c);
+    s[BUF] = c.momentum * s[BUF] + c.buf_lr * d;
+    return decayed(p, c) - c.lr * s[BUF];
+}
+
+PD_ELEMENTWISE(momentum_step, momentum_element, 2)
+
+static inline float centered_momentum_element(float p, float grad, float *s, struct scalars c)
+{
+    float d = centered_direction(grad * c.scale + c.weight_decay * p, s, 2, c);
+    s[BUF] = c.momentum * s[BUF] + c.buf_lr * d;
+    return decayed(p, c) - c.lr * s[BUF];
+}
+
+PD_ELEMENTWISE(centered_momentum_step, centered_momentum_element, 3)
+
+/* Leaves the masked step in the gradient; returns the sum of the mask. */
+static inline __attribute__((always_inline)) uint32_t mask(const struct pd_optimizer_block *block,
+                                                           bool centered, struct scalars c)
+{
+    const float *restrict p = block->parameters;
+    float *restrict p_next = block->parameters_next;
+    float *restrict grad = block->gradient;
+    float *restrict square = block->state[S];
+    float *restrict buf = block->state[BUF];
+    float *restrict average = block->state[centered ? 2 : 0];
     uint32_t agreeing = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        buf[i] = c.momentum * buf[i] + c.buf_lr * p_next[i];
-        agreeing += buf[i] * grad[i] > 0;
-        grad[i] = buf[i] * grad[i] > 0 ? c.lr * buf[i] : 0.0f;
-        p_next[i] = p[i] - c.decoupled_decay * p[i];
+
+    for (uint32_t i = 0; i < block->count; i++) {
+        float s[] = {square[i], 0, centered ? average[i] : 0};
+        float g = grad[i] * c.scale + c.weight_decay * p[i];
+        float d = centered ? centered_direction(g, s, 2, c) : direction(g, s, c);
+        square[i] = s[S];
+        if (centered) {
+            average[i] = s[2];
+        }
+        buf[i] = c.momentum * buf[i] + c.buf_lr * d;
+        agreeing += buf[i] * g > 0;
+        grad[i] = buf[i] * g > 0 ? c.lr * buf[i] : 0.0f;
+        p_next[i] = decayed(p[i], c);
     }
     return agreeing;
+}
+
+PD_KERNEL
+static uint32_t cautious_step(const struct pd_optimizer_block *block, struct scalars c)
+{
+    return mask(block, false, c);
+}
+
+PD_KERNEL
+static uint32_t cautious_centered_step(const struct pd_optimizer_block *block, struct scalars c)
+{
+    return mask(block, true, c);
 }
 
 static uint32_t pass_count(const struct pd_hyper *hyper)
@@ -114,22 +149,13 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     const struct pd_hyper *hyper = step->hyper;
     struct scalars c = scalars_of(step);
 
-    if (hyper->centered) {
-        float *average = block->state[hyper->momentum != 0 ? 2 : 1];
-        centered_direction(block->parameters_next, block->gradient, block->parameters,
-                           block->state[0], average, block->count, c);
-    } else {
-        plain_direction(block->parameters_next, block->gradient, block->parameters, block->state[0],
-                        block->count, c);
-    }
     if (hyper->momentum == 0) {
-        plain_step(block->parameters_next, block->parameters, block->count, c);
+        (hyper->centered ? centered_step : plain_step)(block, c);
     } else if (hyper->caution) {
-        block->partial[0] = cautious_step(block->parameters_next, block->parameters,
-                                          block->gradient, block->state[1], block->count, c);
+        block->partial[0] = (hyper->centered ? cautious_centered_step : cautious_step)(block, c);
         block->partial[1] = block->count;
     } else {
-        momentum_step(block->parameters_next, block->parameters, block->state[1], block->count, c);
+        (hyper->centered ? centered_momentum_step : momentum_step)(block, c);
     }
 }
 
@@ -151,6 +177,7 @@ const struct pd_optimizer pd_optimizer_rmsprop_tf = {
     .help = "timm RMSpropTF: eps inside the root, as TensorFlow has it",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .momentum_states = 1u << 1,
     .pass_count = pass_count,

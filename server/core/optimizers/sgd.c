@@ -6,7 +6,10 @@
  *   d   =  buf; nesterov: g + momentum * buf; without momentum: g
  *   p   <- p - lr * d
  *   lr_in_momentum, as in Sutskever et al. 2013, equations 1 to 4: lr multiplies g, not d. */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { BUF };
 
 struct scalars {
     float scale, weight_decay, momentum, undamped;
@@ -20,39 +23,32 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return hyper->momentum != 0 ? 1 : 0;
 }
 
-PD_KERNEL
-static void plain_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                       uint32_t count, struct scalars c)
+static inline float plain_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = c.buf_lr * (grad[i] * c.scale + c.weight_decay * p[i]);
-        p_next[i] = p[i] - c.lr * g;
-    }
+    (void)s;
+    float g = c.buf_lr * (grad * c.scale + c.weight_decay * p);
+    return p - c.lr * g;
 }
 
-PD_KERNEL
-static void momentum_step(float *restrict p_next, const float *restrict p,
-                          const float *restrict grad, float *restrict buf, uint32_t count,
-                          struct scalars c)
+PD_ELEMENTWISE(plain_step, plain_element, 0)
+
+static inline float momentum_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = c.buf_lr * (grad[i] * c.scale + c.weight_decay * p[i]);
-        buf[i] = c.momentum * buf[i] + c.undamped * g;
-        p_next[i] = p[i] - c.lr * buf[i];
-    }
+    float g = c.buf_lr * (grad * c.scale + c.weight_decay * p);
+    s[BUF] = c.momentum * s[BUF] + c.undamped * g;
+    return p - c.lr * s[BUF];
 }
 
-PD_KERNEL
-static void nesterov_step(float *restrict p_next, const float *restrict p,
-                          const float *restrict grad, float *restrict buf, uint32_t count,
-                          struct scalars c)
+PD_ELEMENTWISE(momentum_step, momentum_element, 1)
+
+static inline float nesterov_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = c.buf_lr * (grad[i] * c.scale + c.weight_decay * p[i]);
-        buf[i] = c.momentum * buf[i] + c.undamped * g;
-        p_next[i] = p[i] - c.lr * (g + c.momentum * buf[i]);
-    }
+    float g = c.buf_lr * (grad * c.scale + c.weight_decay * p);
+    s[BUF] = c.momentum * s[BUF] + c.undamped * g;
+    return p - c.lr * (g + c.momentum * s[BUF]);
 }
+
+PD_ELEMENTWISE(nesterov_step, nesterov_element, 1)
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
@@ -67,13 +63,11 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     };
 
     if (hyper->momentum == 0) {
-        plain_step(block->parameters_next, block->parameters, block->gradient, block->count, c);
+        plain_step(block, c);
     } else if (hyper->nesterov) {
-        nesterov_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                      block->count, c);
+        nesterov_step(block, c);
     } else {
-        momentum_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                      block->count, c);
+        momentum_step(block, c);
     }
 }
 
@@ -93,6 +87,7 @@ const struct pd_optimizer pd_optimizer_sgd = {
     .help = "torch.optim.SGD: momentum, Nesterov",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .momentum_states = 1u << 0,
     .signed_states = 1u << 0,

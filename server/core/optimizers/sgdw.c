@@ -6,7 +6,10 @@
  *   buf <- momentum * buf + (1 - dampening) * g, where the first step takes buf <- g
  *   d   =  buf; nesterov: g + momentum * buf; without momentum: g
  *   p   <- p - lr * d, or, with momentum, cautiously */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { BUF };
 
 struct scalars {
     float scale, kept, momentum, undamped, lr;
@@ -20,26 +23,22 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return hyper->momentum != 0 ? 1 : 0;
 }
 
-PD_KERNEL
-static void plain_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                       uint32_t count, struct scalars c)
+static inline float plain_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        p_next[i] = c.kept * p[i] - c.lr * (grad[i] * c.scale);
-    }
+    (void)s;
+    return c.kept * p - c.lr * (grad * c.scale);
 }
 
-PD_KERNEL
-static void momentum_step(float *restrict p_next, const float *restrict p,
-                          const float *restrict grad, float *restrict buf, uint32_t count,
-                          struct scalars c)
+PD_ELEMENTWISE(plain_step, plain_element, 0)
+
+static inline float momentum_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale;
-        buf[i] = c.momentum * buf[i] + c.undamped * g;
-        p_next[i] = c.kept * p[i] - c.lr * (c.from_grad * g + c.from_buf * buf[i]);
-    }
+    float g = grad * c.scale;
+    s[BUF] = c.momentum * s[BUF] + c.undamped * g;
+    return c.kept * p - c.lr * (c.from_grad * g + c.from_buf * s[BUF]);
 }
+
+PD_ELEMENTWISE(momentum_step, momentum_element, 1)
 
 /* Leaves the masked step in `grad`; returns the sum of the mask. */
 PD_KERNEL
@@ -77,14 +76,13 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     };
 
     if (hyper->momentum == 0) {
-        plain_step(block->parameters_next, block->parameters, block->gradient, block->count, c);
+        plain_step(block, c);
     } else if (hyper->caution) {
         block->partial[0] = cautious_step(block->parameters_next, block->parameters,
                                           block->gradient, block->state[0], block->count, c);
         block->partial[1] = block->count;
     } else {
-        momentum_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                      block->count, c);
+        momentum_step(block, c);
     }
 }
 
@@ -104,6 +102,7 @@ const struct pd_optimizer pd_optimizer_sgdw = {
     .help = "timm SGDW: SGD with decoupled weight decay",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .momentum_states = 1u << 0,
     .pass_count = pass_count,

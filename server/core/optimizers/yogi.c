@@ -6,7 +6,10 @@
  *   m <- beta1 * m + (1 - beta1) * g, from initial_accumulator_value
  *   v <- v - (1 - beta2) * sign(v - g^2) * g^2, from initial_accumulator_value
  *   p <- p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps) */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { M, V };
 
 struct scalars {
     float scale, weight_decay, start, beta1, one_minus_beta1, one_minus_beta2, eps;
@@ -21,27 +24,25 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 2;
 }
 
-PD_KERNEL
-static void yogi_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                      float *restrict m, float *restrict v, uint32_t count, struct scalars c)
+static inline float yogi_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = grad[i] * c.scale + c.weight_decay * p[i];
-        float square = g * g;
-        float before = v[i] + c.start;
-        float change = c.one_minus_beta2 * square;
-        m[i] = c.beta1 * (m[i] + c.start) + c.one_minus_beta1 * g;
-        change = before < square ? -change : change;
-        v[i] = before == square ? before : before - change;
-        p_next[i] = p[i] - c.step_size * (m[i] / (sqrtf(v[i]) * c.root_unbiasing + c.eps));
-    }
+    float g = grad * c.scale + c.weight_decay * p;
+    float square = g * g;
+    float before = s[V] + c.start;
+    float change = c.one_minus_beta2 * square;
+    s[M] = c.beta1 * (s[M] + c.start) + c.one_minus_beta1 * g;
+    change = before < square ? -change : change;
+    s[V] = before == square ? before : before - change;
+    return p - c.step_size * (s[M] / (sqrtf(s[V]) * c.root_unbiasing + c.eps));
 }
+
+PD_ELEMENTWISE(yogi_step, yogi_element, 2)
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double beta1 = hyper->betas[0];
-    double beta2 = hyper->betas[1];
+    double beta1 = hyper->betas[M];
+    double beta2 = hyper->betas[V];
     struct scalars c = {
         .scale = (float)step->gradient_scale,
         .weight_decay = (float)hyper->weight_decay,
@@ -54,8 +55,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
         .root_unbiasing = (float)(1 / sqrt(1 - pd_optimizer_power(beta2, step->number))),
     };
 
-    yogi_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-              block->state[1], block->count, c);
+    yogi_step(block, c);
 }
 
 static const struct pd_option options[] = {
@@ -72,6 +72,7 @@ const struct pd_optimizer pd_optimizer_yogi = {
     .help = "torch_optimizer Yogi",
     .options = options,
     .option_count = PD_OPTION_COUNT(options),
+    .beside = true,
     .state_count = state_count,
     .passes = {{.run = update}},
 };

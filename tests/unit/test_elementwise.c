@@ -1,0 +1,153 @@
+/* Rules that step beside: to the bit what they do in place, however their results are written, and
+ * nothing they read has changed. */
+#include "server/core/optimizer.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdalign.h>
+#include <string.h>
+
+#define COUNT 75u /* four cache lines and a rest */
+#define ROOM (COUNT + 16u)
+#define FORM_COUNT 4
+
+/* What a step reads, or what it has written. */
+struct numbers {
+    alignas(64) float gradient[ROOM];
+    alignas(64) float parameters[ROOM];
+    alignas(64) float state[PD_OPTIMIZER_STATE_COUNT_MAX][ROOM];
+};
+
+static void fill(struct numbers *numbers)
+{
+    for (uint32_t i = 0; i < ROOM; i++) {
+        numbers->gradient[i] = cosf((float)i) * 0.1f;
+        numbers->parameters[i] = sinf((float)i);
+        for (uint32_t k = 0; k < PD_OPTIMIZER_STATE_COUNT_MAX; k++) {
+            numbers->state[k][i] = 0.01f * (float)(i + k + 1);
+        }
+    }
+}
+
+/* Options that choose another loop of a rule, where it has them. */
+static void choose_form(const struct pd_optimizer *rule, int form, struct pd_hyper *hyper)
+{
+    struct pd_error error = {0};
+
+    memset(hyper, 0, sizeof *hyper);
+    ck_assert_int_eq(pd_option_defaults(rule->options, rule->option_count, hyper, &error), PD_OK);
+    for (uint32_t i = 0; i < rule->option_count; i++) {
+        size_t offset = rule->options[i].offset;
+        if (offset == offsetof(struct pd_hyper, momentum)) {
+            hyper->momentum = form % 2 == 1 ? 0.9 : 0;
+        } else if (offset == offsetof(struct pd_hyper, nesterov)) {
+            hyper->nesterov = form == 3;
+        } else if (offset == offsetof(struct pd_hyper, centered)) {
+            hyper->centered = form >= 2;
+        } else if (offset == offsetof(struct pd_hyper, amsgrad)) {
+            hyper->amsgrad = form >= 2;
+        }
+    }
+}
+
+/* One step of a block that begins `shift` elements into the arrays. The state goes to
+ * `state_after`, which may be `before`. */
+static void take_step(const struct pd_optimizer *rule, const struct pd_hyper *hyper,
+                      struct numbers *before, struct numbers *after, struct numbers *state_after,
+                      uint32_t shift, bool streamed)
+{
+    const struct pd_optimizer_step step = {
+        .hyper = hyper,
+        .lr = 1e-2,
+        .initial_lr = 1e-2,
+        .number = 7,
+        .group_number = 7,
+        .gradient_scale = 0.5,
+        .gradient_norm = 1,
+    };
+    struct pd_optimizer_block block = {
+        .count = COUNT,
+        .gradient = before->gradient + shift,
+        .parameters = before->parameters + shift,
+        .parameters_next = after->parameters + shift,
+        .streamed = streamed,
+    };
+    for (uint32_t k = 0; k < rule->state_count(hyper, NULL); k++) {
+        block.state[k] = before->state[k] + shift;
+        block.state_next[k] = state_after->state[k] + shift;
+    }
+    rule->passes[0].run(&step, &block);
+}
+
+static void compare(const struct pd_optimizer *rule, const struct pd_hyper *hyper, uint32_t shift,
+                    bool streamed)
+{
+    struct numbers before;
+    struct numbers kept;
+    struct numbers beside;
+    struct numbers in_place;
+
+    fill(&before);
+    kept = before;
+    beside = before;
+    in_place = before;
+    take_step(rule, hyper, &before, &beside, &beside, shift, streamed);
+    ck_assert_msg(memcmp(&before, &kept, sizeof kept) == 0, "%s changes what it reads", rule->name);
+    take_step(rule, hyper, &before, &in_place, &before, shift, streamed);
+    memcpy(in_place.state, before.state, sizeof in_place.state);
+    ck_assert_msg(memcmp(&beside, &in_place, sizeof in_place) == 0,
+                  "%s from element %u%s is another step beside than in place", rule->name, shift,
+                  streamed ? ", streamed," : "");
+}
+
+START_TEST(a_step_beside_is_the_step_in_place_to_the_bit)
+{
+    const struct pd_optimizer *rule = pd_optimizer_at((size_t)_i / FORM_COUNT);
+    struct pd_hyper hyper;
+
+    if (rule == NULL || !rule->beside) {
+        return;
+    }
+    choose_form(rule, _i % FORM_COUNT, &hyper);
+    compare(rule, &hyper, 0, false);
+    compare(rule, &hyper, 0, true);
+    compare(rule, &hyper, 3, true); /* not at the beginning of a cache line */
+}
+END_TEST
+
+START_TEST(every_rule_of_one_loop_over_elements_steps_beside)
+{
+    static const char *const names[] = {"sgd",   "sgdw",    "adam",       "adamw",    "lion",
+                                        "yogi",  "adagrad", "rmsprop",    "adadelta", "adamax",
+                                        "nadam", "nadamw",  "rmsprop_tf", "radam",    "adan"};
+
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const struct pd_optimizer *rule = pd_optimizer_find(names[i]);
+        ck_assert_msg(rule != NULL && rule->beside, "%s", names[i]);
+    }
+}
+END_TEST
+
+static int rule_count(void)
+{
+    int count = 0;
+    while (pd_optimizer_at((size_t)count) != NULL) {
+        count++;
+    }
+    return count;
+}
+
+int main(void)
+{
+    Suite *suite = suite_create("elementwise");
+    TCase *tests = tcase_create("beside");
+    tcase_add_loop_test(tests, a_step_beside_is_the_step_in_place_to_the_bit, 0,
+                        rule_count() * FORM_COUNT);
+    tcase_add_test(tests, every_rule_of_one_loop_over_elements_steps_beside);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}
