@@ -5,6 +5,23 @@
 
 #include <inttypes.h>
 
+/* A model that would be fewer blocks has smaller ones, but not below the size from which on a block
+ * costs little beside its elements. */
+#define FEW_BLOCKS 64u
+#define SMALL_BLOCK_ELEMENTS 16384u
+
+/* Elements of a block: the smallest size, doubled until FEW_BLOCKS of it hold the model. */
+static uint32_t choose_block_elements(uint64_t element_count, uint32_t block_elements_max)
+{
+    uint32_t block_elements = SMALL_BLOCK_ELEMENTS;
+
+    while (block_elements < block_elements_max &&
+           (uint64_t)block_elements * FEW_BLOCKS < element_count) {
+        block_elements *= 2;
+    }
+    return block_elements < block_elements_max ? block_elements : block_elements_max;
+}
+
 static uint64_t count_blocks(const struct pd_tensor_list *model, uint32_t block_elements)
 {
     uint64_t block_count = 0;
@@ -14,9 +31,9 @@ static uint64_t count_blocks(const struct pd_tensor_list *model, uint32_t block_
     return block_count;
 }
 
-static void cut_blocks(struct pd_shard_plan *plan, const struct pd_tensor_list *model,
-                       uint32_t block_elements)
+static void cut_blocks(struct pd_shard_plan *plan, const struct pd_tensor_list *model)
 {
+    uint32_t block_elements = plan->block_elements;
     uint64_t block_index = 0;
     for (uint32_t i = 0; i < model->count; i++) {
         const struct pd_tensor *tensor = &model->tensors[i];
@@ -116,10 +133,10 @@ static enum pd_status deal_blocks(struct pd_shard_plan *plan, uint64_t element_c
 }
 
 enum pd_status pd_shard_plan_create(struct pd_shard_plan **out, const struct pd_tensor_list *model,
-                                    uint32_t block_elements, uint32_t rank_count,
+                                    uint32_t block_elements_max, uint32_t rank_count,
                                     uint32_t lane_count, struct pd_error *error)
 {
-    PD_ASSERT(block_elements >= 1 && block_elements <= PD_BLOCK_ELEMENT_COUNT_MAX);
+    PD_ASSERT(block_elements_max >= 1 && block_elements_max <= PD_BLOCK_ELEMENT_COUNT_MAX);
     PD_ASSERT(rank_count >= 1 && rank_count <= PD_RANK_COUNT_MAX);
     *out = NULL;
     if (lane_count == 0 || rank_count % lane_count != 0) {
@@ -134,7 +151,8 @@ enum pd_status pd_shard_plan_create(struct pd_shard_plan **out, const struct pd_
     plan->rank_count = rank_count;
     plan->lane_count = lane_count;
     plan->replica_count = rank_count / lane_count;
-    plan->block_count = count_blocks(model, block_elements);
+    plan->block_elements = choose_block_elements(model->element_count, block_elements_max);
+    plan->block_count = count_blocks(model, plan->block_elements);
     plan->blocks = pd_heap_zalloc(plan->block_count, sizeof *plan->blocks);
     plan->tensor_blocks = pd_heap_zalloc((size_t)model->count + 1, sizeof *plan->tensor_blocks);
     plan->lanes = pd_heap_zalloc(lane_count, sizeof *plan->lanes);
@@ -147,7 +165,7 @@ enum pd_status pd_shard_plan_create(struct pd_shard_plan **out, const struct pd_
             pd_error_set(error, PD_ENOMEM, "shard plan: %" PRIu64 " blocks", plan->block_count);
         goto fail_plan;
     }
-    cut_blocks(plan, model, block_elements);
+    cut_blocks(plan, model);
     status = deal_blocks(plan, model->element_count, error);
     if (status != PD_OK) {
         goto fail_plan;

@@ -3,8 +3,9 @@
  *
  * A block is a run of at most `block_elements` elements of one tensor; the blocks of a model depend
  * on its tensors alone, never on the number of ranks, so sums taken block by block are the same for
- * any number. The S ranks form a grid of `lane_count` x replicas: rank = replica * lane_count +
- * lane. A lane is a contiguous run of blocks; within a lane each replica owns a contiguous run. */
+ * any number. Those of a small model are smaller, so that a few ranks can share it evenly. The S
+ * ranks form a grid of `lane_count` x replicas: rank = replica * lane_count + lane. A lane is a
+ * contiguous run of blocks; within a lane each replica owns a contiguous run. */
 #ifndef PD_COMMON_SHARD_PLAN_H
 #define PD_COMMON_SHARD_PLAN_H
 
@@ -28,6 +29,7 @@ struct pd_shard_plan {
     uint32_t rank_count;
     uint32_t lane_count;    /* divides rank_count */
     uint32_t replica_count; /* rank_count / lane_count */
+    uint32_t block_elements;
     uint64_t block_count;
     struct pd_block *blocks; /* block_count of them, by element_begin */
     uint64_t *tensor_blocks; /* tensor_count + 1: blocks [i]..[i+1]-1 are those of tensor i */
@@ -35,13 +37,14 @@ struct pd_shard_plan {
     struct pd_range *shards; /* rank_count, by rank: what that rank owns and steps */
 };
 
-/* Cut the model and deal it. The boundary between two neighbouring lanes (and replicas of a lane)
- * is the block boundary nearest to the even split, so each holds its even share within one block.
- * Errors: PD_EINVALID if lane_count does not divide rank_count; PD_ELIMIT if a lane exceeds
- * PD_LANE_ELEMENT_COUNT_MAX elements (says how many ranks would do); PD_ENOMEM. */
+/* Cut the model into blocks of at most `block_elements_max` and deal it. The boundary between two
+ * neighbouring lanes (and replicas of a lane) is the block boundary nearest to the even split, so
+ * each holds its even share within one block. Errors: PD_EINVALID if lane_count does not divide
+ * rank_count; PD_ELIMIT if a lane exceeds PD_LANE_ELEMENT_COUNT_MAX elements (says how many ranks
+ * would do); PD_ENOMEM. */
 PD_MUST_CHECK
 enum pd_status pd_shard_plan_create(struct pd_shard_plan **out, const struct pd_tensor_list *model,
-                                    uint32_t block_elements, uint32_t rank_count,
+                                    uint32_t block_elements_max, uint32_t rank_count,
                                     uint32_t lane_count, struct pd_error *error);
 void pd_shard_plan_destroy(struct pd_shard_plan *plan);
 

@@ -335,7 +335,9 @@ static const struct pd_option config_rows[] = {
      .low = 1,
      .high = PD_BLOCK_ELEMENT_COUNT_MAX,
      .unit = "elements",
-     .help = "the unit of work, of summation and of sharding"},
+     .help =
+         "the unit of work, of summation and of sharding; below 64 of them, a model is cut into "
+         "smaller ones, of 16384 at least"},
     {.key = "compute_ahead",
      .type = PD_OPTION_UINT,
      FIELD(compute_ahead),

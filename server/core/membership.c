@@ -309,7 +309,7 @@ static void send_registered(struct pd_engine *engine, const struct pd_member *me
     }
     registered->lane_count = engine->lane_count;
     registered->values_needed = values_needed;
-    registered->block_elements = (uint32_t)engine->config->block_size;
+    registered->block_elements = engine->plan->block_elements;
     registered->step = engine->leader->step_next;
     for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
         uint32_t rank = member->replica * engine->lane_count + lane;

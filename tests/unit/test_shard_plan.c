@@ -141,6 +141,31 @@ START_TEST(blocks_do_not_depend_on_the_number_of_ranks)
 }
 END_TEST
 
+/* Blocks of the size asked for would be too few to share them evenly. */
+START_TEST(small_model_has_smaller_blocks_of_which_each_rank_gets_as_many)
+{
+    static const struct {
+        uint64_t elements;
+        uint32_t block_elements_max;
+        uint32_t block_elements;
+    } cases[] = {
+        {100000, 65536, 16384},         {64 * 16384, 65536, 16384}, {64 * 16384 + 1, 65536, 32768},
+        {64 * 32768 + 1, 65536, 65536}, {25000000, 65536, 65536},   {100000, 10000, 10000},
+    };
+    struct pd_tensor_list model;
+    ck_assert_int_eq(pd_tensor_list_init(&model, 1, &error), PD_OK);
+    ck_assert_int_eq(pd_tensor_list_append(&model, "t", 1, 1, &cases[_i].elements, &error), PD_OK);
+    struct pd_shard_plan *plan = make_plan(&model, cases[_i].block_elements_max, 2, 2);
+    ck_assert_uint_eq(plan->block_elements, cases[_i].block_elements);
+    check_blocks(plan, &model, plan->block_elements);
+    uint64_t half = cases[_i].elements / 2;
+    ck_assert_uint_le(plan->shards[0].element_count, half + plan->block_elements / 2);
+    ck_assert_uint_ge(plan->shards[0].element_count, half - plan->block_elements / 2);
+    pd_shard_plan_destroy(plan);
+    pd_tensor_list_finish(&model);
+}
+END_TEST
+
 START_TEST(ranks_beyond_the_blocks_own_nothing)
 {
     struct pd_tensor_list model;
@@ -234,6 +259,8 @@ int main(void)
     tcase_set_timeout(cases, 60);
     tcase_add_loop_test(cases, every_grid_covers_the_model_in_even_contiguous_parts, 0, 64);
     tcase_add_test(cases, blocks_do_not_depend_on_the_number_of_ranks);
+    tcase_add_loop_test(cases, small_model_has_smaller_blocks_of_which_each_rank_gets_as_many, 0,
+                        6);
     tcase_add_test(cases, ranks_beyond_the_blocks_own_nothing);
     tcase_add_test(cases, a_tie_goes_to_the_lower_boundary);
     tcase_add_test(cases, a_rank_is_replica_times_lanes_plus_lane);
