@@ -52,6 +52,8 @@ enum pd_order_kind {
     PD_ORDER_FORGET = 10,
     PD_ORDER_AHEAD = 11,
     PD_ORDER_HESSIAN = 12,
+    PD_ORDER_ADMIT = 13,
+    PD_ORDER_TAKE = 14,
 };
 
 enum pd_report_kind {
@@ -231,6 +233,7 @@ struct pd_order {
     bool stop;
     bool trial;
     bool foreseen;
+    bool hessian;
     char reason[PD_ERROR_BYTES_MAX];
     uint32_t contributor_count;
     uint32_t lr_count;

@@ -336,7 +336,7 @@ static void take_admin(struct checker *checker, const Paramd__Admin *from, struc
 
 static void take_order(struct checker *checker, const Paramd__Order *from, struct pd_order *to)
 {
-    check_number(checker, "kind", from->kind, PD_ORDER_JOIN, PD_ORDER_HESSIAN);
+    check_number(checker, "kind", from->kind, PD_ORDER_JOIN, PD_ORDER_TAKE);
     check_text(checker, "name", from->name, to->name, sizeof to->name);
     check_text(checker, "reason", from->reason, to->reason, sizeof to->reason);
     check_number(checker, "replica", from->replica, 0, PD_RANK_COUNT_MAX - 1);
@@ -376,6 +376,7 @@ static void take_order(struct checker *checker, const Paramd__Order *from, struc
     to->stop = from->stop != 0;
     to->trial = from->trial != 0;
     to->foreseen = from->foreseen != 0;
+    to->hessian = from->hessian != 0;
     take_set(checker, &from->absent, &to->absent);
     to->tensors = (struct pd_tensor_list){0};
     if (from->n_tensors > 0) {

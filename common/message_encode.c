@@ -340,6 +340,7 @@ static void pack_order(struct packer *packer, const struct pd_order *from)
     to.stop = from->stop;
     to.trial = from->trial;
     to.foreseen = from->foreseen;
+    to.hessian = from->hessian;
     to.optimizer_step = from->optimizer_step;
     to.skip = from->skip;
     to.reason = lend(from->reason);

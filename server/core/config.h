@@ -39,10 +39,11 @@ struct pd_config {
     int aggregation;                       /* enum pd_aggregation */
     uint64_t lanes;                        /* 0: 1 for allreduce, all ranks for direct */
     struct {
-        uint64_t expected; /* workers that must have joined before the first step */
-        int mode;          /* 0 sync */
-        double lease_s;    /* silence after which a worker is evicted */
-        double resume_s;   /* time a worker whose connection closed has to come back */
+        uint64_t expected;      /* workers that must have joined before the first step */
+        int mode;               /* 0 sync */
+        double lease_s;         /* silence after which a worker is evicted */
+        double resume_s;        /* time a worker whose connection closed has to come back */
+        uint64_t staging_limit; /* bytes of pushed gradients that a rank holds; 0: no limit */
     } workers;
     uint64_t accumulation_steps;
     bool outer; /* workers push parameters: the gradient is what is served less their average */

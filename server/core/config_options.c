@@ -86,6 +86,17 @@ static const struct pd_option config_rows[] = {
      SECONDS(workers.resume_s),
      .default_text = "15",
      .help = "time a worker whose connection closed has to come back"},
+    {.key = "workers.staging_limit",
+     .type = PD_OPTION_UINT,
+     FIELD(workers.staging_limit),
+     .default_text = "null",
+     .nullable = 1,
+     .low = 1,
+     .high = WHOLE_MAX,
+     .unit = "bytes",
+     .help =
+         "what a rank holds of pushed gradients before they are added up; workers beyond it are "
+         "not read until there is room; null: no limit"},
     {.key = "accumulation_steps",
      .type = PD_OPTION_UINT,
      FIELD(accumulation_steps),

@@ -1,22 +1,23 @@
 #include "server/core/contribution.h"
 
 #include "common/assert.h"
-#include "common/heap.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-enum pd_status pd_contribution_init(struct pd_contribution *contribution, uint64_t element_count,
-                                    uint64_t accumulation_steps, struct pd_error *error)
+enum pd_status pd_contribution_equip(struct pd_contribution *contribution,
+                                     struct pd_staging *staging, struct pd_error *error)
 {
-    memset(contribution, 0, sizeof *contribution);
-    contribution->element_count = element_count;
-    contribution->payload = pd_heap_zalloc(element_count, sizeof(float));
+    if (contribution->payload != NULL) {
+        return PD_OK;
+    }
+    contribution->element_count = staging->element_count;
+    contribution->payload = pd_staging_take(staging);
     if (contribution->payload == NULL) {
         goto fail;
     }
-    if (accumulation_steps > 1) {
-        contribution->sum = pd_heap_zalloc(element_count, sizeof(float));
+    if (staging->accumulates) {
+        contribution->sum = pd_staging_take(staging);
         if (contribution->sum == NULL) {
             goto fail;
         }
@@ -24,17 +25,18 @@ enum pd_status pd_contribution_init(struct pd_contribution *contribution, uint64
     return PD_OK;
 
 fail:
-    pd_contribution_finish(contribution);
+    pd_contribution_strip(contribution, staging);
     return pd_error_set(error, PD_ENOMEM,
                         "out of memory for a worker's gradient of %" PRIu64 " elements",
-                        element_count);
+                        staging->element_count);
 }
 
-void pd_contribution_finish(struct pd_contribution *contribution)
+void pd_contribution_strip(struct pd_contribution *contribution, struct pd_staging *staging)
 {
-    pd_heap_free(contribution->payload);
-    pd_heap_free(contribution->sum);
-    memset(contribution, 0, sizeof *contribution);
+    pd_staging_return(staging, contribution->sum);
+    pd_staging_return(staging, contribution->payload);
+    contribution->payload = NULL;
+    contribution->sum = NULL;
 }
 
 static bool accepted_before(const struct pd_contribution *contribution, const struct pd_push *push)
@@ -100,6 +102,7 @@ enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contrib
 void pd_contribution_begin(struct pd_contribution *contribution, const struct pd_push *push)
 {
     PD_ASSERT(contribution->state == PD_CONTRIBUTION_IDLE);
+    PD_ASSERT(contribution->payload != NULL);
     contribution->push = *push;
     contribution->received = 0;
     contribution->state = PD_CONTRIBUTION_RECEIVING;
@@ -219,11 +222,13 @@ struct pd_source pd_contribution_source(const struct pd_contribution *contributi
     return source;
 }
 
-void pd_contribution_release(struct pd_contribution *contribution)
+void pd_contribution_release(struct pd_contribution *contribution, struct pd_staging *staging)
 {
     PD_ASSERT(contribution->state == PD_CONTRIBUTION_HELD ||
               contribution->state == PD_CONTRIBUTION_IDLE);
+    pd_contribution_strip(contribution, staging);
     contribution->state = PD_CONTRIBUTION_IDLE;
     contribution->in_sum = false;
     contribution->unit_samples = 0;
+    contribution->taken = false;
 }

@@ -17,6 +17,7 @@
 #include "common/message.h"
 #include "server/core/loss_scale.h"
 #include "server/core/reduce.h"
+#include "server/core/staging.h"
 
 enum pd_contribution_state {
     PD_CONTRIBUTION_IDLE,
@@ -25,27 +26,31 @@ enum pd_contribution_state {
     PD_CONTRIBUTION_HELD,
 };
 
-/* Embedded in the roster's entry. Invariant: `sum` exists when accumulation_steps > 1. */
+/* Embedded in the roster's entry. Invariants: unless IDLE it has its buffers; `sum` is one of them
+ * when accumulation_steps > 1. */
 struct pd_contribution {
     enum pd_contribution_state state;
     uint64_t element_count; /* of the lane */
-    void *payload;          /* element_count at up to 4 bytes: the micro-batch as it came */
-    float *sum;   /* element_count: micro-batches unscaled and weighted by samples / unit_samples */
-    bool started; /* a push has been accepted: next_step means something */
+    void *payload; /* lent by staging; element_count at up to 4 bytes: the micro-batch as it came */
+    float *sum;    /* lent likewise; element_count: micro-batches unscaled and weighted by samples /
+                      unit_samples */
+    bool started;  /* a push has been accepted: next_step means something */
     uint64_t next_step;
     uint32_t next_micro_batch;
     struct pd_push push;   /* header of the payload received, folded or held */
     uint64_t unit_samples; /* samples of the first micro-batch that has any: weight 1 in `sum` */
     bool in_sum;           /* the contribution is in `sum`; else the payload is all of it */
+    bool taken;            /* it has been added up before its step closes */
     uint64_t received;     /* RECEIVING: bytes of the payload that are in */
     uint64_t folded;       /* elements folded so far */
 };
 
-/* Errors: PD_ENOMEM; nothing to finish then. */
+/* Borrow its buffers, unless it has them. Errors: PD_ENOMEM; it has none then. */
 PD_MUST_CHECK
-enum pd_status pd_contribution_init(struct pd_contribution *contribution, uint64_t element_count,
-                                    uint64_t accumulation_steps, struct pd_error *error);
-void pd_contribution_finish(struct pd_contribution *contribution);
+enum pd_status pd_contribution_equip(struct pd_contribution *contribution,
+                                     struct pd_staging *staging, struct pd_error *error);
+/* Give its buffers back, and what is in them up. */
+void pd_contribution_strip(struct pd_contribution *contribution, struct pd_staging *staging);
 
 /* What a rank does with a push, by its header alone. */
 enum pd_push_verdict {
@@ -91,7 +96,8 @@ bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element
 struct pd_source pd_contribution_source(const struct pd_contribution *contribution, uint64_t begin,
                                         double weight);
 
-/* The step that used it is closed. */
-void pd_contribution_release(struct pd_contribution *contribution);
+/* It has been added up, or its step is closed without it: it is ready for another, once equipped.
+ */
+void pd_contribution_release(struct pd_contribution *contribution, struct pd_staging *staging);
 
 #endif

@@ -215,6 +215,12 @@ static enum pd_status adopt_model(struct pd_engine *engine, const struct pd_tens
     if (status != PD_OK) {
         goto fail_model;
     }
+    status = pd_staging_init(
+        &engine->roster->staging, engine->config, engine->plan,
+        engine->plan->lanes[engine->topology->rank % engine->lane_count].element_count, error);
+    if (status != PD_OK) {
+        goto fail_plan;
+    }
     status = pd_param_store_init(&engine->store, engine->plan, engine->topology->rank,
                                  engine->config, error);
     if (status != PD_OK) {
@@ -249,6 +255,11 @@ static void carry_out_register(struct pd_engine *engine, const struct pd_order *
     }
     if (adopt_model(engine, &order->tensors, &error) != PD_OK) {
         pd_engine_abort(engine, "model: %s", error.message);
+    } else if (engine->leader != NULL && engine->roster->staging.limited) {
+        pd_actions_log(engine->actions,
+                       "staging: a rank holds the gradients of %u workers at a time, %" PRIu64
+                       " bytes each",
+                       engine->roster->staging.place_count, engine->roster->staging.place_bytes);
     }
 }
 
@@ -286,6 +297,21 @@ static void carry_out_drain(struct pd_engine *engine, const struct pd_order *ord
         if (session->state == PD_SESSION_WORKER || session->state == PD_SESSION_GUEST) {
             session->pull_waiting = false;
             pd_engine_send(engine, id, &message);
+            pd_session_unpark(engine, id);
+        }
+    }
+}
+
+static void carry_out_admit(struct pd_engine *engine, const struct pd_order *order)
+{
+    for (uint32_t i = 0; i < order->contributor_count; i++) {
+        struct pd_worker *worker = pd_roster_find(engine->roster, order->contributors[i]);
+        if (worker == NULL || worker->replica != engine->replica) {
+            continue;
+        }
+        worker->admitted = true;
+        if (worker->connection != PD_CONNECTION_NONE) {
+            pd_session_unpark(engine, worker->connection);
         }
     }
 }
@@ -297,10 +323,11 @@ static void carry_out_stop(struct pd_engine *engine, const struct pd_order *orde
     engine->exiting = true;
 }
 
-/* Whether it is carried out by the step machine: with contributions, and the other ranks. */
+/* Whether it is carried out by the step machine, with contributions. */
 static bool sums(const struct pd_order *order)
 {
-    return order->kind == PD_ORDER_STEP || order->kind == PD_ORDER_HESSIAN;
+    return order->kind == PD_ORDER_STEP || order->kind == PD_ORDER_HESSIAN ||
+           order->kind == PD_ORDER_TAKE;
 }
 
 /* Whether contributions are used up by it, or by what follows: they must be whole. */
@@ -314,7 +341,7 @@ static bool uses_contributions(const struct pd_order *order)
  */
 static void complete(struct pd_engine *engine, struct pd_order *order, const char *fault)
 {
-    bool told_by_collectives = sums(order) && !order->skip;
+    bool told_by_collectives = sums(order) && order->kind != PD_ORDER_TAKE && !order->skip;
 
     hash_order(engine, order);
     engine->orders_executed = order->index + 1;
@@ -374,8 +401,16 @@ static bool carry_out_next(struct pd_engine *engine)
         pd_ahead_forget(engine);
         pd_restore_begin(engine);
         return true;
+    case PD_ORDER_TAKE:
+        engine->running = order;
+        pd_step_begin(engine->step, order);
+        pd_engine_want_work(engine);
+        return true;
     case PD_ORDER_FORGET:
         pd_restore_forget(engine);
+        break;
+    case PD_ORDER_ADMIT:
+        carry_out_admit(engine, order);
         break;
     case PD_ORDER_DRAIN:
         carry_out_drain(engine, order);
@@ -442,9 +477,9 @@ static void close_step(struct pd_engine *engine)
     pd_serve_answer_all(engine);
 }
 
-/* The estimate is in the optimizer's state, or left out; the step it comes with is the next order.
- */
-static void close_hessian(struct pd_engine *engine)
+/* Estimates are in the optimizer's state, or left out, or a contribution is taken; the step that
+ * they come with is an order by itself. */
+static void close_part(struct pd_engine *engine)
 {
     struct pd_order *order = engine->running;
 
@@ -474,10 +509,10 @@ static void advance_step(struct pd_engine *engine)
         pd_serve_reclaim_spare(engine);
         break;
     case PD_STEP_WANTS_NOTHING:
-        if (engine->running->kind == PD_ORDER_HESSIAN) {
-            close_hessian(engine);
-        } else {
+        if (engine->running->kind == PD_ORDER_STEP) {
             close_step(engine);
+        } else {
+            close_part(engine);
         }
         break;
     }

@@ -1,6 +1,7 @@
 /* What rank 0 knows and decides for all: the ordered log, the members, the rates, the life of the
  * job. session (Join, Register, Leave, Admin, Report) -> [leader] -> orders for every rank. Pure.
- * Parts: orders.c (the log and when a step closes), search.c (trials of learning rates), metrics.c
+ * Parts: orders.c (the log and when a step closes), admission.c (who is
+ * read), search.c (trials of learning rates), metrics.c
  * (what workers measure), membership.c (who takes part), admin.c (commands), status.c (what they
  * answer). Owner: the loop thread of rank 0. */
 #ifndef PD_SERVER_CORE_LEADER_H
@@ -57,6 +58,9 @@ struct pd_member {
 
     struct pd_given gradient;
     struct pd_given hessian; /* its estimate of the Hessian, if it gives one with the step */
+
+    bool admitted; /* its pushes to the step in collection are read, if that is limited */
+    bool taken;    /* its gradient is ordered to be added up: it counts, whatever happens */
 
     uint64_t step_next;     /* step after its last complete contribution */
     uint64_t samples_total; /* in closed steps */
@@ -201,11 +205,22 @@ double pd_leader_lr_ratio(const struct pd_engine *engine, uint32_t group);
 PD_MUST_CHECK
 enum pd_status pd_leader_find_group(const struct pd_engine *engine, const char *command,
                                     const char *name, uint32_t *group, struct pd_error *error);
+/* Whether steps close as soon as everybody is in. */
+bool pd_leader_steps_are_open(const struct pd_engine *engine);
 /* The step in collection is ordered: another one begins. */
 void pd_leader_close_collection(struct pd_leader *leader);
 /* End the job: after the running step when `wait`, else at once. */
 void pd_leader_drain(struct pd_engine *engine, const char *reason, bool wait);
 void pd_leader_tick(struct pd_engine *engine);
+
+/* ---- admission ---- */
+
+/* Whether the member may take part in the step in collection. */
+bool pd_admission_allows(const struct pd_engine *engine, const struct pd_member *member);
+/* Whether it takes part, and is not read for want of room. */
+bool pd_admission_holds_back(const struct pd_engine *engine, const struct pd_member *member);
+/* Admit workers to places that are free, and free places of gradients that can be added up. */
+void pd_admission_advance(struct pd_engine *engine);
 
 /* ---- search ---- */
 
@@ -291,7 +306,7 @@ void pd_member_reset(struct pd_member *member);
 void pd_member_advance(struct pd_engine *engine);
 /* Rank 0 was stopped for a while: those it waits for have their time anew. */
 void pd_member_forgive_silence(struct pd_engine *engine);
-const char *pd_member_state_name(const struct pd_member *member);
+const char *pd_member_state_name(const struct pd_engine *engine, const struct pd_member *member);
 
 /* ---- admin and status ---- */
 

@@ -26,10 +26,13 @@ struct pd_member *pd_member_find(struct pd_leader *leader, uint32_t worker_id)
     return NULL;
 }
 
-const char *pd_member_state_name(const struct pd_member *member)
+const char *pd_member_state_name(const struct pd_engine *engine, const struct pd_member *member)
 {
     if (member->ranks_missing != 0 && member->state == PD_MEMBER_ACTIVE) {
         return "lost";
+    }
+    if (pd_admission_holds_back(engine, member)) {
+        return "held back";
     }
     switch (member->state) {
     case PD_MEMBER_JOINING:
@@ -352,6 +355,11 @@ enum pd_status pd_member_register(struct pd_engine *engine, struct pd_member *me
         if (status != PD_OK) {
             return status;
         }
+        status = pd_staging_check(engine->config, plan, error);
+        if (status != PD_OK) {
+            pd_shard_plan_destroy(plan);
+            return status;
+        }
         for (uint32_t lane = 0; lane < engine->lane_count; lane++) {
             leader->lanes_needed |= (uint64_t)(plan->lanes[lane].element_count > 0) << lane;
         }
@@ -396,6 +404,9 @@ static void advance_registration(struct pd_engine *engine, struct pd_member *mem
     struct pd_leader *leader = engine->leader;
 
     if (!member->registering) {
+        return;
+    }
+    if (engine->store.has_version && !pd_admission_allows(engine, member)) {
         return;
     }
     if (engine->store.has_version) {
@@ -506,6 +517,8 @@ void pd_member_reset(struct pd_member *member)
 {
     memset(&member->gradient, 0, sizeof member->gradient);
     memset(&member->hessian, 0, sizeof member->hessian);
+    member->admitted = false;
+    member->taken = false;
 }
 
 /* ---- Leaving ---- */
@@ -543,7 +556,13 @@ void pd_member_depart(struct pd_engine *engine, struct pd_member *member, const 
 {
     pd_actions_log(engine->actions, "worker %u '%s' evicted at step %" PRIu64 ": %s", member->id,
                    member->name, engine->leader->step_next, reason);
-    member->state = PD_MEMBER_NONE;
+    if (member->taken) {
+        member->state = PD_MEMBER_LEAVING;
+        member->leave_ordered = true;
+        member->leave_index = engine->leader->order_next;
+    } else {
+        member->state = PD_MEMBER_NONE;
+    }
     order_departure(engine, member, reason);
 }
 

@@ -102,6 +102,7 @@ struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kin
     order->stop = false;
     order->trial = false;
     order->foreseen = false;
+    order->hessian = false;
     order->reason[0] = '\0';
     order->absent.byte_count = 0;
     return order;
@@ -381,8 +382,7 @@ static void issue_step(struct pd_engine *engine)
     pd_leader_close_collection(leader);
 }
 
-/* Whether steps close as soon as everybody is in. */
-static bool steps_are_open(struct pd_engine *engine)
+bool pd_leader_steps_are_open(const struct pd_engine *engine)
 {
     const struct pd_leader *leader = engine->leader;
 
@@ -395,7 +395,7 @@ static bool step_is_due(struct pd_engine *engine)
 {
     uint32_t contributor_count;
 
-    return steps_are_open(engine) && everybody_is_in(engine, &contributor_count) &&
+    return pd_leader_steps_are_open(engine) && everybody_is_in(engine, &contributor_count) &&
            contributor_count > 0;
 }
 
@@ -442,7 +442,8 @@ static void foresee_step(struct pd_engine *engine)
     struct pd_leader *leader = engine->leader;
     struct share shares[PD_WORKER_COUNT_MAX];
 
-    if (!steps_are_open(engine) || leader->drain != PD_DRAIN_NONE || pd_search_sweeps(leader) ||
+    if (!pd_leader_steps_are_open(engine) || leader->drain != PD_DRAIN_NONE ||
+        pd_search_sweeps(leader) ||
         !pd_step_may_go_ahead(engine->config, engine->plan, engine->store.lane.element_count) ||
         (leader->foreseen && leader->ahead.step == leader->step_next)) {
         return;
@@ -731,10 +732,11 @@ static void advance_drain(struct pd_engine *engine)
     }
 }
 
-/* Close the step in collection if it is complete, or foresee it. */
+/* Close the step in collection if it is complete, or foresee it; until then, see to who is read. */
 static void advance_step(struct pd_engine *engine)
 {
     engine->leader->pushed = false;
+    pd_admission_advance(engine);
     if (step_is_due(engine)) {
         issue_hessian(engine);
         issue_step(engine);

@@ -48,6 +48,7 @@ static void close_restored(struct pd_engine *engine)
     pd_param_store_begin_spare(&engine->store);
     pd_param_store_publish_spare(&engine->store);
     pd_roster_release(engine->roster, order);
+    pd_step_forget_taken(engine->step);
     pd_roster_sweep(engine->roster);
     engine->lr_count = engine->kept.lr_count;
     memcpy(engine->lrs, engine->kept.lrs, sizeof engine->lrs);

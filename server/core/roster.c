@@ -59,17 +59,18 @@ struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order 
     return worker;
 }
 
-enum pd_status pd_roster_equip(struct pd_worker *worker, bool hessian, uint64_t element_count,
-                               uint64_t accumulation_steps, struct pd_error *error)
+bool pd_roster_admits(const struct pd_roster *roster, const struct pd_worker *worker)
 {
-    bool *has = hessian ? &worker->has_hessian : &worker->has_contribution;
+    return !roster->staging.limited || worker->admitted;
+}
 
-    if (*has) {
-        return PD_OK;
-    }
-    enum pd_status status = pd_contribution_init(pd_roster_contribution(worker, hessian),
-                                                 element_count, accumulation_steps, error);
-    *has = status == PD_OK;
+enum pd_status pd_roster_equip(struct pd_roster *roster, struct pd_worker *worker, bool hessian,
+                               struct pd_error *error)
+{
+    enum pd_status status =
+        pd_contribution_equip(pd_roster_contribution(worker, hessian), &roster->staging, error);
+
+    *(hessian ? &worker->has_hessian : &worker->has_contribution) |= status == PD_OK;
     return status;
 }
 
@@ -100,19 +101,22 @@ static void remember(struct pd_roster *roster, uint32_t worker_id, const char *r
     snprintf(departed->reason, sizeof departed->reason, "%s", reason);
 }
 
-static void strike_off(struct pd_worker *worker)
+/* The memory it had the use of goes with it. */
+static void strike_off(struct pd_roster *roster, struct pd_worker *worker)
 {
-    pd_contribution_finish(&worker->contribution);
-    pd_contribution_finish(&worker->hessian);
-    worker->has_contribution = false;
-    worker->has_hessian = false;
-    worker->present = false;
+    uint32_t contribution_count = (uint32_t)worker->has_contribution + worker->has_hessian;
+
+    pd_contribution_strip(&worker->contribution, &roster->staging);
+    pd_contribution_strip(&worker->hessian, &roster->staging);
+    pd_staging_shrink(&roster->staging,
+                      contribution_count * (roster->staging.accumulates ? 2u : 1u));
+    memset(worker, 0, sizeof *worker);
 }
 
 void pd_roster_remove(struct pd_roster *roster, struct pd_worker *worker, const char *reason)
 {
     remember(roster, worker->id, reason);
-    strike_off(worker);
+    strike_off(roster, worker);
 }
 
 void pd_roster_leave(struct pd_roster *roster, struct pd_worker *worker, uint64_t step)
@@ -121,7 +125,22 @@ void pd_roster_leave(struct pd_roster *roster, struct pd_worker *worker, uint64_
     if (worker->has_contribution && pd_contribution_has_pushes(&worker->contribution, step)) {
         worker->leaving = true;
     } else {
-        strike_off(worker);
+        strike_off(roster, worker);
+    }
+}
+
+void pd_roster_take(struct pd_roster *roster, const struct pd_order *order)
+{
+    struct pd_worker *worker = pd_roster_find(roster, order->contributors[0]);
+
+    if (worker == NULL || !worker->has_contribution) {
+        return;
+    }
+    pd_contribution_release(&worker->hessian, &roster->staging);
+    worker->hessian.taken = true;
+    if (!order->hessian) {
+        pd_contribution_release(&worker->contribution, &roster->staging);
+        worker->contribution.taken = true;
     }
 }
 
@@ -130,8 +149,8 @@ void pd_roster_release(struct pd_roster *roster, const struct pd_order *order)
     for (uint32_t i = 0; i < order->contributor_count; i++) {
         struct pd_worker *worker = pd_roster_find(roster, order->contributors[i]);
         if (worker != NULL && worker->has_contribution) {
-            pd_contribution_release(&worker->contribution);
-            pd_contribution_release(&worker->hessian);
+            pd_contribution_release(&worker->contribution, &roster->staging);
+            pd_contribution_release(&worker->hessian, &roster->staging);
         }
     }
 }
@@ -140,8 +159,9 @@ void pd_roster_sweep(struct pd_roster *roster)
 {
     for (uint32_t slot = 0; slot < roster->slot_end; slot++) {
         struct pd_worker *worker = &roster->workers[slot];
+        worker->admitted = false;
         if (worker->present && worker->leaving) {
-            strike_off(worker);
+            strike_off(roster, worker);
         }
     }
 }
@@ -162,8 +182,8 @@ enum pd_status pd_roster_explain(const struct pd_roster *roster, uint32_t worker
 void pd_roster_finish(struct pd_roster *roster)
 {
     for (uint32_t slot = 0; slot < roster->slot_end; slot++) {
-        pd_contribution_finish(&roster->workers[slot].contribution);
-        pd_contribution_finish(&roster->workers[slot].hessian);
+        strike_off(roster, &roster->workers[slot]);
     }
-    memset(roster, 0, sizeof *roster);
+    pd_staging_finish(&roster->staging);
+    roster->slot_end = 0;
 }

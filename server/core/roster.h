@@ -18,7 +18,8 @@ struct pd_worker {
     char name[PD_NAME_BYTES_MAX + 1];
     uint32_t replica;
     pd_connection_id connection; /* PD_CONNECTION_NONE: none on this rank */
-    bool has_contribution;       /* its home is here and it has pushed */
+    bool admitted; /* what it pushes for the step in collection is read, if that is limited */
+    bool has_contribution; /* its home is here and it has pushed */
     struct pd_contribution contribution;
     bool has_hessian; /* and has given an estimate of the Hessian */
     struct pd_contribution hessian;
@@ -33,6 +34,7 @@ struct pd_departed {
 /* Slots are reused; ids never are. */
 struct pd_roster {
     struct pd_worker workers[PD_WORKER_COUNT_MAX];
+    struct pd_staging staging;
     uint32_t slot_end; /* one beyond the last slot ever used */
     /* Where to look first for an id: the slot that the last one equal to it modulo their number
      * got. */
@@ -51,11 +53,14 @@ uint32_t pd_roster_count_begun(const struct pd_roster *roster, uint64_t step);
 /* Enter the worker of a join order. There is room: rank 0 sees to it. */
 struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order *order);
 
-/* Make room, if there is none yet, for a worker's gradients of `element_count` elements, or for its
- * estimates of the Hessian. Errors: PD_ENOMEM. */
+/* Whether there is room for what the worker pushes now. */
+bool pd_roster_admits(const struct pd_roster *roster, const struct pd_worker *worker);
+
+/* Make room, if there is none yet, for a worker's gradients, or for its estimates of the Hessian.
+ * Errors: PD_ENOMEM. */
 PD_MUST_CHECK
-enum pd_status pd_roster_equip(struct pd_worker *worker, bool hessian, uint64_t element_count,
-                               uint64_t accumulation_steps, struct pd_error *error);
+enum pd_status pd_roster_equip(struct pd_roster *roster, struct pd_worker *worker, bool hessian,
+                               struct pd_error *error);
 
 /* Its contribution of gradients, or of estimates of the Hessian. */
 struct pd_contribution *pd_roster_contribution(struct pd_worker *worker, bool hessian);
@@ -68,10 +73,13 @@ void pd_roster_remove(struct pd_roster *roster, struct pd_worker *worker, const 
 
 /* Let a worker go that has left: at once, or when the step is closed if it has pushed for it. */
 void pd_roster_leave(struct pd_roster *roster, struct pd_worker *worker, uint64_t step);
+/* What a take order names has been added up, if it was here. With a worker's gradient go estimates
+ * that are not whole. */
+void pd_roster_take(struct pd_roster *roster, const struct pd_order *order);
 /* The step of an order is closed: its contributors' gradients on this rank are used up, and
  * whatever estimates came with them. */
 void pd_roster_release(struct pd_roster *roster, const struct pd_order *order);
-/* A step is closed: strike off those that stayed for it. */
+/* A step is closed: strike off those that stayed for it, and admit nobody yet to the next. */
 void pd_roster_sweep(struct pd_roster *roster);
 
 /* One line for a worker that is not present: why, if that is still known. */

@@ -353,6 +353,25 @@ static enum pd_push_verdict verdict_of(const struct pd_engine *engine, struct pd
     return verdict;
 }
 
+/* The peer is not read on until the push is taken up again. */
+static void park_push(struct pd_engine *engine, pd_connection_id connection,
+                      const struct pd_push *push)
+{
+    struct pd_session *session = session_at(engine, connection);
+
+    session->push_parked = true;
+    session->push = *push;
+}
+
+static void refuse_push(struct pd_engine *engine, pd_connection_id connection,
+                        const struct pd_error *error)
+{
+    session_at(engine, connection)->payload = PD_SESSION_PAYLOAD_DROPPED;
+    pd_actions_place(engine->actions, connection, NULL);
+    pd_session_refuse(engine, connection, error, false);
+}
+
+/* A worker's first push is what its memory is taken for: joining alone costs a rank nothing. */
 static void judge_push(struct pd_engine *engine, pd_connection_id connection,
                        struct pd_worker *worker, const struct pd_push *push)
 {
@@ -362,6 +381,14 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
 
     switch (verdict_of(engine, worker, push, &error)) {
     case PD_PUSH_ACCEPT:
+        if (!pd_roster_admits(engine->roster, worker)) {
+            park_push(engine, connection, push);
+            return;
+        }
+        if (pd_roster_equip(engine->roster, worker, push->hessian, &error) != PD_OK) {
+            refuse_push(engine, connection, &error);
+            return;
+        }
         pd_contribution_begin(contribution, push);
         session->push = *push;
         session->payload = PD_SESSION_PAYLOAD_PUSH;
@@ -371,8 +398,7 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
         }
         return;
     case PD_PUSH_WAIT:
-        session->push_parked = true;
-        session->push = *push;
+        park_push(engine, connection, push);
         return;
     case PD_PUSH_DUPLICATE:
         session->payload = PD_SESSION_PAYLOAD_DROPPED;
@@ -380,14 +406,32 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
         answer_push(engine, connection, push, true);
         return;
     case PD_PUSH_REFUSE:
-        session->payload = PD_SESSION_PAYLOAD_DROPPED;
-        pd_actions_place(engine->actions, connection, NULL);
-        pd_session_refuse(engine, connection, &error, false);
+        refuse_push(engine, connection, &error);
         return;
     }
 }
 
-/* A worker's first push is what its memory is taken for: joining alone costs a rank nothing. */
+void pd_session_unpark(struct pd_engine *engine, pd_connection_id connection)
+{
+    struct pd_session *session = session_at(engine, connection);
+    struct pd_worker *worker = worker_of(engine, session);
+    const struct pd_push push = session->push;
+    struct pd_error error = {0};
+
+    if (worker == NULL || !session->push_parked) {
+        return;
+    }
+    session->push_parked = false;
+    session->received_ms = engine->now_ms; /* it could not be heard while it was not read */
+    if (pd_push_check(engine, worker, &push,
+                      push.element_count * pd_dtype_bytes((enum pd_dtype)push.dtype),
+                      &error) != PD_OK) {
+        refuse_push(engine, connection, &error);
+        return;
+    }
+    judge_push(engine, connection, worker, &push);
+}
+
 static void on_push(struct pd_engine *engine, const struct pd_event *event)
 {
     struct pd_session *session = session_at(engine, event->connection);
@@ -395,9 +439,7 @@ static void on_push(struct pd_engine *engine, const struct pd_event *event)
     const struct pd_push *push = &event->message->push;
     struct pd_error error = {0};
 
-    if (pd_push_check(engine, worker, push, event->payload_bytes, &error) != PD_OK ||
-        pd_roster_equip(worker, push->hessian, engine->store.lane.element_count,
-                        engine->config->accumulation_steps, &error) != PD_OK) {
+    if (pd_push_check(engine, worker, push, event->payload_bytes, &error) != PD_OK) {
         drop_payload(engine, event);
         pd_session_refuse(engine, event->connection, &error, false);
         return;
@@ -821,10 +863,6 @@ bool pd_session_work(struct pd_engine *engine)
         worker->connection == PD_CONNECTION_NONE) {
         return true;
     }
-    struct pd_session *session = session_at(engine, worker->connection);
-    if (session->push_parked) {
-        session->push_parked = false;
-        judge_push(engine, worker->connection, worker, &session->push);
-    }
+    pd_session_unpark(engine, worker->connection);
     return true;
 }

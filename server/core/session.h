@@ -49,7 +49,7 @@ struct pd_session {
     uint32_t rank;        /* RANK */
     bool checksum;        /* the peer sums what it sends, and gets sums */
     enum pd_session_payload payload;
-    bool push_parked;    /* `push` waits for the fold of the micro-batch before */
+    bool push_parked;    /* `push` waits for room, or for the fold of the micro-batch before */
     struct pd_push push; /* parked, or the one whose payload is on its way */
     bool pull_waiting;   /* `pull` waits for its version */
     struct pd_pull pull;
@@ -79,6 +79,10 @@ void pd_session_refuse(struct pd_engine *engine, pd_connection_id connection,
 
 /* Close; what is queued is sent first if `flush`. */
 void pd_session_close(struct pd_engine *engine, pd_connection_id connection, bool flush);
+
+/* What a push that is parked waits for may have come: take it, or refuse it when the daemon drains.
+ */
+void pd_session_unpark(struct pd_engine *engine, pd_connection_id connection);
 
 /* Work on contributions: add micro-batches to their sums; true while there is more. */
 bool pd_session_work(struct pd_engine *engine);

@@ -83,10 +83,10 @@ static json_t *workers(const struct pd_engine *engine)
             continue;
         }
         json_array_append_new(
-            list,
-            json_pack("{s:i, s:s, s:s, s:I, s:I, s:i}", "id", (int)member->id, "name", member->name,
-                      "state", pd_member_state_name(member), "step", (json_int_t)member->step_next,
-                      "samples", (json_int_t)member->samples_total, "home", (int)member->replica));
+            list, json_pack("{s:i, s:s, s:s, s:I, s:I, s:i}", "id", (int)member->id, "name",
+                            member->name, "state", pd_member_state_name(engine, member), "step",
+                            (json_int_t)member->step_next, "samples",
+                            (json_int_t)member->samples_total, "home", (int)member->replica));
     }
     return list;
 }

@@ -28,6 +28,25 @@ static bool find_groups(struct pd_step_machine *machine)
     return machine->tensor_groups != NULL;
 }
 
+/* Gradients are taken to where SUM goes on with them, unless that is needed for estimates of the
+ * Hessian first, or is of the shard and not of the lane. */
+static bool allocate_taken(struct pd_step_machine *machine)
+{
+    bool estimates = machine->config->optimizer->estimate != NULL;
+    bool complete = true;
+
+    if (machine->plan->replica_count == 1 && !estimates) {
+        machine->taken[0].sum = machine->gradient;
+        return true;
+    }
+    for (int estimate = 0; estimate < (estimates ? 2 : 1); estimate++) {
+        machine->taken[estimate].sum =
+            pd_heap_zalloc(machine->store->lane.element_count, sizeof(float));
+        complete = complete && machine->taken[estimate].sum != NULL;
+    }
+    return complete;
+}
+
 static bool allocate(struct pd_step_machine *machine)
 {
     const struct pd_shard_plan *plan = machine->plan;
@@ -50,6 +69,9 @@ static bool allocate(struct pd_step_machine *machine)
     if (plan->replica_count > 1 && !pd_step_allocate_buckets(machine)) {
         return false;
     }
+    if (machine->config->workers.staging_limit > 0 && !allocate_taken(machine)) {
+        return false;
+    }
     return machine->tensor_misses != NULL && machine->sources != NULL &&
            machine->contributions != NULL && machine->partials != NULL &&
            machine->gathered != NULL && machine->gradient != NULL;
@@ -60,7 +82,8 @@ bool pd_step_may_go_ahead(const struct pd_config *config, const struct pd_shard_
 {
     /* What an estimate of the Hessian changes of the state, a step begun before would not have. */
     return config->compute_ahead > 0 && element_count >= config->compute_ahead &&
-           plan->replica_count == 1 && config->optimizer->estimate == NULL;
+           plan->replica_count == 1 && config->optimizer->estimate == NULL &&
+           config->workers.staging_limit == 0;
 }
 
 static bool may_fuse(const struct pd_config *config)
@@ -139,6 +162,11 @@ void pd_step_destroy(struct pd_step_machine *machine)
         pd_heap_free(machine->gathered);
     }
     pd_heap_free(machine->partials);
+    for (int estimate = 0; estimate < 2; estimate++) {
+        if (machine->taken[estimate].sum != machine->gradient) {
+            pd_heap_free(machine->taken[estimate].sum);
+        }
+    }
     pd_heap_free(machine->gradient);
     pd_heap_free(machine->contributions);
     pd_heap_free(machine->sources);
@@ -249,9 +277,10 @@ uint64_t pd_step_next_elements(const struct pd_step_machine *machine)
 void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order)
 {
     PD_ASSERT(machine->ahead ? order->foreseen : machine->state == PD_STEP_IDLE);
-    PD_ASSERT(order->kind == PD_ORDER_STEP || pd_step_is_estimate(order));
+    PD_ASSERT(order->kind == PD_ORDER_STEP || order->kind == PD_ORDER_HESSIAN ||
+              order->kind == PD_ORDER_TAKE);
     PD_ASSERT(order->step == machine->store->version);
-    PD_ASSERT(pd_step_is_estimate(order) || order->lr_count == machine->config->group_count);
+    PD_ASSERT(order->kind != PD_ORDER_STEP || order->lr_count == machine->config->group_count);
     if (machine->ahead && !pd_step_collect_ahead(machine)) {
         /* A worker has pushed in one micro-batch to rank 0, and in several here. */
         pd_step_forget(machine);
@@ -264,6 +293,10 @@ void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order
         return;
     }
     pd_step_collect(machine);
+    if (order->kind == PD_ORDER_TAKE) {
+        enter(machine, PD_STEP_TAKE);
+        return;
+    }
     enter(machine, order->skip ? PD_STEP_DONE : PD_STEP_BUFFER);
     if (order->skip) {
         pd_gradient_norms_clear(&machine->norms);
@@ -368,6 +401,12 @@ static enum pd_step_want advance_once(struct pd_step_machine *machine)
         return PD_STEP_WANTS_COLLECTIVE;
     }
     switch (machine->state) {
+    case PD_STEP_TAKE:
+        if (!pd_step_turn_take(machine)) {
+            return PD_STEP_WANTS_WORK;
+        }
+        enter(machine, PD_STEP_DONE);
+        return PD_STEP_WANTS_NOTHING;
     case PD_STEP_BUFFER:
         if (machine->store->buffers[1 - machine->store->served].users > 0) {
             return PD_STEP_WANTS_BUFFER;
@@ -437,8 +476,11 @@ bool pd_step_nonfinite(const struct pd_step_machine *machine)
 struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine)
 {
     PD_ASSERT(machine->state == PD_STEP_DONE);
-    if (!pd_step_is_estimate(machine->order)) {
+    if (machine->order->kind == PD_ORDER_TAKE) {
+        pd_roster_take(machine->roster, machine->order);
+    } else if (machine->order->kind == PD_ORDER_STEP) {
         pd_roster_release(machine->roster, machine->order);
+        pd_step_forget_taken(machine);
     }
     machine->order = NULL;
     machine->state = PD_STEP_IDLE;
@@ -447,11 +489,39 @@ struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine)
 
 /* ---- Help with NaNs ---- */
 
+uint32_t pd_step_find_in_block(const struct pd_step_machine *machine, const struct pd_order *order,
+                               const struct pd_contribution *contribution,
+                               const struct pd_block *block)
+{
+    struct pd_source source = pd_contribution_source(contribution, in_lane(machine, block), 1.0);
+
+    if (pd_gradient_norms_rests(&machine->norms, block->tensor_index, &order->absent)) {
+        return block->element_count;
+    }
+    return pd_reduce_find_nonfinite(source.elements, source.dtype, block->element_count);
+}
+
+static void describe(const struct pd_step_machine *machine, const struct pd_block *block,
+                     uint32_t element, char *text, size_t text_bytes)
+{
+    const struct pd_tensor *tensor = &machine->model->tensors[block->tensor_index];
+
+    snprintf(text, text_bytes, "tensor '%s', element %" PRIu64, tensor->name,
+             block->element_begin + element - tensor->element_begin);
+}
+
 bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct pd_order *order,
                             uint32_t *worker_id, char *text, size_t text_bytes)
 {
     const struct pd_range *lane = &machine->store->lane;
+    const struct pd_taken *taken = &machine->taken[pd_step_is_estimate(order)];
 
+    if (taken->nonfinite &&
+        !pd_gradient_norms_rests(&machine->norms, taken->block->tensor_index, &order->absent)) {
+        *worker_id = taken->worker_id;
+        describe(machine, taken->block, taken->element, text, text_bytes);
+        return true;
+    }
     for (uint32_t i = 0; i < order->contributor_count; i++) {
         struct pd_worker *worker = pd_step_contributor(machine, order, i);
         if (worker == NULL || !(order->weights[i] > 0.0)) {
@@ -461,22 +531,12 @@ bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct 
             pd_roster_contribution(worker, pd_step_is_estimate(order));
         for (uint64_t index = 0; index < lane->block_count; index++) {
             const struct pd_block *block = &machine->plan->blocks[lane->block_begin + index];
-            uint64_t begin = in_lane(machine, block);
-            if (pd_gradient_norms_rests(&machine->norms, block->tensor_index, &order->absent)) {
-                continue;
+            uint32_t at = pd_step_find_in_block(machine, order, contribution, block);
+            if (at < block->element_count) {
+                *worker_id = worker->id;
+                describe(machine, block, at, text, text_bytes);
+                return true;
             }
-            struct pd_source source = pd_contribution_source(contribution, 0, order->weights[i]);
-            const char *elements =
-                (const char *)source.elements + begin * pd_dtype_bytes(source.dtype);
-            uint32_t at = pd_reduce_find_nonfinite(elements, source.dtype, block->element_count);
-            if (at == block->element_count) {
-                continue;
-            }
-            const struct pd_tensor *tensor = &machine->model->tensors[block->tensor_index];
-            *worker_id = worker->id;
-            snprintf(text, text_bytes, "tensor '%s', element %" PRIu64, tensor->name,
-                     block->element_begin + at - tensor->element_begin);
-            return true;
         }
     }
     return false;

@@ -8,6 +8,9 @@
  *                             |  `-TENSOR_SUMS <- more passes        |
  *                             `-> ESTIMATE: a hessian order ---------'
  *
+ * With workers.staging_limit contributions may be added up before the step's order, each by a take
+ * order of its own: IDLE -> TAKE -> DONE. SUM goes on from there.
+ *
  * A step may begin ahead of its order, while contributions still arrive: IDLE -> SUM on what an
  * order AHEAD says the step will be; blocks are taken as they are in from everybody. If the step's
  * order then says the same, SUM goes on from there, else it is forgotten. Where the rule allows it
@@ -32,6 +35,7 @@
 
 enum pd_step_state {
     PD_STEP_IDLE,
+    PD_STEP_TAKE,
     PD_STEP_BUFFER,
     PD_STEP_SUM,
     PD_STEP_NORMS,
@@ -69,8 +73,11 @@ void pd_step_list_state(struct pd_step_machine *machine, struct pd_snapshot *sna
 
 enum pd_step_state pd_step_state(const struct pd_step_machine *machine);
 
-/* Begin the step or hessian order, which is borrowed until DONE. IDLE only. */
+/* Begin the step, hessian or take order, which is borrowed until finish. IDLE only. */
 void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order);
+
+/* The step in collection closes without using its gradients: forget those that were taken. */
+void pd_step_forget_taken(struct pd_step_machine *machine);
 
 /* Whether this rank's steps may begin ahead, for a lane of that many elements. */
 bool pd_step_may_go_ahead(const struct pd_config *config, const struct pd_shard_plan *plan,

@@ -158,11 +158,14 @@ static void turn_sum(struct pd_step_machine *machine)
     buckets->summed++;
 }
 
-/* What this rank has of a block of its own. The sum of one contribution, which weighs 1 in it, is
- * that contribution times the scale. */
+/* What this rank has of a block of its own. The sum of one contribution that weighs 1 in it is that
+ * contribution times the scale. */
 static struct pd_source own_source(struct pd_step_machine *machine, const struct pd_block *block)
 {
-    if (machine->source_count == 1) {
+    bool alone =
+        machine->source_count == 1 && !(pd_step_taken(machine, machine->order)->samples > 0.0);
+
+    if (alone && machine->sources[0].weight >= 1.0f && machine->sources[0].weight <= 1.0f) {
         struct pd_source source = machine->sources[0];
         source.elements =
             (const char *)source.elements + in_lane(machine, block) * pd_dtype_bytes(source.dtype);

@@ -1,5 +1,6 @@
 /* The step machine's state and the verbs its parts share. Private to the step's parts: step
- * (moves), step_sum, step_bucket, step_collective, step_update. Pure. Owner: the loop thread.
+ * (moves), step_sum, step_take, step_bucket, step_collective, step_update. Pure. Owner: the loop
+ * thread.
  *
  *   contributions -> step_sum -> step_bucket (replicas) -> step_update -> param_store */
 #ifndef PD_SERVER_CORE_STEP_STATE_H
@@ -44,6 +45,16 @@ struct pd_step_buckets {
     struct pd_step_slot slots[PD_STEP_SLOT_COUNT];
 };
 
+/* What has been added up of the step in collection before its order. */
+struct pd_taken {
+    float *sum;     /* lane elements; NULL without workers.staging_limit */
+    double samples; /* that weigh 1 in it; 0: nothing is in it */
+    bool nonfinite; /* the first element that is not finite: whose, and where */
+    uint32_t worker_id;
+    const struct pd_block *block;
+    uint32_t element; /* of the block */
+};
+
 struct pd_step_machine {
     enum pd_step_state state;
     const struct pd_config *config;
@@ -71,6 +82,8 @@ struct pd_step_machine {
     struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
     const struct pd_contribution **contributions; /* what the sources are of */
     float scale; /* what their weighted sum is multiplied by: the first one weighs 1 in it */
+
+    struct pd_taken taken[2]; /* of gradients, and of estimates of the Hessian */
 
     struct pd_gradient_norms norms;
     struct pd_optimizer_state optimizer_state;
@@ -127,6 +140,14 @@ static inline struct pd_optimizer_span parts_of(const struct pd_step_machine *ma
                                 shard->block_count);
 }
 
+/* ---- step ---- */
+
+/* The first element of a block that is not finite in that contribution to the step of an order; the
+ * number of its elements when all are, or when the tensor rests. */
+uint32_t pd_step_find_in_block(const struct pd_step_machine *machine, const struct pd_order *order,
+                               const struct pd_contribution *contribution,
+                               const struct pd_block *block);
+
 /* ---- step_sum ---- */
 
 /* Whether what is summed are estimates of the Hessian, not gradients. */
@@ -149,6 +170,16 @@ void pd_step_measure_block(struct pd_step_machine *machine, uint64_t index);
 uint64_t pd_step_blocks_in(const struct pd_step_machine *machine);
 /* Take blocks as far as `end`, for a turn. */
 void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end);
+/* Add the sources' elements of a block to what `out` holds, or put their sum there if `first`. */
+void pd_step_add_sources(struct pd_step_machine *machine, const struct pd_block *block, float *out,
+                         bool first, float scale);
+
+/* ---- step_take ---- */
+
+/* What is taken of what the order sums. */
+struct pd_taken *pd_step_taken(struct pd_step_machine *machine, const struct pd_order *order);
+/* Add the contribution of a take order to that, for a turn; true when it is added. */
+bool pd_step_turn_take(struct pd_step_machine *machine);
 
 /* ---- step_bucket: with replicas; without, there are no buckets ---- */
 

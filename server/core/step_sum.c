@@ -8,7 +8,7 @@
 
 bool pd_step_is_estimate(const struct pd_order *order)
 {
-    return order->kind == PD_ORDER_HESSIAN;
+    return order->kind == PD_ORDER_HESSIAN || (order->kind == PD_ORDER_TAKE && order->hessian);
 }
 
 struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
@@ -20,12 +20,13 @@ struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
         return NULL;
     }
     bool here = pd_step_is_estimate(order) ? worker->has_hessian : worker->has_contribution;
-    return here ? worker : NULL;
+    bool taken = pd_roster_contribution(worker, pd_step_is_estimate(order))->taken;
+    return here && !taken ? worker : NULL;
 }
 
 void pd_step_collect(struct pd_step_machine *machine)
 {
-    double unit = 0.0;
+    double unit = pd_step_taken(machine, machine->order)->samples;
 
     machine->source_count = 0;
     for (uint32_t i = 0; i < machine->order->contributor_count; i++) {
@@ -63,7 +64,8 @@ bool pd_step_collect_ahead(struct pd_step_machine *machine)
     return true;
 }
 
-void pd_step_sum_block(struct pd_step_machine *machine, const struct pd_block *block, float *out)
+void pd_step_add_sources(struct pd_step_machine *machine, const struct pd_block *block, float *out,
+                         bool first, float scale)
 {
     struct pd_source *sources = machine->sources;
     uint64_t begin = in_lane(machine, block);
@@ -72,12 +74,22 @@ void pd_step_sum_block(struct pd_step_machine *machine, const struct pd_block *b
         sources[i].elements =
             (const char *)sources[i].elements + begin * pd_dtype_bytes(sources[i].dtype);
     }
-    pd_reduce_scaled(out, true, sources, machine->source_count, machine->scale,
-                     block->element_count);
+    pd_reduce_scaled(out, first, sources, machine->source_count, scale, block->element_count);
     for (uint32_t i = 0; i < machine->source_count; i++) {
         sources[i].elements =
             (const char *)sources[i].elements - begin * pd_dtype_bytes(sources[i].dtype);
     }
+}
+
+void pd_step_sum_block(struct pd_step_machine *machine, const struct pd_block *block, float *out)
+{
+    const struct pd_taken *taken = pd_step_taken(machine, machine->order);
+    bool first = !(taken->samples > 0.0);
+
+    if (!first && out != taken->sum + in_lane(machine, block)) {
+        memcpy(out, taken->sum + in_lane(machine, block), block->element_count * sizeof *out);
+    }
+    pd_step_add_sources(machine, block, out, first, machine->scale);
 }
 
 /* An infinity must not become a large number by clipping: it makes the step one to skip. */

@@ -171,7 +171,7 @@ static void on_depart(struct sim_ledger *ledger, const struct pd_order *order)
     member->pushed_out = strstr(order->reason, "administrator") != NULL ||
                          strstr(order->reason, "took its name") != NULL;
     if (contribution == NULL || member->pushed_out || contribution->counted ||
-        !complete(ledger, contribution)) {
+        contribution->taken || !complete(ledger, contribution)) {
         return;
     }
     SIM_CHECK(ledger->agenda,
@@ -179,6 +179,49 @@ static void on_depart(struct sim_ledger *ledger, const struct pd_order *order)
               "worker %u departs and its whole gradient of step %" PRIu64 " with it: %s",
               order->worker_id, order->step, order->reason);
     member->pushed_out = true;
+}
+
+/* All that is there of a contribution is on every lane; and that is all of it unless the worker
+ * `left`. */
+static void check_whole(const struct sim_ledger *ledger,
+                        const struct sim_contribution *contribution, bool left)
+{
+    SIM_CHECK(ledger->agenda, left || complete(ledger, contribution),
+              "step %" PRIu64 " counts worker %u, which is not whole", contribution->step,
+              contribution->worker_id);
+    for (uint32_t i = 0; i < contribution->batch_count; i++) {
+        const struct sim_batch *batch = &contribution->batches[i];
+        SIM_CHECK(ledger->agenda, batch->stored_lanes == 0 || sim_batch_whole(ledger, batch),
+                  "step %" PRIu64 " counts worker %u, whose micro-batch %u is not on every lane",
+                  contribution->step, contribution->worker_id, i);
+    }
+}
+
+/* What is added up before its step closes can not be taken back: it is whole, and those of its home
+ * are added up in the order of their names. */
+static void on_take(struct sim_ledger *ledger, const struct pd_order *order)
+{
+    uint32_t worker_id = order->contributors[0];
+    const struct sim_member *member = sim_ledger_member(ledger, worker_id);
+    struct sim_contribution *contribution =
+        sim_ledger_find(ledger, worker_id, order->step, order->hessian);
+
+    SIM_CHECK(ledger->agenda,
+              order->step == ledger->steps_closed && contribution != NULL && !contribution->taken &&
+                  !member->departed,
+              "step %" PRIu64 " takes what worker %u did not give", order->step, worker_id);
+    check_whole(ledger, contribution, member->left && !order->hessian);
+    for (size_t i = 0; i < ledger->contribution_count; i++) {
+        const struct sim_contribution *other = &ledger->contributions[i];
+        const struct sim_member *giver = sim_ledger_member(ledger, other->worker_id);
+        SIM_CHECK(ledger->agenda,
+                  !other->taken || other->step != order->step ||
+                      giver->replica != member->replica || strcmp(giver->name, member->name) <= 0,
+                  "step %" PRIu64 " takes worker %u after worker %u", order->step, worker_id,
+                  other->worker_id);
+    }
+    contribution->taken = true;
+    ledger->taken++;
 }
 
 /* A contributor's gradient is whole; one that left may have sent less than a whole contribution. */
@@ -189,23 +232,13 @@ static void check_contributor(struct sim_ledger *ledger, const struct pd_order *
     const struct sim_member *member = sim_ledger_member(ledger, worker_id);
     struct sim_contribution *contribution = sim_ledger_summed(ledger, order, index);
 
-    SIM_CHECK(ledger->agenda, contribution != NULL && !member->departed,
+    SIM_CHECK(ledger->agenda, contribution != NULL && (!member->departed || contribution->taken),
               "step %" PRIu64 " counts worker %u, which gave nothing", order->step, worker_id);
     SIM_CHECK(ledger->agenda, !contribution->counted, "step %" PRIu64 " counts worker %u twice",
               order->step, worker_id);
     contribution->counted = true;
     ledger->counted++;
-    if (complete(ledger, contribution)) {
-        return;
-    }
-    SIM_CHECK(ledger->agenda, member->left && !contribution->hessian,
-              "step %" PRIu64 " counts worker %u, which is not whole", order->step, worker_id);
-    for (uint32_t i = 0; i < contribution->batch_count; i++) {
-        const struct sim_batch *batch = &contribution->batches[i];
-        SIM_CHECK(ledger->agenda, batch->stored_lanes == 0 || sim_batch_whole(ledger, batch),
-                  "step %" PRIu64 " counts worker %u, whose micro-batch %u is not on every lane",
-                  order->step, worker_id, i);
-    }
+    check_whole(ledger, contribution, member->left && !contribution->hessian);
 }
 
 static void check_weights(struct sim_ledger *ledger, const struct pd_order *order)
@@ -310,7 +343,8 @@ static void close_step(struct sim_ledger *ledger, const struct pd_order *order)
         SIM_CHECK(ledger->agenda,
                   contribution->step != order->step || contribution->hessian ||
                       contribution->counted || !complete(ledger, contribution) ||
-                      sim_ledger_member(ledger, contribution->worker_id)->departed,
+                      (sim_ledger_member(ledger, contribution->worker_id)->departed &&
+                       !contribution->taken),
                   "step %" PRIu64 " leaves out the whole gradient of worker %u", order->step,
                   contribution->worker_id);
     }
@@ -365,6 +399,10 @@ void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order)
     case PD_ORDER_HESSIAN:
         on_hessian(ledger, order);
         break;
+    case PD_ORDER_TAKE:
+        on_take(ledger, order);
+        break;
+    case PD_ORDER_ADMIT:
     case PD_ORDER_REGISTER:
     case PD_ORDER_PUBLISH:
     case PD_ORDER_SNAPSHOT:

@@ -35,6 +35,7 @@ struct sim_contribution {
     struct sim_batch batches[SIM_BATCH_COUNT_MAX];
     uint64_t stored_us; /* when a batch arrived last */
     bool counted;
+    bool taken; /* added up before its step closed */
 };
 
 /* One worker, as the orders tell of it. */
@@ -64,6 +65,7 @@ struct sim_ledger {
     uint64_t steps_closed;
     uint64_t counted;
     uint64_t evicted;
+    uint32_t taken; /* contributions, in all steps */
 };
 
 void sim_ledger_init(struct sim_ledger *ledger, struct sim_agenda *agenda,

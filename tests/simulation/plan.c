@@ -1,9 +1,12 @@
 #include "tests/simulation/plan.h"
 
 #include "common/assert.h"
+#include "server/core/staging.h"
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- The model ---- */
@@ -144,7 +147,7 @@ static uint32_t choose_lanes(struct sim_agenda *chance, uint32_t rank_count)
     return lanes;
 }
 
-static void choose_config(struct sim_plan *plan, struct sim_agenda *chance, uint64_t expected)
+static void choose_config(struct sim_plan *plan, struct sim_agenda *chance)
 {
     static const char *const rules[] = {"none", "linear", "sqrt"};
     bool direct = sim_chance(chance, 2);
@@ -154,7 +157,6 @@ static void choose_config(struct sim_plan *plan, struct sim_agenda *chance, uint
         add(plan, "lanes: %u\n",
             direct ? plan->rank_count : choose_lanes(chance, plan->rank_count));
     }
-    add(plan, "workers: {expected: %u, lease_s: 8, resume_s: 3}\n", (unsigned)expected);
     add(plan, "accumulation_steps: %u\n",
         sim_chance(chance, 2) ? 1u : (unsigned)sim_between(chance, 2, 4));
     add(plan, "block_size: %u\n", 1u << sim_below(chance, 7));
@@ -259,6 +261,43 @@ static void choose_ahead(struct sim_plan *plan, struct sim_agenda *chance)
     }
 }
 
+uint64_t sim_plan_place_bytes(const struct sim_plan *plan)
+{
+    struct pd_config *config = NULL;
+    struct pd_shard_plan *shards = NULL;
+    struct pd_staging *staging = sim_alloc(1, sizeof *staging);
+    struct pd_error error = {0};
+    uint32_t lane_count = 0;
+
+    enum pd_status status = pd_config_create(&config, "plan", plan->config, NULL, 0, &error);
+    PD_ASSERT(status == PD_OK);
+    status = pd_config_lanes(config, plan->rank_count, &lane_count, &error);
+    PD_ASSERT(status == PD_OK);
+    status = pd_shard_plan_create(&shards, &plan->model, (uint32_t)config->block_size,
+                                  plan->rank_count, lane_count, &error);
+    PD_ASSERT(status == PD_OK);
+    status = pd_staging_init(staging, config, shards, 0, &error);
+    PD_ASSERT(status == PD_OK);
+    uint64_t bytes = staging->place_bytes;
+    free(staging);
+    pd_shard_plan_destroy(shards);
+    pd_config_destroy(config);
+    return bytes;
+}
+
+/* Who trains; sometimes there is not room for all of them at a time. */
+static void choose_places(struct sim_plan *plan, struct sim_agenda *chance, uint64_t expected)
+{
+    char limit[64] = "";
+
+    if (sim_chance(chance, 3)) {
+        uint64_t place_bytes = sim_plan_place_bytes(plan);
+        snprintf(limit, sizeof limit, ", staging_limit: %" PRIu64,
+                 place_bytes * sim_between(chance, 1, 3) + sim_below(chance, place_bytes));
+    }
+    add(plan, "workers: {expected: %u, lease_s: 8, resume_s: 3%s}\n", (unsigned)expected, limit);
+}
+
 static void choose_network(struct sim_plan *plan, struct sim_agenda *chance, bool stormy)
 {
     plan->delay_us_max = sim_between(chance, 20, 3000);
@@ -288,7 +327,8 @@ void sim_plan_init(struct sim_plan *plan, uint64_t seed)
     stormy = sim_chance(&chance, 2);
     uint64_t steady_count = sim_between(&chance, 1, plan->worker_count);
     choose_model(plan, &chance);
-    choose_config(plan, &chance, sim_between(&chance, 1, steady_count));
+    uint64_t expected = sim_between(&chance, 1, steady_count);
+    choose_config(plan, &chance);
     choose_network(plan, &chance, stormy);
     /* A tensor is left alone only when nobody has a gradient for it. */
     uint64_t absent_one_in = sim_chance(&chance, 4) ? sim_between(&chance, 1, 3) : 0;
@@ -307,6 +347,7 @@ void sim_plan_init(struct sim_plan *plan, uint64_t seed)
         plan->stop_rank = (uint32_t)sim_below(&chance, plan->rank_count);
         plan->stop_for_us = sim_between(&chance, 100000, 6000000);
     }
+    choose_places(plan, &chance, expected);
     sim_agenda_finish(&chance);
 }
 

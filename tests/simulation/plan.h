@@ -53,6 +53,9 @@ void sim_plan_init_calm(struct sim_plan *plan, uint64_t seed, uint32_t rank_coun
                         uint32_t worker_count, uint64_t steps, const char *config);
 void sim_plan_finish(struct sim_plan *plan);
 
+/* What the contribution of a worker takes of a rank, as the configuration is. */
+uint64_t sim_plan_place_bytes(const struct sim_plan *plan);
+
 void sim_plan_add_tensor(struct sim_plan *plan, const char *name, uint32_t dimension_count,
                          const uint64_t *shape);
 

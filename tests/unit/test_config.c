@@ -371,7 +371,9 @@ static const struct {
      "early_stop, history, steps_per_epoch, schedule, checkpoint"},
     {"workers:\n  expectd: 2\n", NULL,
      "f:2: workers.expectd: unknown key; did you mean expected? allowed: expected, mode, lease_s, "
-     "resume_s"},
+     "resume_s, staging_limit"},
+    {"workers: {staging_limit: 0}", NULL,
+     "f:1: workers.staging_limit: 0: out of range; allowed: a whole number >= 1, or null"},
     {"workers: {expected: two}", NULL,
      "f:1: workers.expected: two: not a whole number; allowed: a whole number from 1 to 1024"},
     {"workers: {mode: async}", NULL,

@@ -10,16 +10,20 @@
 #define STEPS 3u /* micro-batches of a contribution */
 
 static struct pd_contribution contribution;
+static struct pd_staging staging;
 static struct pd_error error;
 
 static void setup(void)
 {
-    ck_assert_int_eq(pd_contribution_init(&contribution, COUNT, STEPS, &error), PD_OK);
+    memset(&contribution, 0, sizeof contribution);
+    staging = (struct pd_staging){.element_count = COUNT, .accumulates = true};
+    ck_assert_int_eq(pd_contribution_equip(&contribution, &staging, &error), PD_OK);
 }
 
 static void teardown(void)
 {
-    pd_contribution_finish(&contribution);
+    pd_contribution_strip(&contribution, &staging);
+    pd_staging_finish(&staging);
     ck_assert_uint_eq(pd_heap_blocks_live(), 0);
 }
 
@@ -109,7 +113,8 @@ START_TEST(elements_of_a_single_push_are_in_as_their_bytes_are)
     pd_contribution_finish_payload(&contribution);
     ck_assert(pd_contribution_is_single(&contribution, 7));
     ck_assert_uint_eq(pd_contribution_elements_in(&contribution), COUNT);
-    pd_contribution_release(&contribution);
+    pd_contribution_release(&contribution, &staging);
+    ck_assert_int_eq(pd_contribution_equip(&contribution, &staging, &error), PD_OK);
     ck_assert(!pd_contribution_is_single(&contribution, 7));
     ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 0);
 }
@@ -139,7 +144,8 @@ START_TEST(accepted_push_is_a_duplicate_from_then_on)
     push = push_of(4, 1, true, 1);
     take(&push, 1);
     ck_assert_int_eq(judge(4, 2, true, 4), PD_PUSH_DUPLICATE);
-    pd_contribution_release(&contribution);
+    pd_contribution_release(&contribution, &staging);
+    ck_assert_int_eq(pd_contribution_equip(&contribution, &staging, &error), PD_OK);
     ck_assert_int_eq(judge(4, 1, true, 5), PD_PUSH_DUPLICATE);
     ck_assert_int_eq(judge(5, 0, false, 5), PD_PUSH_ACCEPT);
 }
@@ -220,7 +226,8 @@ START_TEST(next_step_starts_from_nothing)
     struct pd_push end = push_of(1, 1, true, 1);
     float factor;
     take(&first, 100);
-    pd_contribution_release(&contribution);
+    pd_contribution_release(&contribution, &staging);
+    ck_assert_int_eq(pd_contribution_equip(&contribution, &staging, &error), PD_OK);
     take(&again, 2);
     take(&end, 3);
     ck_assert_uint_eq(contribution.unit_samples, 1);
@@ -241,14 +248,15 @@ START_TEST(pushes_for_the_step_in_collection_are_known)
 }
 END_TEST
 
-START_TEST(init_survives_each_failed_allocation)
+START_TEST(equip_survives_each_failed_allocation)
 {
-    struct pd_contribution failed;
+    struct pd_contribution failed = {0};
     pd_heap_fail_at(_i);
-    ck_assert_int_eq(pd_contribution_init(&failed, COUNT, STEPS, &error), PD_ENOMEM);
+    ck_assert_int_eq(pd_contribution_equip(&failed, &staging, &error), PD_ENOMEM);
     pd_heap_fail_at(-1);
     ck_assert_str_eq(error.message, "out of memory for a worker's gradient of 5 elements");
-    ck_assert_uint_eq(pd_heap_blocks_live(), 2);
+    ck_assert_ptr_null(failed.payload);
+    ck_assert_ptr_null(failed.sum);
 }
 END_TEST
 
@@ -271,7 +279,7 @@ int main(void)
     tcase_add_test(tests, single_micro_batch_is_held_as_it_came);
     tcase_add_test(tests, next_step_starts_from_nothing);
     tcase_add_test(tests, pushes_for_the_step_in_collection_are_known);
-    tcase_add_loop_test(tests, init_survives_each_failed_allocation, 0, 2);
+    tcase_add_loop_test(tests, equip_survives_each_failed_allocation, 0, 2);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);

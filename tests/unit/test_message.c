@@ -345,7 +345,7 @@ static const struct {
      "2\x01x2\x01x2\x01x2\x01x2\x01x2\x01x2\x01x2\x01x",
      51, PD_ELIMIT, "admin: 17 settings, at most 16"},
     {PD_MESSAGE_ADMIN, "2\x02x\n", 4, PD_EPROTOCOL, "admin: setting is not printable utf-8 text"},
-    {PD_MESSAGE_ORDER, "\x10\x0d", 2, PD_EPROTOCOL, "order: kind is 13, allowed are 1 to 12"},
+    {PD_MESSAGE_ORDER, "\x10\x0f", 2, PD_EPROTOCOL, "order: kind is 15, allowed are 1 to 14"},
     {PD_MESSAGE_ORDER, "\x10\x05\x48\x01", 4, PD_EPROTOCOL,
      "order: number of weights is 0, allowed are 1 to 1"},
     {PD_MESSAGE_ORDER, "\x10\x05\x82\x01\x08\0\0\0\0\0\0\0\0", 13, PD_EPROTOCOL,

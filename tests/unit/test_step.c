@@ -84,14 +84,13 @@ static void init_rank(struct job *job, uint32_t index)
     }
     pd_param_store_publish_first(&rank->store);
     rank->roster = pd_heap_zalloc(1, sizeof *rank->roster);
+    ck_assert_int_eq(pd_staging_init(&rank->roster->staging, job->config, job->plan,
+                                     rank->store.lane.element_count, &error),
+                     PD_OK);
     for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
         struct pd_order *join = pd_heap_zalloc(1, sizeof *join);
         join->worker_id = worker;
-        struct pd_worker *entry = pd_roster_add(rank->roster, join);
-        for (int hessian = 0; hessian < 2 && is_home(job, rank, worker); hessian++) {
-            ck_assert_int_eq(
-                pd_roster_equip(entry, hessian, rank->store.lane.element_count, 1, &error), PD_OK);
-        }
+        (void)pd_roster_add(rank->roster, join);
         pd_heap_free(join);
     }
     ck_assert_msg(pd_step_create(&rank->step, job->config, &job->model, job->plan, &rank->store,
@@ -158,6 +157,10 @@ static void announce(const struct job *job, struct rank *rank, uint32_t step, bo
             continue;
         }
         struct pd_contribution *contribution = contribution_of(rank, worker, hessian);
+        struct pd_error error = {0};
+        ck_assert_int_eq(
+            pd_roster_equip(rank->roster, pd_roster_find(rank->roster, worker), hessian, &error),
+            PD_OK);
         struct pd_push *header = pd_heap_zalloc(1, sizeof *header);
         header->step = step;
         header->last = true;
