@@ -82,6 +82,7 @@ struct pd_step_machine {
     struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
     const struct pd_contribution **contributions; /* what the sources are of */
     float scale; /* what their weighted sum is multiplied by: the first one weighs 1 in it */
+    float *lone; /* the lane's gradient where it came, if that is already the average; else NULL */
 
     struct pd_taken taken[2]; /* of gradients, and of estimates of the Hessian */
 
@@ -124,6 +125,9 @@ static inline uint64_t in_shard(const struct pd_step_machine *machine, const str
 static inline float *block_gradient(const struct pd_step_machine *machine,
                                     const struct pd_block *block)
 {
+    if (machine->lone != NULL) {
+        return machine->lone + in_lane(machine, block);
+    }
     return machine->fused ? machine->gradient : machine->gradient + in_shard(machine, block);
 }
 

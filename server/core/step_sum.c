@@ -24,6 +24,26 @@ struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
     return here && !taken ? worker : NULL;
 }
 
+/* A gradient that is the average as it came is not copied, unless something has to be made of it
+ * before the step is decided. */
+static float *find_lone(const struct pd_step_machine *machine)
+{
+    const struct pd_source *source = &machine->sources[0];
+
+    if (machine->plan->replica_count > 1 || machine->source_count != 1 ||
+        source->dtype != PD_DTYPE_FLOAT32 || source->weight != 1.0f || machine->scale != 1.0f ||
+        machine->config->outer) {
+        return NULL;
+    }
+    for (uint32_t group = 0; group < machine->config->group_count; group++) {
+        if (!isnan(machine->config->groups[group].clip.value)) {
+            return NULL;
+        }
+    }
+    const struct pd_contribution *contribution = machine->contributions[0];
+    return contribution->in_sum ? contribution->sum : contribution->payload;
+}
+
 void pd_step_collect(struct pd_step_machine *machine)
 {
     double unit = pd_step_taken(machine, machine->order)->samples;
@@ -42,6 +62,7 @@ void pd_step_collect(struct pd_step_machine *machine)
             pd_contribution_source(contribution, 0, machine->order->weights[i] / unit);
     }
     machine->scale = (float)(unit / (double)machine->order->samples);
+    machine->lone = find_lone(machine);
 }
 
 bool pd_step_collect_ahead(struct pd_step_machine *machine)
@@ -150,7 +171,9 @@ void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end)
     while (machine->turn_elements < PD_STEP_TURN_ELEMENTS && machine->next_block < end) {
         const struct pd_block *block =
             &machine->plan->blocks[lane->block_begin + machine->next_block];
-        pd_step_sum_block(machine, block, block_gradient(machine, block));
+        if (machine->lone == NULL) {
+            pd_step_sum_block(machine, block, block_gradient(machine, block));
+        }
         pd_step_measure_block(machine, machine->next_block);
         if (machine->fused) {
             pd_step_update_block(machine, machine->next_block);
