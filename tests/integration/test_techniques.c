@@ -1,4 +1,4 @@
-/* What goes around a step: batches, loss scales, epochs, networks in turn, pictures. */
+/* What goes around a step: buckets, batches, loss scales, epochs, networks in turn, pictures. */
 #include "tests/support/suite.h"
 #include "tests/support/trial.h"
 
@@ -23,6 +23,39 @@ static double first(const struct trial *trial, uint32_t tensor)
 {
     return (double)trial->values[trial->begins[tensor]];
 }
+
+/* ---- Buckets ---- */
+
+/* Parameters after three steps of a model with 1,020 elements, in blocks of one. */
+static void train_large(uint32_t rank_count, const char *aggregation, float *values)
+{
+    static const struct trial_tensor large[] = {{"w", 2, {30, 34}}};
+    float gradient[1020];
+    struct trial trial;
+
+    trial_begin(&trial, rank_count, aggregation,
+                "block_size: 1\noptimizer: {name: adamw, lr: 0.1}\nclip: {norm: 1}\n", large, 1);
+    for (uint32_t step = 0; step < 3; step++) {
+        for (uint32_t i = 0; i < 1020; i++) {
+            gradient[i] = (i % 3 == 0 ? -1.0f : 1.0f) / (float)(1 + (i + 7 * step) % 50);
+        }
+        trial_step(&trial, gradient, 0);
+    }
+    memcpy(values, trial.values, sizeof gradient);
+    trial_end(&trial);
+}
+
+/* 68 buckets, exchanged by MPI while others are summed and gathered while others are stepped. */
+START_TEST(ranks_that_exchange_many_buckets_make_the_bits_of_one)
+{
+    float one[1020];
+    float three[1020];
+
+    train_large(1, "direct", one);
+    train_large(3, "allreduce", three);
+    ck_assert_mem_eq(three, one, sizeof one);
+}
+END_TEST
 
 /* ---- Batches ---- */
 
@@ -288,6 +321,7 @@ int main(void)
 {
     Suite *suite = suite_create("techniques");
 
+    suite_add(suite, ranks_that_exchange_many_buckets_make_the_bits_of_one);
     suite_add_loop(suite, the_rate_follows_the_effective_batch, 4);
     suite_add_loop(suite, the_last_group_of_micro_batches_may_be_a_part, 2);
     suite_add_loop(suite, a_schedule_may_be_given_in_epochs, 2);

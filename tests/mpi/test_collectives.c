@@ -69,9 +69,10 @@ static int double_count_of(uint32_t of_rank)
     return (int)(of_rank * 3 % 4);
 }
 
+/* A replica keeps its own, and has nothing for some. */
 static int slice_count(uint32_t from, uint32_t to)
 {
-    return (int)((from + 2 * to) % 4);
+    return from == to ? 0 : (int)((from + 2 * to) % 4);
 }
 
 static int part_count(uint32_t of_replica)
