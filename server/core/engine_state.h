@@ -113,12 +113,11 @@ void pd_engine_recycle(struct pd_engine *engine, struct pd_order *order);
 
 /* ---- push_check ---- */
 
-/* Whether a range and a payload are those of this rank's lane; `what` begins the message.
+/* Whether initial values are of this rank's lane.
  * Errors: PD_EMODEL. */
 PD_MUST_CHECK
-enum pd_status pd_push_check_range(const struct pd_engine *engine, const char *what,
-                                   uint64_t element_begin, uint64_t element_count, uint32_t dtype,
-                                   uint64_t payload_bytes, struct pd_error *error);
+enum pd_status pd_push_check_values(const struct pd_engine *engine, const struct pd_values *values,
+                                    uint64_t payload_bytes, struct pd_error *error);
 
 /* Whether a worker's push or estimate is one that this rank could take at some time.
  * Errors: PD_EDRAINING, PD_EREFUSED, PD_EINVALID, PD_ESTEP, PD_EMODEL. */

@@ -459,8 +459,7 @@ static void on_values(struct pd_engine *engine, const struct pd_event *event)
         worker->replica != engine->replica) {
         pd_error_set(&error, PD_EREFUSED, "values: rank %u needs no values from this worker",
                      engine->topology->rank);
-    } else if (pd_push_check_range(engine, "values", values->element_begin, values->element_count,
-                                   PD_DTYPE_FLOAT32, event->payload_bytes, &error) == PD_OK) {
+    } else if (pd_push_check_values(engine, values, event->payload_bytes, &error) == PD_OK) {
         if (engine->values_stored) {
             drop_payload(engine, event);
             pd_engine_send(engine, event->connection, &stored);

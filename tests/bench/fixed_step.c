@@ -12,7 +12,8 @@
 #define PIECE_BYTES (256u * 1024u)
 
 /* Unclipped, a block is stepped while later ones arrive; clipped, once the norm of all is known. Of
- * many workers with few elements, the figure is what it costs to have so many. */
+ * few elements, the figure is what a step costs whatever its size; of many workers with few
+ * elements, what it costs to have so many. */
 static const struct variant {
     const char *name;
     uint32_t worker_count; /* each on the connection of its number */
@@ -21,6 +22,7 @@ static const struct variant {
 } variants[] = {
     {"plain", 1, 200000, "compute_ahead: 1\noptimizer: {name: adamw}\n"},
     {"clipped", 1, 200000, "compute_ahead: 1\noptimizer: {name: adamw}\nclip: {norm: 1.0}\n"},
+    {"small", 1, 16, "optimizer: {name: adamw}\n"},
     {"many", 256, 16, "workers: {expected: 256}\noptimizer: {name: adamw}\n"},
 };
 
@@ -142,13 +144,14 @@ static void enlist(struct script *script, uint32_t worker)
 static void take_step(struct script *script, uint64_t step)
 {
     const struct variant *variant = script->variant;
-    struct pd_message push = {.kind = PD_MESSAGE_PUSH,
-                              .push = {.step = step,
-                                       .last = true,
-                                       .samples = 1,
-                                       .element_count = variant->element_count,
-                                       .pull = true,
-                                       .ahead = true}};
+    static struct pd_message push = {.kind = PD_MESSAGE_PUSH};
+
+    push.push = (struct pd_push){.step = step,
+                                 .last = true,
+                                 .samples = 1,
+                                 .element_count = variant->element_count,
+                                 .pull = true,
+                                 .ahead = true};
 
     script->payloads_sent = 0;
     for (uint32_t worker = 0; worker < variant->worker_count; worker++) {
@@ -193,7 +196,7 @@ int main(int argc, char **argv)
         }
     }
     if (script.variant == NULL) {
-        fail("two arguments: plain, clipped or many, and the number of steps");
+        fail("two arguments: plain, clipped, small or many, and the number of steps");
     }
     if (pd_config_create(&config, "fixed_step", script.variant->config, NULL, 0, &error) != PD_OK ||
         pd_engine_create(&script.engine, config, &topology, &error) != PD_OK) {

@@ -11,7 +11,7 @@ FIGURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "instructions
 PROGRAM = os.environ["PARAMD_FIXED_STEP"]
 TOLERANCE = 0.02
 STEPS = (2, 12)
-VARIANTS = ("plain", "clipped", "many")
+VARIANTS = ("plain", "clipped", "small", "many")
 SKIPPED = 77
 
 
