@@ -354,7 +354,7 @@ static enum pd_status receive_once(struct pd_exchange *exchange, struct pd_conne
 {
     struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX];
     size_t piece_count = pd_receiver_gather(&connection->receiver, pieces);
-    struct pd_error fault = {0};
+    struct pd_error fault;
 
     *byte_count = 0;
     if (pd_socket_receive(connection->socket, pieces, piece_count, byte_count, &fault) != PD_OK) {
@@ -395,7 +395,7 @@ static void send_once(struct pd_connection *connection, uint64_t now_ms)
     struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX];
     size_t piece_count = pd_sender_gather(&connection->sender, pieces);
     size_t byte_count;
-    struct pd_error fault = {0};
+    struct pd_error fault;
 
     if (piece_count == 0) {
         return;

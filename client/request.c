@@ -64,7 +64,7 @@ void pd_request_init_push(struct pd_request *request, const struct pd_lane *lane
     init(request, PD_REQUEST_PUSH);
     request->lane = *lane;
     request->arrays = *arrays;
-    request->push = *push;
+    pd_push_copy(&request->push, push);
     request->push.element_begin = lane->element_begin;
     request->push.element_count = lane->element_count;
     if (pd_position_is_after(next, push->step, push->micro_batch)) {
@@ -113,7 +113,7 @@ static void send_push(const struct pd_request *request, struct pd_message *messa
                       struct pd_payload *payload)
 {
     message->kind = request->push.hessian ? PD_MESSAGE_HESSIAN : PD_MESSAGE_PUSH;
-    message->push = request->push;
+    pd_push_copy(&message->push, &request->push);
     pd_payload_init_sources(payload, request->arrays.model, request->arrays.sources,
                             (enum pd_dtype)request->push.dtype, request->lane.element_begin,
                             request->lane.element_count);

@@ -54,6 +54,20 @@ uint32_t pd_message_header_bytes_max(enum pd_message_kind kind)
     return kinds[kind].header_bytes_max;
 }
 
+void pd_push_copy(struct pd_push *to, const struct pd_push *from)
+{
+    memcpy(to, from, offsetof(struct pd_push, absent));
+    pd_tensor_set_copy(&to->absent, &from->absent);
+}
+
+void pd_report_init(struct pd_report *report, enum pd_report_kind kind)
+{
+    memset(report, 0, offsetof(struct pd_report, text));
+    report->kind = kind;
+    report->text[0] = '\0';
+    report->absent.byte_count = 0;
+}
+
 void pd_order_copy(struct pd_order *to, const struct pd_order *from)
 {
     memcpy(to, from, offsetof(struct pd_order, absent));

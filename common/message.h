@@ -144,9 +144,9 @@ struct pd_push {
     uint64_t element_count;
     bool pull;
     uint32_t pull_dtype;
-    struct pd_tensor_set absent;
     double scale; /* loss scale, 0 is 1 */
     bool ahead;
+    struct pd_tensor_set absent; /* last: pd_push_copy takes of it what is in use */
 };
 
 struct pd_pushed {
@@ -256,9 +256,9 @@ struct pd_report {
     bool has_loss;
     double loss;
     bool expired;
-    char text[PD_ERROR_BYTES_MAX];
-    struct pd_tensor_set absent;
     bool hessian;
+    char text[PD_ERROR_BYTES_MAX]; /* this and what follows: pd_report_init leaves it empty */
+    struct pd_tensor_set absent;
 };
 
 struct pd_message {
@@ -311,6 +311,11 @@ size_t pd_message_header_bytes(const struct pd_message *message);
 PD_MUST_CHECK
 enum pd_status pd_message_encode(const struct pd_message *message, void *header,
                                  size_t header_bytes, struct pd_error *error);
+
+void pd_push_copy(struct pd_push *to, const struct pd_push *from);
+
+/* Begin a report: all numbers zero, no text, nothing absent. */
+void pd_report_init(struct pd_report *report, enum pd_report_kind kind);
 
 /* Copy an order, but not its tensors: the copy has none. */
 void pd_order_copy(struct pd_order *to, const struct pd_order *from);

@@ -70,7 +70,7 @@ void pd_actions_send(struct pd_actions *actions, pd_connection_id connection,
                      const struct pd_message *message, const void *payload, uint64_t payload_bytes,
                      bool checksum)
 {
-    struct pd_error error = {0};
+    struct pd_error error;
     size_t header_bytes = pd_message_header_bytes(message);
     size_t offset = reserve(actions, PD_PREFIX_BYTES + header_bytes);
     struct pd_prefix prefix = {

@@ -103,7 +103,7 @@ void pd_contribution_begin(struct pd_contribution *contribution, const struct pd
 {
     PD_ASSERT(contribution->state == PD_CONTRIBUTION_IDLE);
     PD_ASSERT(contribution->payload != NULL);
-    contribution->push = *push;
+    pd_push_copy(&contribution->push, push);
     contribution->received = 0;
     contribution->state = PD_CONTRIBUTION_RECEIVING;
 }

@@ -95,7 +95,7 @@ static bool queue_grow(struct pd_order_queue *queue)
 void pd_engine_enqueue(struct pd_engine *engine, const struct pd_order *order)
 {
     struct pd_order_queue *queue = &engine->queue;
-    struct pd_error error = {0};
+    struct pd_error error;
     struct pd_order *copy;
 
     if (queue->count == queue->capacity && !queue_grow(queue)) {

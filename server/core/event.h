@@ -26,7 +26,7 @@ enum pd_event_kind {
 struct pd_event {
     enum pd_event_kind kind;
     uint64_t now_ms;  /* monotonic, the same clock in all events of one rank */
-    uint64_t entropy; /* a random number, fresh in every event */
+    uint64_t entropy; /* MESSAGE without a payload: a random number, fresh in each */
     pd_connection_id connection;
     bool outgoing;                    /* OPENED: this rank connected to rank 0 */
     const char *peer;                 /* OPENED: "host:port", for messages */

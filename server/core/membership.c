@@ -3,6 +3,7 @@
 #include "server/core/engine_state.h"
 
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -513,10 +514,16 @@ bool pd_member_estimates(const struct pd_engine *engine, const struct pd_member 
            lanes_agree(engine, &member->hessian);
 }
 
+static void reset_given(struct pd_given *given)
+{
+    memset(given, 0, offsetof(struct pd_given, absent));
+    given->absent.byte_count = 0;
+}
+
 void pd_member_reset(struct pd_member *member)
 {
-    memset(&member->gradient, 0, sizeof member->gradient);
-    memset(&member->hessian, 0, sizeof member->hessian);
+    reset_given(&member->gradient);
+    reset_given(&member->hessian);
     member->admitted = false;
     member->taken = false;
 }
@@ -639,7 +646,7 @@ static void advance_joining(struct pd_engine *engine, struct pd_member *member)
 
 static void advance_member(struct pd_engine *engine, struct pd_member *member)
 {
-    struct pd_error error = {0};
+    struct pd_error error;
 
     switch (member->state) {
     case PD_MEMBER_NONE:

@@ -317,7 +317,7 @@ static void send_pushed(struct pd_engine *engine, pd_connection_id connection,
 static void answer_push(struct pd_engine *engine, pd_connection_id connection,
                         const struct pd_push *push, bool duplicate)
 {
-    struct pd_error error = {0};
+    struct pd_error error;
 
     if (!push->pull) {
         send_pushed(engine, connection, push, duplicate);
@@ -353,6 +353,14 @@ static enum pd_push_verdict verdict_of(const struct pd_engine *engine, struct pd
     return verdict;
 }
 
+/* One that was parked is judged again, and kept already. */
+static void keep_push(struct pd_session *session, const struct pd_push *push)
+{
+    if (push != &session->push) {
+        pd_push_copy(&session->push, push);
+    }
+}
+
 /* The peer is not read on until the push is taken up again. */
 static void park_push(struct pd_engine *engine, pd_connection_id connection,
                       const struct pd_push *push)
@@ -360,7 +368,7 @@ static void park_push(struct pd_engine *engine, pd_connection_id connection,
     struct pd_session *session = session_at(engine, connection);
 
     session->push_parked = true;
-    session->push = *push;
+    keep_push(session, push);
 }
 
 static void refuse_push(struct pd_engine *engine, pd_connection_id connection,
@@ -377,7 +385,7 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
 {
     struct pd_session *session = session_at(engine, connection);
     struct pd_contribution *contribution = pd_roster_contribution(worker, push->hessian);
-    struct pd_error error = {0};
+    struct pd_error error;
 
     switch (verdict_of(engine, worker, push, &error)) {
     case PD_PUSH_ACCEPT:
@@ -390,7 +398,7 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
             return;
         }
         pd_contribution_begin(contribution, push);
-        session->push = *push;
+        keep_push(session, push);
         session->payload = PD_SESSION_PAYLOAD_PUSH;
         pd_actions_place(engine->actions, connection, contribution->payload);
         if (engine->leader != NULL) {
@@ -437,7 +445,7 @@ static void on_push(struct pd_engine *engine, const struct pd_event *event)
     struct pd_session *session = session_at(engine, event->connection);
     struct pd_worker *worker = worker_of(engine, session);
     const struct pd_push *push = &event->message->push;
-    struct pd_error error = {0};
+    struct pd_error error;
 
     if (pd_push_check(engine, worker, push, event->payload_bytes, &error) != PD_OK) {
         drop_payload(engine, event);
@@ -477,9 +485,10 @@ static void push_arrived(struct pd_engine *engine, pd_connection_id connection, 
 {
     struct pd_session *session = session_at(engine, connection);
     struct pd_worker *worker = worker_of(engine, session);
-    struct pd_push push = session->push;
-    struct pd_contribution *contribution = pd_roster_contribution(worker, push.hessian);
-    struct pd_error error = {0};
+    const struct pd_push *push = &session->push;
+    struct pd_contribution *contribution = pd_roster_contribution(worker, push->hessian);
+    struct pd_report report;
+    struct pd_error error;
 
     if (session->ahead == PD_SESSION_AHEAD_VOID) {
         session->sent_ms = engine->now_ms; /* from now on it has to read */
@@ -490,7 +499,7 @@ static void push_arrived(struct pd_engine *engine, pd_connection_id connection, 
         pd_error_set(&error, PD_ECHECKSUM,
                      "%s of step %" PRIu64 ", micro-batch %u: the bytes do not match their "
                      "checksum; nothing of it counts: send it again",
-                     push.hessian ? "hessian" : "push", push.step, push.micro_batch);
+                     push->hessian ? "hessian" : "push", push->step, push->micro_batch);
         pd_session_refuse(engine, connection, &error, false);
         return;
     }
@@ -498,20 +507,18 @@ static void push_arrived(struct pd_engine *engine, pd_connection_id connection, 
     if (contribution->state == PD_CONTRIBUTION_FOLDING) {
         pd_engine_want_work(engine);
     }
-    struct pd_report report = {
-        .kind = PD_REPORT_CONTRIBUTED,
-        .worker_id = worker->id,
-        .step = push.step,
-        .micro_batch = push.micro_batch,
-        .last = push.last,
-        .samples = push.samples,
-        .has_loss = push.has_loss,
-        .loss = push.loss,
-        .hessian = push.hessian,
-    };
-    pd_tensor_set_copy(&report.absent, &push.absent);
+    pd_report_init(&report, PD_REPORT_CONTRIBUTED);
+    report.worker_id = worker->id;
+    report.step = push->step;
+    report.micro_batch = push->micro_batch;
+    report.last = push->last;
+    report.samples = push->samples;
+    report.has_loss = push->has_loss;
+    report.loss = push->loss;
+    report.hessian = push->hessian;
+    pd_tensor_set_copy(&report.absent, &push->absent);
     if (session->ahead != PD_SESSION_AHEAD_OPEN) {
-        answer_push(engine, connection, &push, false);
+        answer_push(engine, connection, push, false);
     }
     pd_engine_report(engine, &report);
 }
@@ -638,7 +645,7 @@ static void on_admin(struct pd_engine *engine, const struct pd_event *event)
 static void on_pull(struct pd_engine *engine, const struct pd_event *event)
 {
     const struct pd_pull *pull = &event->message->pull;
-    struct pd_error error = {0};
+    struct pd_error error;
     enum pd_status status = pd_serve_pull(engine, event->connection, pull->min_version, pull->dtype,
                                           pull->averaged, &error);
 
@@ -741,7 +748,7 @@ void pd_session_message(struct pd_engine *engine, const struct pd_event *event)
 {
     struct pd_session *session = session_at(engine, event->connection);
     const struct rule *rule = rule_of(event->message->kind);
-    struct pd_error error = {0};
+    struct pd_error error;
 
     if (session->state == PD_SESSION_CLOSING) {
         return;

@@ -362,7 +362,7 @@ static void write_more(struct pd_connection *connection)
 void pd_connection_send(struct pd_connection *connection, const struct pd_action *action,
                         const uint8_t *frame)
 {
-    struct pd_error error = {0};
+    struct pd_error error;
     const struct pd_send_frame entry = {
         .frame_bytes = action->frame_bytes,
         .payload = action->payload,
@@ -437,7 +437,7 @@ static bool is_fed(const struct pd_connection *connection)
 /* Feed what the stream holds, until it holds nothing whole or the engine has other wishes. */
 static void feed_input(struct pd_connection *connection)
 {
-    struct pd_error error = {0};
+    struct pd_error error;
     struct pd_event event = {.connection = connection->id};
 
     while (connection->state == STATE_OPEN && !is_held_back(connection)) {

@@ -209,6 +209,12 @@ static void carry_out(struct pd_loop *loop, const struct pd_action *action)
     }
 }
 
+/* A turn of the loop, and so each payload, costs no call for what only a Join uses. */
+static bool may_make_tokens(const struct pd_event *event)
+{
+    return event->kind == PD_EVENT_MESSAGE && event->payload_bytes == 0;
+}
+
 void pd_loop_emit(struct pd_loop *loop, struct pd_event *event)
 {
     if (loop->exiting) {
@@ -216,8 +222,8 @@ void pd_loop_emit(struct pd_loop *loop, struct pd_event *event)
     }
     PD_ASSERT(!loop->carrying_out);
     loop->carrying_out = true;
-    event->now_ms = pd_loop_now_ms();
-    event->entropy = next_entropy(loop);
+    event->now_ms = uv_now(&loop->uv);
+    event->entropy = may_make_tokens(event) ? next_entropy(loop) : 0;
     pd_actions_reset(&loop->actions);
     pd_engine_step(loop->options.engine, event, &loop->actions);
     for (size_t i = 0; i < loop->actions.count; i++) {
