@@ -360,7 +360,7 @@ static void write_more(struct pd_connection *connection)
 }
 
 void pd_connection_send(struct pd_connection *connection, const struct pd_action *action,
-                        const uint8_t *frame)
+                        const uint8_t *frame, const uint64_t *sum)
 {
     struct pd_error error;
     const struct pd_send_frame entry = {
@@ -369,6 +369,8 @@ void pd_connection_send(struct pd_connection *connection, const struct pd_action
         .payload_bytes = action->payload_bytes,
         .payload_ready = action->payload_ready,
         .checksum = action->checksum,
+        .summed = sum != NULL,
+        .sum = sum != NULL ? *sum : 0,
     };
 
     if (connection->state > STATE_FAILED) {

@@ -25,9 +25,10 @@ enum pd_status pd_connection_create(struct pd_connection **out, struct pd_loop *
 /* "host:port" of the other end; the connection's. */
 const char *pd_connection_peer(const struct pd_connection *connection);
 
-/* The actions. Each only changes this connection and owes what follows from it. */
+/* The actions. Each only changes this connection and owes what follows from it. A frame to be
+ * summed whose checksum is known comes with it in `sum`, which else is NULL. */
 void pd_connection_send(struct pd_connection *connection, const struct pd_action *action,
-                        const uint8_t *frame);
+                        const uint8_t *frame, const uint64_t *sum);
 /* More of a payload that was held back may leave. */
 void pd_connection_release(struct pd_connection *connection, uint64_t payload_ready);
 void pd_connection_place(struct pd_connection *connection, void *destination);

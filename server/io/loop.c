@@ -1,6 +1,7 @@
 #include "server/io/loop.h"
 
 #include "common/assert.h"
+#include "common/checksum.h"
 #include "common/frame.h"
 #include "common/heap.h"
 #include "server/io/connection.h"
@@ -22,7 +23,8 @@ enum {
     ENTROPY_COUNT = 64, /* random numbers fetched from the kernel at a time */
     ABORT_EXIT_CODE = 3,
     NETWORK_BYTES_PER_MS_MIN = 10 * 1000, /* 10 MB/s: slower ones are taken for stuck */
-    FULL_SAID_MS = 5000, /* how often the log says that connections are turned away */
+    FULL_SAID_MS = 5000,        /* how often the log says that connections are turned away */
+    SHARED_BYTES_MAX = 1 << 20, /* payloads up to here are summed before any of it leaves */
 };
 
 /* Owner: the loop thread, but for `notify`. */
@@ -38,6 +40,9 @@ struct pd_loop {
 
     struct pd_actions actions;
     bool carrying_out;
+    struct pd_checksum *checksum; /* of what several connections are sent alike */
+    bool sum_known;               /* of the last SEND of these actions: */
+    uint64_t sum;
     bool exiting;
     int exit_code;
 
@@ -172,12 +177,49 @@ static void submit(struct pd_loop *loop, const struct pd_collective *collective)
     collectives->submit(collectives->context, collective);
 }
 
-static void carry_out(struct pd_loop *loop, const struct pd_action *action)
+/* Whether an action is a SEND of the same bytes, to be summed, as the one after it. */
+static bool goes_out_again(const struct pd_loop *loop, size_t index)
 {
+    const struct pd_actions *actions = &loop->actions;
+    const struct pd_action *one = &actions->items[index];
+    const struct pd_action *next = one + 1;
+
+    return index + 1 < actions->count && one->kind == PD_ACTION_SEND &&
+           next->kind == PD_ACTION_SEND && one->checksum && next->checksum &&
+           one->payload == next->payload && one->payload_bytes == next->payload_bytes &&
+           one->payload_ready == one->payload_bytes && next->payload_ready == one->payload_bytes &&
+           one->frame_bytes == next->frame_bytes &&
+           memcmp(pd_actions_bytes(actions, one->frame_offset),
+                  pd_actions_bytes(actions, next->frame_offset), one->frame_bytes) == 0;
+}
+
+/* What all workers get is summed once. A large payload is not, as its pieces are summed while they
+ * are in cache to be sent. */
+static void carry_out_send(struct pd_loop *loop, size_t index)
+{
+    const struct pd_action *action = &loop->actions.items[index];
+    const uint8_t *frame = pd_actions_bytes(&loop->actions, action->frame_offset);
+    bool again = action->payload_bytes <= SHARED_BYTES_MAX && goes_out_again(loop, index);
+
+    if (again && !loop->sum_known) {
+        pd_checksum_reset(loop->checksum);
+        pd_checksum_update(loop->checksum, frame + PD_PREFIX_BYTES,
+                           action->frame_bytes - PD_PREFIX_BYTES);
+        pd_checksum_update(loop->checksum, action->payload, action->payload_bytes);
+        loop->sum = pd_checksum_value(loop->checksum);
+        loop->sum_known = true;
+    }
+    pd_connection_send(connection_of(loop, action), action, frame,
+                       loop->sum_known ? &loop->sum : NULL);
+    loop->sum_known = again;
+}
+
+static void carry_out(struct pd_loop *loop, size_t index)
+{
+    const struct pd_action *action = &loop->actions.items[index];
     switch (action->kind) {
     case PD_ACTION_SEND:
-        pd_connection_send(connection_of(loop, action), action,
-                           pd_actions_bytes(&loop->actions, action->frame_offset));
+        carry_out_send(loop, index);
         break;
     case PD_ACTION_RELEASE:
         pd_connection_release(connection_of(loop, action), action->payload_ready);
@@ -227,7 +269,7 @@ void pd_loop_emit(struct pd_loop *loop, struct pd_event *event)
     pd_actions_reset(&loop->actions);
     pd_engine_step(loop->options.engine, event, &loop->actions);
     for (size_t i = 0; i < loop->actions.count; i++) {
-        carry_out(loop, &loop->actions.items[i]);
+        carry_out(loop, i);
     }
     loop->carrying_out = false;
 }
@@ -441,6 +483,12 @@ enum pd_status pd_loop_create(struct pd_loop **out, const struct pd_loop_options
         pd_heap_free(loop);
         return pd_error_set(error, PD_EIO, "loop: %s", uv_strerror(result));
     }
+    if (pd_checksum_create(&loop->checksum, error) != PD_OK) {
+        result = uv_loop_close(&loop->uv);
+        PD_ASSERT(result == 0);
+        pd_heap_free(loop);
+        return PD_ENOMEM;
+    }
     pd_actions_init(&loop->actions);
     (void)uv_timer_init(&loop->uv, &loop->tick);
     (void)uv_idle_init(&loop->uv, &loop->work);
@@ -473,6 +521,7 @@ void pd_loop_destroy(struct pd_loop *loop)
     }
     close_handles(loop);
     pd_actions_finish(&loop->actions);
+    pd_checksum_destroy(loop->checksum);
     int result = uv_loop_close(&loop->uv);
     PD_ASSERT(result == 0);
     pd_heap_free(loop);

@@ -161,10 +161,21 @@ uint64_t pd_send_queue_first_bytes(const struct pd_send_queue *queue)
     return frame_bytes(&queue->frames[queue->frame_begin]) - queue->sent_bytes;
 }
 
+static void set_trailer(struct pd_send_queue *queue, uint64_t sum)
+{
+    for (uint32_t i = 0; i < PD_CHECKSUM_BYTES; i++) {
+        queue->trailer[i] = (uint8_t)(sum >> (8 * i));
+    }
+}
+
 /* Add to the sum what of header and payload lies before `end` and has not been added yet. */
 static void sum_up_to(struct pd_send_queue *queue, const struct pd_send_frame *frame, uint64_t end)
 {
     const size_t header_bytes = frame->frame_bytes - PD_PREFIX_BYTES;
+    if (frame->summed) {
+        set_trailer(queue, frame->sum);
+        return;
+    }
     if (queue->sent_bytes == 0 && queue->summed_bytes == 0) {
         pd_checksum_reset(queue->checksum);
         pd_checksum_update(queue->checksum, queue->bytes + queue->bytes_begin + PD_PREFIX_BYTES,
@@ -178,10 +189,7 @@ static void sum_up_to(struct pd_send_queue *queue, const struct pd_send_frame *f
         queue->summed_bytes = header_bytes + end;
     }
     if (end == frame->payload_bytes) {
-        uint64_t sum = pd_checksum_value(queue->checksum);
-        for (uint32_t i = 0; i < PD_CHECKSUM_BYTES; i++) {
-            queue->trailer[i] = (uint8_t)(sum >> (8 * i));
-        }
+        set_trailer(queue, pd_checksum_value(queue->checksum));
     }
 }
 

@@ -14,6 +14,8 @@ struct pd_send_frame {
     uint64_t payload_bytes;
     uint64_t payload_ready; /* bytes of the payload that may leave */
     bool checksum;          /* PD_CHECKSUM_BYTES follow the payload */
+    bool summed;            /* `sum` is what they say: it need not be taken again */
+    uint64_t sum;
 };
 
 /* Embedded in a connection; the fields are the queue's own.

@@ -118,6 +118,73 @@ START_TEST(a_payload_arrives_and_leaves_whole_and_is_sent_once)
 }
 END_TEST
 
+/* ---- The same to all ---- */
+
+enum { SAME_BYTES = 300 * 1000, SAME_PEERS = 3, SAME_ROUNDS = 3 };
+
+static uint8_t same[SAME_BYTES];
+
+/* When all have asked: the same to each, but for what one of them has to itself. */
+static void react_the_same(struct pd_engine *engine, const struct pd_event *event,
+                           struct pd_actions *actions)
+{
+    static pd_connection_id asked[SAME_PEERS];
+    uint32_t count = engine->counts[PD_EVENT_MESSAGE];
+
+    exit_when_closed(event, actions);
+    if (event->kind != PD_EVENT_MESSAGE) {
+        return;
+    }
+    asked[(count - 1) % SAME_PEERS] = event->connection;
+    if (count % SAME_PEERS != 0) {
+        return;
+    }
+    uint32_t round = count / SAME_PEERS;
+    memset(same, (int)round, sizeof same);
+    for (uint32_t i = 0; i < SAME_PEERS; i++) {
+        /* In the first round all are alike, then the one in the middle, then the last is not. */
+        struct pd_message reply = {.kind = PD_MESSAGE_PULLED, .pulled.element_count = 1};
+        reply.pulled.version = round > 1 && i + 1 == round ? 2 : 1;
+        pd_actions_send(actions, asked[i], &reply, same, sizeof same, true);
+    }
+}
+
+static void converse_the_same(struct scripted_rank *rank)
+{
+    const struct pd_message ping = {.kind = PD_MESSAGE_PING};
+    struct peer *peers[SAME_PEERS];
+    for (int i = 0; i < SAME_PEERS; i++) {
+        peers[i] = peer_connect(rank->address);
+    }
+    for (int round = 1; round <= SAME_ROUNDS; round++) {
+        uint64_t versions = 0;
+        for (int i = 0; i < SAME_PEERS; i++) {
+            peer_send(peers[i], &ping, NULL, 0);
+        }
+        for (int i = 0; i < SAME_PEERS; i++) {
+            versions += peer_expect(peers[i], PD_MESSAGE_PULLED)->pulled.version;
+            ck_assert_uint_eq(peer_payload_bytes(peers[i]), SAME_BYTES);
+            ck_assert_uint_eq(((const uint8_t *)peer_payload(peers[i]))[SAME_BYTES / 2], round);
+        }
+        ck_assert_uint_eq(versions, SAME_PEERS + (round > 1));
+    }
+    for (int i = 0; i < SAME_PEERS; i++) {
+        peer_close(peers[i]);
+    }
+}
+
+/* Peers check the sums. */
+START_TEST(what_several_get_alike_has_the_right_sum_for_each)
+{
+    struct scripted_rank rank;
+    scripted_rank_init(&rank, react_the_same);
+
+    ck_assert_int_eq(scripted_rank_run(&rank, converse_the_same), 7);
+
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_SENT], SAME_PEERS * SAME_ROUNDS);
+}
+END_TEST
+
 /* ---- Held back ---- */
 
 enum { HELD_BYTES = 100 * 1000, HELD_FIRST = 37 * 1000 + 1 };
@@ -643,6 +710,7 @@ int main(void)
     TCase *tcase = tcase_create("connection");
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, a_payload_arrives_and_leaves_whole_and_is_sent_once);
+    tcase_add_test(tcase, what_several_get_alike_has_the_right_sum_for_each);
     tcase_add_test(tcase, a_payload_held_back_leaves_as_what_it_waits_for_arrives);
     tcase_add_test(tcase, frames_come_and_go_without_an_allocation);
     tcase_add_test(tcase, an_end_in_the_middle_of_a_frame_is_told);

@@ -129,6 +129,32 @@ START_TEST(any_pieces_make_the_same_frame)
 }
 END_TEST
 
+/* Whatever the socket takes at a time, a checksum that comes with a frame is the one behind it. */
+START_TEST(known_checksum_is_not_taken_again)
+{
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    uint8_t out[HEADER_BYTES + 1000 + 8];
+    uint32_t payloads = 0;
+    const struct pd_send_frame frame = {.frame_bytes = HEADER_BYTES,
+                                        .payload = payload,
+                                        .payload_bytes = 1000,
+                                        .payload_ready = 1000,
+                                        .checksum = true,
+                                        .summed = true,
+                                        .sum = 0x0807060504030201u};
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
+
+    ck_assert_int_eq(pd_send_queue_push(&queue, &frame, header, &error), PD_OK);
+    ck_assert_uint_eq(drain(&queue, out, _i == 0 ? sizeof out : 7, &payloads), sizeof out);
+
+    for (uint8_t i = 0; i < 8; i++) {
+        ck_assert_uint_eq(out[HEADER_BYTES + 1000 + i], i + 1);
+    }
+    pd_send_queue_finish(&queue);
+}
+END_TEST
+
 /* The ring wraps and grows, headers move to the front: order and contents stay. */
 START_TEST(frames_leave_in_the_order_they_came)
 {
@@ -224,6 +250,7 @@ int main(void)
     TCase *tcase = tcase_create("send_queue");
     tcase_add_test(tcase, payload_leaves_as_far_as_it_is_released);
     tcase_add_loop_test(tcase, any_pieces_make_the_same_frame, 0, 4);
+    tcase_add_loop_test(tcase, known_checksum_is_not_taken_again, 0, 2);
     tcase_add_test(tcase, frames_leave_in_the_order_they_came);
     tcase_add_test(tcase, a_peer_that_reads_nothing_is_given_up_at_the_limit);
     tcase_add_test(tcase, nothing_is_allocated_once_it_has_held_as_much);
