@@ -380,6 +380,16 @@ void pd_connection_send(struct pd_connection *connection, const struct pd_action
         end(connection, error.status, error.message);
         return;
     }
+    if (connection->outgoing) {
+        /* Reports to rank 0, one for each push: all of a turn of the loop go in few writes. */
+        pd_loop_delay(connection->loop, connection);
+    } else {
+        write_more(connection);
+    }
+}
+
+void pd_connection_flush(struct pd_connection *connection)
+{
     write_more(connection);
 }
 

@@ -34,6 +34,9 @@ void pd_connection_release(struct pd_connection *connection, uint64_t payload_re
 void pd_connection_place(struct pd_connection *connection, void *destination);
 void pd_connection_close(struct pd_connection *connection, bool flush);
 
+/* Write what a connection that delays has collected. */
+void pd_connection_flush(struct pd_connection *connection);
+
 /* Feed what is owed: progress, payloads sent, messages read. Called by pd_loop_settle alone. */
 void pd_connection_advance(struct pd_connection *connection);
 

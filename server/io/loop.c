@@ -33,6 +33,7 @@ struct pd_loop {
     uv_timer_t tick;
     uv_idle_t work;
     uv_async_t notify;
+    uv_prepare_t flush;
     struct pd_loop_options options;
     struct pd_listener *listener;
     struct pd_control *control;
@@ -49,6 +50,8 @@ struct pd_loop {
     /* Connections that owe events, first to last. */
     struct pd_connection *owing_first;
     struct pd_connection *owing_last;
+
+    struct pd_connection *delayed; /* has collected what it is to write; NULL: none has */
 
     /* Collectives under way, number n at n modulo their count; and since when the first of them has
      * had its turn. */
@@ -290,6 +293,24 @@ void pd_loop_owe(struct pd_loop *loop, struct pd_connection *connection)
     loop->owing_last = connection;
 }
 
+void pd_loop_delay(struct pd_loop *loop, struct pd_connection *connection)
+{
+    PD_ASSERT(loop->delayed == NULL || loop->delayed == connection);
+    loop->delayed = connection;
+}
+
+static void on_flush(uv_prepare_t *prepare)
+{
+    struct pd_loop *loop = prepare->data;
+    struct pd_connection *connection = loop->delayed;
+
+    loop->delayed = NULL;
+    if (connection != NULL) {
+        pd_connection_flush(connection);
+        pd_loop_settle(loop);
+    }
+}
+
 void pd_loop_settle(struct pd_loop *loop)
 {
     while (loop->owing_first != NULL) {
@@ -359,6 +380,9 @@ void pd_loop_forget(struct pd_loop *loop, pd_connection_id id)
 {
     PD_ASSERT(loop->connections[id] != NULL);
     PD_ASSERT(!loop->owes[id]);
+    if (loop->delayed == loop->connections[id]) {
+        loop->delayed = NULL;
+    }
     loop->connections[id] = NULL;
     loop->connection_count--;
     loop->free_ids[loop->free_count++] = id;
@@ -445,6 +469,7 @@ static void close_handles(struct pd_loop *loop)
     uv_close((uv_handle_t *)&loop->tick, NULL);
     uv_close((uv_handle_t *)&loop->work, NULL);
     uv_close((uv_handle_t *)&loop->notify, NULL);
+    uv_close((uv_handle_t *)&loop->flush, NULL);
     pd_loop_settle(loop);
     while (uv_run(&loop->uv, UV_RUN_DEFAULT) != 0) {
     }
@@ -492,12 +517,15 @@ enum pd_status pd_loop_create(struct pd_loop **out, const struct pd_loop_options
     pd_actions_init(&loop->actions);
     (void)uv_timer_init(&loop->uv, &loop->tick);
     (void)uv_idle_init(&loop->uv, &loop->work);
+    (void)uv_prepare_init(&loop->uv, &loop->flush);
     result = uv_async_init(&loop->uv, &loop->notify, on_notify);
     PD_ASSERT(result == 0);
     loop->tick.data = loop;
     loop->work.data = loop;
     loop->notify.data = loop;
+    loop->flush.data = loop;
     (void)uv_timer_start(&loop->tick, on_tick, 0, TICK_MS);
+    (void)uv_prepare_start(&loop->flush, on_flush);
     enum pd_status status = create_parts(loop, error);
     if (status != PD_OK) {
         pd_loop_destroy(loop);

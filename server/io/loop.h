@@ -58,6 +58,8 @@ void pd_loop_emit(struct pd_loop *loop, struct pd_event *event);
 void pd_loop_owe(struct pd_loop *loop, struct pd_connection *connection);
 /* Feed everything owed. Every callback of libuv ends with it. */
 void pd_loop_settle(struct pd_loop *loop);
+/* Have pd_connection_flush called before the loop next waits. Only one connection asks for it. */
+void pd_loop_delay(struct pd_loop *loop, struct pd_connection *connection);
 /* The connection is gone; its number is free again. */
 void pd_loop_forget(struct pd_loop *loop, pd_connection_id id);
 uint64_t pd_loop_now_ms(void);

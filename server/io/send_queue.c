@@ -6,7 +6,11 @@
 #include <inttypes.h>
 #include <string.h>
 
-enum { FRAME_CAPACITY_FIRST = 8, BYTES_CAPACITY_FIRST = 1024 };
+enum {
+    FRAME_CAPACITY_FIRST = 8,
+    BYTES_CAPACITY_FIRST = 1024,
+    RUN_BYTES_MAX = 32 * 1024, /* of headers that leave together */
+};
 
 enum pd_status pd_send_queue_init(struct pd_send_queue *queue, struct pd_error *error)
 {
@@ -193,6 +197,21 @@ static void sum_up_to(struct pd_send_queue *queue, const struct pd_send_frame *f
     }
 }
 
+/* Bytes of the first frames that are headers alone; these lie one behind the other. */
+static size_t run_bytes(const struct pd_send_queue *queue)
+{
+    size_t byte_count = 0;
+    for (uint32_t i = 0; i < queue->frame_count && byte_count < RUN_BYTES_MAX; i++) {
+        const struct pd_send_frame *frame =
+            &queue->frames[(queue->frame_begin + i) % queue->frame_capacity];
+        if (frame->payload_bytes > 0 || frame->checksum) {
+            break;
+        }
+        byte_count += frame->frame_bytes;
+    }
+    return byte_count;
+}
+
 void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *pieces)
 {
     PD_ASSERT(!pd_send_queue_blocked(queue));
@@ -200,8 +219,9 @@ void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *piec
     memset(pieces, 0, sizeof *pieces);
 
     if (queue->sent_bytes < frame->frame_bytes) {
+        size_t run = run_bytes(queue);
         pieces->header = queue->bytes + queue->bytes_begin + queue->sent_bytes;
-        pieces->header_bytes = frame->frame_bytes - (size_t)queue->sent_bytes;
+        pieces->header_bytes = (run > 0 ? run : frame->frame_bytes) - (size_t)queue->sent_bytes;
     }
     uint64_t payload_sent =
         queue->sent_bytes > frame->frame_bytes ? queue->sent_bytes - frame->frame_bytes : 0;
@@ -225,17 +245,13 @@ void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *piec
     }
 }
 
-bool pd_send_queue_advance(struct pd_send_queue *queue, size_t byte_count)
+/* The first frame has left. */
+static void pop(struct pd_send_queue *queue)
 {
-    PD_ASSERT(queue->frame_count > 0);
     const struct pd_send_frame *frame = &queue->frames[queue->frame_begin];
-    PD_ASSERT(byte_count <= pd_send_queue_first_bytes(queue));
 
-    queue->sent_bytes += byte_count;
-    if (queue->sent_bytes < frame_bytes(frame)) {
-        return false;
-    }
-    bool had_payload = frame->payload_bytes > 0;
+    queue->sent_bytes -= frame_bytes(frame);
+    queue->summed_bytes = 0;
     queue->bytes_begin += frame->frame_bytes;
     if (queue->bytes_begin == queue->bytes_end) {
         queue->bytes_begin = 0;
@@ -243,7 +259,18 @@ bool pd_send_queue_advance(struct pd_send_queue *queue, size_t byte_count)
     }
     queue->frame_begin = (queue->frame_begin + 1) % queue->frame_capacity;
     queue->frame_count--;
-    queue->sent_bytes = 0;
-    queue->summed_bytes = 0;
+}
+
+bool pd_send_queue_advance(struct pd_send_queue *queue, size_t byte_count)
+{
+    bool had_payload = false;
+
+    queue->sent_bytes += byte_count;
+    while (queue->frame_count > 0 &&
+           queue->sent_bytes >= frame_bytes(&queue->frames[queue->frame_begin])) {
+        had_payload = had_payload || queue->frames[queue->frame_begin].payload_bytes > 0;
+        pop(queue);
+    }
+    PD_ASSERT(queue->frame_count > 0 || queue->sent_bytes == 0);
     return had_payload;
 }

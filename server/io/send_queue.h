@@ -70,11 +70,12 @@ bool pd_send_queue_blocked(const struct pd_send_queue *queue);
 /* Bytes left of the first frame. */
 uint64_t pd_send_queue_first_bytes(const struct pd_send_queue *queue);
 
-/* What to write next of the first frame: at most PD_WRITE_BYTES_MAX of its payload. The queue must
- * not be blocked. The header pointer is valid until the next push, the others until advance. */
+/* What to write next: of the first frame, at most PD_WRITE_BYTES_MAX of its payload; or of the
+ * first frames, if they are headers alone. The queue must not be blocked. The header pointer is
+ * valid until the next push, the others until advance. */
 void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *pieces);
 
-/* Say that `byte_count` of the bytes last peeked have been written. Returns true if that ended a
+/* Say that `byte_count` of the bytes last peeked have been written. Returns true if that ended the
  * frame with a payload, whose buffer is now free. */
 bool pd_send_queue_advance(struct pd_send_queue *queue, size_t byte_count);
 
