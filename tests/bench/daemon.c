@@ -58,7 +58,11 @@ static enum pd_status write_config(const struct daemon *daemon, const struct ben
         return file_fault(error, path);
     }
     fprintf(file, "listen: 127.0.0.1:0\naggregation: %s\n", options->aggregation);
-    fprintf(file, "workers: {expected: %" PRIu32 "}\n", options->workers);
+    fprintf(file, "workers: {expected: %" PRIu32, options->workers);
+    if (options->staging_limit > 0) {
+        fprintf(file, ", staging_limit: %" PRIu64, options->staging_limit);
+    }
+    fprintf(file, "}\n");
     fprintf(file, "optimizer: {name: %s}\n", options->optimizer);
     if (!isnan(options->clip)) {
         fprintf(file, "clip: {norm: %.9g}\n", options->clip);

@@ -32,9 +32,14 @@ enum pd_status memory_allowed(const struct bench_options *options, uint64_t *byt
     }
     uint64_t state_bytes =
         sizeof(float) * config->optimizer->state_count(&config->groups[0].hyper, &tensor);
-    state_bytes *= pd_optimizer_state_allows_twice(config) ? 2 : 1;
+    bool limited = options->staging_limit > 0;
+    state_bytes *= !limited && pd_optimizer_state_allows_twice(config) ? 2 : 1;
     pd_config_destroy(config);
-    *bytes = lane * 2 * sizeof(float) + shard * state_bytes +
-             pushers * lane * pd_dtype_bytes((enum pd_dtype)options->wire) + REST_BYTES;
+    uint64_t staged = pushers * lane * pd_dtype_bytes((enum pd_dtype)options->wire);
+    if (limited) {
+        staged = (staged < options->staging_limit ? staged : options->staging_limit) +
+                 (direct ? 1 : 2) * lane * sizeof(float);
+    }
+    *bytes = lane * 2 * sizeof(float) + shard * state_bytes + staged + REST_BYTES;
     return PD_OK;
 }

@@ -30,6 +30,7 @@ static const char usage[] =
     "  --clip NORM           clip to this global norm (default: not clipped)\n"
     "  --wire TYPE           float32, bfloat16 or float16, both ways (default float32)\n"
     "  --checksum on|off     sum payloads at both ends (default on)\n"
+    "  --staging-limit N     bytes of gradients a rank holds, such as 200M (default: no limit)\n"
     "  --limit KIND          pair: two plain-socket servers with half of the parameters each,\n"
     "                        which take an AdamW step; echo: one that sends back what it got;\n"
     "                        none (default pair)\n"
@@ -50,6 +51,7 @@ enum {
     OPTION_CLIP,
     OPTION_WIRE,
     OPTION_CHECKSUM,
+    OPTION_STAGING_LIMIT,
     OPTION_LIMIT,
     OPTION_LIMIT_WORKERS,
     OPTION_ITERS,
@@ -68,6 +70,7 @@ static const struct option long_options[] = {
     {"clip", required_argument, NULL, OPTION_CLIP},
     {"wire", required_argument, NULL, OPTION_WIRE},
     {"checksum", required_argument, NULL, OPTION_CHECKSUM},
+    {"staging-limit", required_argument, NULL, OPTION_STAGING_LIMIT},
     {"limit", required_argument, NULL, OPTION_LIMIT},
     {"limit-workers", required_argument, NULL, OPTION_LIMIT_WORKERS},
     {"iters", required_argument, NULL, OPTION_ITERS},
@@ -229,6 +232,8 @@ static bool take(struct bench_options *options, int option, const char *text)
         return parse_optimizer(text, &options->optimizer);
     case OPTION_CLIP:
         return parse_clip(text, &options->clip);
+    case OPTION_STAGING_LIMIT:
+        return parse_number("--staging-limit", text, 1, 1ull << 53, &options->staging_limit);
     case OPTION_LIMIT_WORKERS:
         return parse_count("--limit-workers", text, BENCH_WORKER_COUNT_MAX,
                            &options->limit_workers);

@@ -33,14 +33,17 @@ struct report_times report_times_of(double *samples, size_t count)
 json_t *report_settings(const struct bench_options *options)
 {
     json_t *clip = isnan(options->clip) ? json_null() : json_real(options->clip);
-    return json_pack(
-        "{s:s, s:I, s:I, s:I, s:s, s:s, s:o, s:s, s:b, s:s, s:I, s:I, s:I}", "command",
-        bench_command_name(options->command), "params", (json_int_t)options->parameters, "workers",
-        (json_int_t)options->workers, "shards", (json_int_t)options->shards, "aggregation",
-        options->aggregation, "optimizer", options->optimizer, "clip", clip, "wire",
-        bench_wire_name(options->wire), "checksum", options->checksum, "limit",
-        bench_limit_name(options->limit), "limit_workers", (json_int_t)options->limit_workers,
-        "iters", (json_int_t)options->iterations, "seed", (json_int_t)options->seed);
+    json_t *staging_limit =
+        options->staging_limit > 0 ? json_integer((json_int_t)options->staging_limit) : json_null();
+    return json_pack("{s:s, s:I, s:I, s:I, s:s, s:s, s:o, s:s, s:b, s:o, s:s, s:I, s:I, s:I}",
+                     "command", bench_command_name(options->command), "params",
+                     (json_int_t)options->parameters, "workers", (json_int_t)options->workers,
+                     "shards", (json_int_t)options->shards, "aggregation", options->aggregation,
+                     "optimizer", options->optimizer, "clip", clip, "wire",
+                     bench_wire_name(options->wire), "checksum", options->checksum, "staging_limit",
+                     staging_limit, "limit", bench_limit_name(options->limit), "limit_workers",
+                     (json_int_t)options->limit_workers, "iters", (json_int_t)options->iterations,
+                     "seed", (json_int_t)options->seed);
 }
 
 void report_print_settings(const struct bench_options *options)
@@ -51,6 +54,9 @@ void report_print_settings(const struct bench_options *options)
            options->aggregation, options->optimizer);
     if (!isnan(options->clip)) {
         printf("clip %g, ", options->clip);
+    }
+    if (options->staging_limit > 0) {
+        printf("staging limit %" PRIu64 ", ", options->staging_limit);
     }
     printf("wire %s, checksum %s\n", bench_wire_name(options->wire),
            options->checksum ? "on" : "off");

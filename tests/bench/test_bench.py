@@ -11,7 +11,7 @@ import unittest
 
 PROGRAM = os.environ["PARAMD_BENCH"]
 SMALL = ["--params", "5000", "--iters", "3"]
-SETTINGS = {"command", "params", "workers", "shards", "aggregation", "optimizer", "clip", "wire", "checksum",
+SETTINGS = {"command", "params", "workers", "shards", "aggregation", "optimizer", "clip", "wire", "checksum", "staging_limit",
             "limit", "limit_workers", "iters", "seed"}  # yapf: disable
 
 
@@ -59,7 +59,7 @@ class Options(unittest.TestCase):
         done = run("--help")
         self.assertEqual(done.returncode, 0)
         for word in ("limits", "kernel", "roundtrip", "scale", "--params", "--workers", "--shards", "--aggregation",
-                     "--optimizer", "--clip", "--wire", "--checksum", "--iters", "--seed", "--json"):
+                     "--optimizer", "--clip", "--wire", "--checksum", "--staging-limit", "--iters", "--seed", "--json"):
             self.assertIn(word, done.stdout)
 
 
@@ -82,13 +82,15 @@ class Roundtrip(unittest.TestCase):
     def test_ranks_and_workers_with_every_option(self):
         result = measured("roundtrip", "--workers", "3", "--shards", "2", "--aggregation", "allreduce",
                           "--optimizer", "lamb", "--clip", "0.5", "--wire", "bfloat16", "--checksum", "off",
-                          "--limit", "echo", "--limit-workers", "1", "--seed", "7", *SMALL)
+                          "--staging-limit", "20k", "--limit", "echo", "--limit-workers", "1", "--seed", "7",
+                          *SMALL)
         self.check_times(result)
         self.assertEqual(result["aggregation"], "allreduce")
         self.assertEqual(result["optimizer"], "lamb")
         self.assertEqual(result["clip"], 0.5)
         self.assertEqual(result["wire"], "bfloat16")
         self.assertIs(result["checksum"], False)
+        self.assertEqual(result["staging_limit"], 20000)
         self.assertEqual((result["limit"], result["limit_workers"]), ("echo", 1))
         self.assertEqual(len(result["memory"]), 2)
 

@@ -86,3 +86,21 @@ uint64_t proc_resident_bytes(pid_t pid)
     (void)fclose(file);
     return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
+
+uint64_t proc_peak_bytes(pid_t pid)
+{
+    char path[64];
+    char line[256];
+    uint64_t kilobytes = 0;
+
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    FILE *file = fopen(path, "r");
+    if (file == NULL) {
+        return 0;
+    }
+    while (kilobytes == 0 && fgets(line, sizeof line, file) != NULL) {
+        (void)sscanf(line, "VmHWM: %" SCNu64, &kilobytes);
+    }
+    (void)fclose(file);
+    return kilobytes * 1024;
+}
