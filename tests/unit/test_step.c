@@ -482,8 +482,8 @@ END_TEST
 /* A replica has the gradient of one worker at most, so the order of summation is theirs. */
 START_TEST(a_rule_gives_the_same_bits_for_any_number_of_replicas)
 {
-    static const uint32_t block_sizes[] = {10, 64, 256};
-    static const uint32_t grids[][2] = {{2, 1}, {3, 1}, {4, 2}, {6, 2}, {7, 1}};
+    static const uint32_t block_sizes[] = {10, 256};
+    static const uint32_t grids[][2] = {{2, 1}, {3, 1}, {6, 2}};
     char text[512];
 
     for (size_t b = 0; b < sizeof block_sizes / sizeof block_sizes[0]; b++) {
