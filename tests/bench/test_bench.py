@@ -11,8 +11,8 @@ import unittest
 
 PROGRAM = os.environ["PARAMD_BENCH"]
 SMALL = ["--params", "5000", "--iters", "3"]
-SETTINGS = {"command", "params", "workers", "shards", "aggregation", "optimizer", "clip", "wire", "checksum", "staging_limit",
-            "limit", "limit_workers", "iters", "seed"}  # yapf: disable
+SETTINGS = {"command", "params", "workers", "shards", "aggregation", "optimizer", "clip", "wire", "checksum",
+            "staging_limit", "limit", "limit_workers", "iters", "seed"}  # yapf: disable
 
 
 def run(*words):

@@ -85,15 +85,18 @@ static float *run(uint64_t seed, uint32_t rank_count, uint32_t place_count, cons
     return all;
 }
 
+#define LAMB                                                                                       \
+    "aggregation: direct\naccumulation_steps: 3\nclip: {norm: 0.5, value: 0.6}\n"                  \
+    "optimizer: {name: lamb, lr: 0.02, weight_decay: 0.05}\n"                                      \
+    "groups: [{name: flat, max_dims: 1, frozen: true}]\n"
+#define SOPHIA "accumulation_steps: 2\noptimizer: {name: sophia_g, lr: 0.01, bs: 50}\n"
+
 static const char *const kinds[] = {
     "aggregation: direct\noptimizer: {name: adamw, lr: 0.02}\n",
-    "aggregation: direct\naccumulation_steps: 3\nclip: {norm: 0.5, value: 0.6}\n"
-    "optimizer: {name: lamb, lr: 0.02, weight_decay: 0.05}\n"
-    "groups: [{name: flat, max_dims: 1, frozen: true}]\n",
-    "aggregation: direct\naccumulation_steps: 2\noptimizer: {name: sophia_g, lr: 0.01, bs: 50}\n",
+    LAMB,
+    "aggregation: direct\n" SOPHIA,
     "aggregation: allreduce\noptimizer: {name: sgd, lr: 0.05, momentum: 0.9}\n",
-    "aggregation: allreduce\naccumulation_steps: 2\nclip: {norm: 0.5}\n"
-    "optimizer: {name: sophia_g, lr: 0.01, bs: 50}\n",
+    "aggregation: allreduce\nclip: {norm: 0.5}\n" SOPHIA,
 };
 
 START_TEST(results_are_to_the_bit_those_without_a_limit)
