@@ -345,6 +345,44 @@ START_TEST(two_byte_types_are_converted_on_the_way)
 }
 END_TEST
 
+/* ---- What a step takes from the heap ---- */
+
+/* Numbers grow by a byte on the wire at 128. */
+enum { STEP_BEGIN = 120, STEP_SETTLED = 122, STEP_END = 135 };
+
+/* The fake rank takes three pieces a step: a place for the payload, its frame, its checksum. */
+enum { FAKE_ALLOCATIONS = 3 };
+
+static void serve_steps(struct fake_rank *fake, void *context)
+{
+    (void)context;
+    fake_welcome(fake, 0, 0);
+    fake_join(fake, 1);
+    fake_register(fake, lanes, 1, false, STEP_BEGIN);
+    fake_receive(fake, PD_MESSAGE_PULL);
+    fake_send_pulled(fake, &lanes[0], STEP_BEGIN, served, 0);
+    for (uint64_t step = STEP_BEGIN; step < STEP_END; step++) {
+        expect_push(fake, step, 0, true);
+        fake_send_pulled(fake, &lanes[0], step + 1, served, 0);
+    }
+    fake_expect_end(fake);
+}
+
+START_TEST(a_step_takes_nothing_from_the_heap)
+{
+    size_t before = 0;
+    set_lane(&lanes[0], &leader, 0, 6);
+    fake_rank_run(&leader, serve_steps, NULL);
+    connect_and_register();
+    for (uint64_t step = STEP_BEGIN; step < STEP_END; step++) {
+        before = step == STEP_SETTLED ? pd_heap_allocations() : before;
+        ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, NULL, &error),
+                         PARAMD_OK);
+    }
+    ck_assert_uint_eq(pd_heap_allocations() - before, (STEP_END - STEP_SETTLED) * FAKE_ALLOCATIONS);
+}
+END_TEST
+
 /* ---- Asking ---- */
 
 static void answer_admin(struct fake_rank *fake, void *context)
@@ -475,6 +513,7 @@ int main(void)
     tcase_add_test(tests, micro_batches_are_counted_and_a_contribution_can_be_closed_early);
     tcase_add_test(tests, a_lane_that_does_not_read_holds_up_no_other);
     tcase_add_test(tests, two_byte_types_are_converted_on_the_way);
+    tcase_add_test(tests, a_step_takes_nothing_from_the_heap);
     tcase_add_test(tests, an_observer_asks_without_joining);
     tcase_add_loop_test(tests, options_that_are_not_allowed_are_refused_before_anything_is_tried, 0,
                         5);
