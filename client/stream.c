@@ -10,6 +10,12 @@
 #define PD_STREAM_BUFFER_BYTES                                                                     \
     (PD_PREFIX_BYTES + PD_REGISTER_HEADER_BYTES_MAX + PD_STREAM_READ_AHEAD_BYTES)
 
+/* Of a payload from the caller's arrays that is longer than the first, all but the last bytes are
+ * summed after they were sent: the kernel brings them into the cache as it copies them, sooner than
+ * a loop of ours would. */
+#define PD_STREAM_SUMMED_AFTER_BYTES_MIN (128u * 1024u)
+#define PD_STREAM_SUMMED_BEFORE_BYTES (16u * 1024u)
+
 static uint64_t load_u64(const uint8_t bytes[8])
 {
     uint64_t value = 0;
@@ -173,6 +179,34 @@ static void sum_piece(struct pd_sender *sender, uint64_t offset, const uint8_t *
     sender->sum_end = end;
 }
 
+/* How much of the payload, from its beginning, is summed after it was sent. */
+static uint64_t summed_after(const struct pd_sender *sender)
+{
+    const struct pd_payload *payload = &sender->payload;
+
+    if (!sender->summed || !pd_payload_direct(payload) ||
+        payload->byte_count < PD_STREAM_SUMMED_AFTER_BYTES_MIN) {
+        return 0;
+    }
+    return payload->byte_count - PD_STREAM_SUMMED_BEFORE_BYTES;
+}
+
+/* Sum what has been sent before it was summed. */
+static void sum_sent(struct pd_sender *sender)
+{
+    uint64_t end =
+        sender->position > sender->head_bytes ? sender->position - sender->head_bytes : 0;
+    uint64_t most = summed_after(sender);
+
+    end = end < most ? end : most;
+    while (sender->sum_end < end) {
+        size_t byte_count;
+        const uint8_t *bytes =
+            pd_payload_piece(&sender->payload, sender->sum_end, end - sender->sum_end, &byte_count);
+        sum_piece(sender, sender->sum_end, bytes, byte_count);
+    }
+}
+
 static size_t gather_payload(struct pd_sender *sender, uint64_t *position, size_t piece_count,
                              struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX])
 {
@@ -180,7 +214,11 @@ static size_t gather_payload(struct pd_sender *sender, uint64_t *position, size_
     uint64_t ready_bytes = pd_payload_ready_bytes(payload);
     bool direct = pd_payload_direct(payload);
     size_t budget = PD_READ_BYTES_MAX;
+    bool after = *position - sender->head_bytes < summed_after(sender);
 
+    if (after && ready_bytes > summed_after(sender)) {
+        ready_bytes = summed_after(sender);
+    }
     /* The last piece is the checksum's. */
     while (piece_count < PD_STREAM_PIECE_COUNT_MAX - 1 && budget > 0) {
         uint64_t offset = *position - sender->head_bytes;
@@ -191,7 +229,9 @@ static size_t gather_payload(struct pd_sender *sender, uint64_t *position, size_
         size_t most = ready_bytes - offset < budget ? (size_t)(ready_bytes - offset) : budget;
         uint8_t *bytes = direct ? pd_payload_piece(payload, offset, most, &byte_count)
                                 : converted_piece(sender, offset, ready_bytes, &byte_count);
-        sum_piece(sender, offset, bytes, byte_count);
+        if (!after) {
+            sum_piece(sender, offset, bytes, byte_count);
+        }
         pieces[piece_count].iov_base = bytes;
         pieces[piece_count].iov_len = byte_count;
         piece_count++;
@@ -233,6 +273,7 @@ void pd_sender_sent(struct pd_sender *sender, size_t byte_count)
 {
     PD_ASSERT(byte_count <= sender->total - sender->position);
     sender->position += byte_count;
+    sum_sent(sender);
 }
 
 /* ---- Receiver ---- */

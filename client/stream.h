@@ -3,7 +3,8 @@
  * the handle's lock.
  *
  * Bytes are handed out as pieces for sendmsg and recvmsg, at most PD_READ_BYTES_MAX at a time, and
- * summed as they pass, while they are in cache. float32 goes straight from and to the caller's
+ * summed as they pass, while they are in cache: pieces that were handed out stay as they are until
+ * pd_sender_sent. float32 goes straight from and to the caller's
  * arrays; other types pass through a buffer of that size. */
 #ifndef PD_CLIENT_STREAM_H
 #define PD_CLIENT_STREAM_H
