@@ -359,7 +359,7 @@ static const struct pd_option config_rows[] = {
      .help = "direct aggregation, or a lone rank: a rank with so many begins a step while its "
              "gradients "
              "arrive, and sends parameters while it goes on; its state is then kept twice; 0: none "
-             "does, nor does any with sophia_g"},
+             "does, nor does any with sophia_g or workers.staging_limit"},
     {.key = "handshake_s",
      SECONDS(handshake_s),
      .default_text = "10",

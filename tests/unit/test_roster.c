@@ -146,6 +146,44 @@ START_TEST(micro_batch_still_to_be_added_is_found_whatever_it_is_of)
 }
 END_TEST
 
+/* Its estimate goes with it: what is not whole by then does not count. */
+START_TEST(gradient_that_is_taken_gives_its_memory_to_the_next)
+{
+    static struct pd_order order = {.kind = PD_ORDER_TAKE, .contributor_count = 1};
+    struct pd_push push = {.step = 5, .last = true, .samples = 1};
+    struct pd_worker *first = add(1, "first");
+    struct pd_worker *second = add(2, "second");
+    ck_assert_int_eq(pd_roster_equip(&roster, first, true, &error), PD_OK);
+    ck_assert_int_eq(pd_roster_equip(&roster, first, false, &error), PD_OK);
+    pd_contribution_begin(&first->contribution, &push);
+    pd_contribution_finish_payload(&first->contribution);
+    order.contributors[0] = 1;
+    pd_roster_take(&roster, &order);
+    ck_assert(first->contribution.taken && first->hessian.taken);
+    ck_assert(pd_contribution_is_complete(&first->contribution, 5));
+    ck_assert_uint_eq(roster.staging.spare_count, 4);
+    ck_assert_int_eq(pd_roster_equip(&roster, second, false, &error), PD_OK);
+    ck_assert_uint_eq(roster.staging.buffer_count, 4);
+    pd_roster_release(&roster, &order);
+    ck_assert(!first->contribution.taken && !first->hessian.taken);
+    order.contributors[0] = 9;
+    pd_roster_take(&roster, &order);
+}
+END_TEST
+
+START_TEST(who_is_admitted_is_so_for_one_step_where_room_is_limited)
+{
+    struct pd_worker *worker = add(1, "a");
+    ck_assert(pd_roster_admits(&roster, worker));
+    roster.staging.limited = true;
+    ck_assert(!pd_roster_admits(&roster, worker));
+    worker->admitted = true;
+    ck_assert(pd_roster_admits(&roster, worker));
+    pd_roster_sweep(&roster);
+    ck_assert(!pd_roster_admits(&roster, worker));
+}
+END_TEST
+
 START_TEST(equip_survives_each_failed_allocation)
 {
     struct pd_worker *worker = add(1, "a");
@@ -170,6 +208,8 @@ int main(void)
     tcase_add_test(tests, leaver_stays_until_its_step_is_closed_only_if_it_has_pushed);
     tcase_add_test(tests, contributions_that_have_begun_are_counted_by_step);
     tcase_add_loop_test(tests, micro_batch_still_to_be_added_is_found_whatever_it_is_of, 0, 2);
+    tcase_add_test(tests, gradient_that_is_taken_gives_its_memory_to_the_next);
+    tcase_add_test(tests, who_is_admitted_is_so_for_one_step_where_room_is_limited);
     tcase_add_loop_test(tests, equip_survives_each_failed_allocation, 0, 4);
     suite_add_tcase(suite, tests);
 
