@@ -2,7 +2,6 @@
 
 #include "common/assert.h"
 #include "common/heap.h"
-#include "server/core/reduce.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -91,6 +90,20 @@ void pd_gradient_norms_measure(const struct pd_gradient_norms *norms, uint32_t t
         pd_reduce_norms(gradient, count, group_type, others);
         parts[GROUP] = others[0];
     }
+}
+
+bool pd_gradient_norms_need_squares(const struct pd_gradient_norms *norms, uint32_t tensor)
+{
+    return norms->config->clip.norm_type == 2 &&
+           norms->config->groups[norms->tensor_groups[tensor]].clip.norm_type == 2;
+}
+
+void pd_gradient_norms_take_squares(const double squares[PD_REDUCE_LANE_COUNT],
+                                    double parts[PD_NORM_PART_COUNT])
+{
+    parts[SQUARES] = pd_reduce_squares(squares);
+    parts[WHOLE] = parts[SQUARES];
+    parts[GROUP] = parts[SQUARES];
 }
 
 static uint32_t set_of(const struct pd_config *config, uint32_t group)

@@ -11,6 +11,7 @@
 #include "common/shard_plan.h"
 #include "common/tensor_set.h"
 #include "server/core/config.h"
+#include "server/core/reduce.h"
 #include "server/core/snapshot.h"
 
 /* Parts of a block: the power of the whole's norm, squares, the power of its group's norm. */
@@ -45,6 +46,11 @@ void pd_gradient_norms_list(struct pd_gradient_norms *norms, struct pd_snapshot 
 void pd_gradient_norms_measure(const struct pd_gradient_norms *norms, uint32_t tensor,
                                const float *gradient, uint32_t count,
                                double parts[PD_NORM_PART_COUNT]);
+
+/* Whether those of a tensor follow from the sums of squares alone; then they are these. */
+bool pd_gradient_norms_need_squares(const struct pd_gradient_norms *norms, uint32_t tensor);
+void pd_gradient_norms_take_squares(const double squares[PD_REDUCE_LANE_COUNT],
+                                    double parts[PD_NORM_PART_COUNT]);
 
 /* A step without a gradient: there are no norms. */
 void pd_gradient_norms_clear(struct pd_gradient_norms *norms);

@@ -97,7 +97,10 @@ struct pd_optimizer_block {
     float *state[PD_OPTIMIZER_STATE_COUNT_MAX]; /* read and written; zero before the first step */
     /* Of rules that step beside: where the state goes, which may be `state`. */
     float *state_next[PD_OPTIMIZER_STATE_COUNT_MAX];
-    bool streamed;  /* what is written is more than the caches hold until somebody wants it */
+    bool streamed; /* what is written is more than the caches hold until somebody wants it */
+    /* Of a streamed block: written are the sums of squares of the gradient, element i's in number i
+     * modulo PD_REDUCE_LANE_COUNT; NULL: not wanted. */
+    double *squares;
     float *vectors; /* state of the whole tensor, vector_count elements: only `begin` writes it */
     const double *sums; /* over the whole tensor, of the pass before; NULL in the first */
     double *partial;    /* written: the block's part of this pass's sums; NULL in the last */

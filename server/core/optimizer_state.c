@@ -2,6 +2,7 @@
 
 #include "common/assert.h"
 #include "common/heap.h"
+#include "common/kernel.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -288,6 +289,11 @@ void pd_optimizer_state_estimate(struct pd_tensor_state *state, struct pd_optimi
     PD_ASSERT(state->hyper->state_bits == PD_STATE_BITS_32);
     fill_block(state, block);
     state->optimizer->estimate(state->hyper, block);
+}
+
+bool pd_optimizer_state_gives_squares(const struct pd_tensor_state *state)
+{
+    return state->streamed && state->optimizer->beside && pd_kernel_streams();
 }
 
 void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,

@@ -74,6 +74,9 @@ void pd_optimizer_state_begin(struct pd_tensor_state *state, uint32_t pass,
 void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
                             const struct pd_optimizer_step *step, struct pd_optimizer_block *block);
 
+/* Whether that run gives the sums of squares of the gradient, for a block that wants them. */
+bool pd_optimizer_state_gives_squares(const struct pd_tensor_state *state);
+
 /* Multiply the momentum buffers of `count` elements from `begin` of the tensor on. */
 void pd_optimizer_state_scale_momentum(struct pd_tensor_state *state, uint64_t begin,
                                        uint32_t count, double factor);

@@ -6,11 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-/* Independent accumulators of a sum: element i goes to number i modulo LANE_COUNT on every
- * instruction set, so the order of additions never depends on how wide the machine's vectors are.
- */
-#define LANE_COUNT 16u
-
 /* Sources added in one pass over their elements. */
 #define TERM_COUNT_MAX 4u
 
@@ -176,23 +171,23 @@ void pd_reduce_clamp(float *elements, float value, uint32_t count)
 }
 
 /* The lanes in order, so that there is one order for the whole sum. */
-static double sum_lanes(const double lanes[LANE_COUNT])
+static double sum_lanes(const double lanes[PD_REDUCE_LANE_COUNT])
 {
     double sum = lanes[0];
-    for (uint32_t lane = 1; lane < LANE_COUNT; lane++) {
+    for (uint32_t lane = 1; lane < PD_REDUCE_LANE_COUNT; lane++) {
         sum += lanes[lane];
     }
     return sum;
 }
 
 PD_KERNEL
-static void sum_squares(const float *elements, uint32_t count, double out[LANE_COUNT])
+static void sum_squares(const float *elements, uint32_t count, double out[PD_REDUCE_LANE_COUNT])
 {
-    double lanes[LANE_COUNT] = {0};
+    double lanes[PD_REDUCE_LANE_COUNT] = {0};
     uint32_t i = 0;
 
-    for (; i + LANE_COUNT <= count; i += LANE_COUNT) {
-        for (uint32_t lane = 0; lane < LANE_COUNT; lane++) {
+    for (; i + PD_REDUCE_LANE_COUNT <= count; i += PD_REDUCE_LANE_COUNT) {
+        for (uint32_t lane = 0; lane < PD_REDUCE_LANE_COUNT; lane++) {
             double element = elements[i + lane];
             lanes[lane] += element * element;
         }
@@ -205,13 +200,13 @@ static void sum_squares(const float *elements, uint32_t count, double out[LANE_C
 }
 
 PD_KERNEL
-static void sum_magnitudes(const float *elements, uint32_t count, double out[LANE_COUNT])
+static void sum_magnitudes(const float *elements, uint32_t count, double out[PD_REDUCE_LANE_COUNT])
 {
-    double lanes[LANE_COUNT] = {0};
+    double lanes[PD_REDUCE_LANE_COUNT] = {0};
     uint32_t i = 0;
 
-    for (; i + LANE_COUNT <= count; i += LANE_COUNT) {
-        for (uint32_t lane = 0; lane < LANE_COUNT; lane++) {
+    for (; i + PD_REDUCE_LANE_COUNT <= count; i += PD_REDUCE_LANE_COUNT) {
+        for (uint32_t lane = 0; lane < PD_REDUCE_LANE_COUNT; lane++) {
             lanes[lane] += (double)fabsf(elements[i + lane]);
         }
     }
@@ -244,25 +239,31 @@ static float max_magnitude(const float *elements, uint32_t count)
 
 static double sum_powers(const float *elements, uint32_t count, double norm_type)
 {
-    double lanes[LANE_COUNT] = {0};
+    double lanes[PD_REDUCE_LANE_COUNT] = {0};
     for (uint32_t i = 0; i < count; i++) {
-        lanes[i % LANE_COUNT] += pow(fabs((double)elements[i]), norm_type);
+        lanes[i % PD_REDUCE_LANE_COUNT] += pow(fabs((double)elements[i]), norm_type);
     }
     return sum_lanes(lanes);
 }
 
-void pd_reduce_norms(const float *elements, uint32_t count, double norm_type, double powers[2])
+double pd_reduce_squares(const double squares[PD_REDUCE_LANE_COUNT])
 {
-    double lanes[LANE_COUNT];
+    double sum = sum_lanes(squares);
 
-    PD_ASSERT(norm_type > 0);
     /* The square of a finite float32 and any sum of them in a block is far below the largest
      * double, so this sum is finite exactly if every element is. */
+    return isfinite(sum) ? sum : NAN;
+}
+
+void pd_reduce_norms(const float *elements, uint32_t count, double norm_type, double powers[2])
+{
+    double lanes[PD_REDUCE_LANE_COUNT];
+
+    PD_ASSERT(norm_type > 0);
     sum_squares(elements, count, lanes);
-    powers[1] = sum_lanes(lanes);
-    if (!isfinite(powers[1])) {
+    powers[1] = pd_reduce_squares(lanes);
+    if (isnan(powers[1])) {
         powers[0] = NAN;
-        powers[1] = NAN;
     } else if (norm_type == 2) {
         powers[0] = powers[1];
     } else if (norm_type == 1) {

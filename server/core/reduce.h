@@ -5,6 +5,10 @@
 
 #include "common/tensor.h"
 
+/* Independent accumulators of a sum: element i goes to number i modulo this on every instruction
+ * set, so the order of additions never depends on how wide the machine's vectors are. */
+#define PD_REDUCE_LANE_COUNT 16u
+
 /* One contribution's elements of one block. */
 struct pd_source {
     const void *elements;
@@ -35,6 +39,9 @@ void pd_reduce_subtract_from(float *elements, const float *from, uint32_t count)
 /* Partial sums of one block: powers[0] = sum |g|^p (for p = infinity: max |g|), powers[1] = sum
  * g^2. Summed in double. Any non-finite element makes both NaN. */
 void pd_reduce_norms(const float *elements, uint32_t count, double norm_type, double powers[2]);
+
+/* The sum of squares of a block from its accumulators; NaN where an element is not finite. */
+double pd_reduce_squares(const double squares[PD_REDUCE_LANE_COUNT]);
 
 /* Index of the first non-finite element, or `count`. */
 uint32_t pd_reduce_find_nonfinite(const void *elements, enum pd_dtype dtype, uint32_t count);

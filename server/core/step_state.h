@@ -219,6 +219,8 @@ void pd_step_prepare_update(struct pd_step_machine *machine, const struct pd_gra
 void pd_step_decide(struct pd_step_machine *machine);
 /* Give the average of the estimates to the rule; a tensor nobody has one for is left alone. */
 bool pd_step_turn_estimate(struct pd_step_machine *machine);
+/* Whether the update that follows a block's sum gives the parts of its norms by the way. */
+bool pd_step_updates_give_squares(const struct pd_step_machine *machine, uint32_t tensor);
 /* Run the pass over the block `index` of the shard; a tensor without a gradient stays as it is. */
 void pd_step_update_block(struct pd_step_machine *machine, uint64_t index);
 /* Every rank averages what it serves, so that averages need no exchange. */

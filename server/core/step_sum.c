@@ -26,11 +26,12 @@ struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
 
 /* A gradient that is the average as it came is not copied, unless something has to be made of it
  * before the step is decided. */
-static float *find_lone(const struct pd_step_machine *machine)
+static float *find_lone(struct pd_step_machine *machine)
 {
     const struct pd_source *source = &machine->sources[0];
 
     if (machine->plan->replica_count > 1 || machine->source_count != 1 ||
+        pd_step_taken(machine, machine->order)->samples > 0.0 ||
         source->dtype != PD_DTYPE_FLOAT32 || source->weight != 1.0f || machine->scale != 1.0f ||
         machine->config->outer) {
         return NULL;
@@ -140,8 +141,10 @@ void pd_step_measure_block(struct pd_step_machine *machine, uint64_t index)
             block->element_count) {
         pd_reduce_clamp(gradient, (float)clip_value, block->element_count);
     }
-    pd_gradient_norms_measure(&machine->norms, block->tensor_index, gradient, block->element_count,
-                              parts);
+    if (!pd_step_updates_give_squares(machine, block->tensor_index)) {
+        pd_gradient_norms_measure(&machine->norms, block->tensor_index, gradient,
+                                  block->element_count, parts);
+    }
 }
 
 uint64_t pd_step_blocks_in(const struct pd_step_machine *machine)

@@ -98,6 +98,13 @@ static const double *sums_of(const struct pd_step_machine *machine, uint32_t ten
     return machine->pass == 0 ? NULL : pd_tensor_sums_of(&machine->sums, machine->pass - 1, tensor);
 }
 
+bool pd_step_updates_give_squares(const struct pd_step_machine *machine, uint32_t tensor)
+{
+    return machine->fused && pd_gradient_norms_need_squares(&machine->norms, tensor) &&
+           pd_optimizer_state_gives_squares(
+               pd_optimizer_state_of(&machine->optimizer_state, tensor));
+}
+
 void pd_step_update_block(struct pd_step_machine *machine, uint64_t index)
 {
     const struct pd_block *block = shard_block(machine, index);
@@ -105,6 +112,8 @@ void pd_step_update_block(struct pd_step_machine *machine, uint64_t index)
     struct pd_optimizer_span part = pd_tensor_sums_parts(
         &machine->sums, machine->pass, machine->store->shard.block_begin + index, 1);
     uint64_t own_begin = parts_of(machine, &machine->store->shard).begin;
+    double squares[PD_REDUCE_LANE_COUNT];
+    bool gives_squares = pd_step_updates_give_squares(machine, block->tensor_index);
 
     if (rests(machine, block->tensor_index)) {
         if (machine->pass == 0) {
@@ -118,8 +127,12 @@ void pd_step_update_block(struct pd_step_machine *machine, uint64_t index)
     struct pd_optimizer_step step = tensor_step(machine, block->tensor_index);
     view.partial = part.count > 0 ? machine->partials + (part.begin - own_begin) : NULL;
     view.sums = sums_of(machine, block->tensor_index);
+    view.squares = gives_squares ? squares : NULL;
     pd_optimizer_state_run(pd_optimizer_state_of(&machine->optimizer_state, block->tensor_index),
                            machine->pass, &step, &view);
+    if (gives_squares) {
+        pd_gradient_norms_take_squares(squares, &machine->partials[PD_NORM_PART_COUNT * index]);
+    }
 }
 
 /* With the new parameters of a block of the shard in place: Lookahead. */

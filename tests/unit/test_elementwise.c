@@ -1,6 +1,8 @@
 /* Rules that step beside: to the bit what they do in place, however their results are written, and
  * nothing they read has changed. */
+#include "common/kernel.h"
 #include "server/core/optimizer.h"
+#include "server/core/reduce.h"
 
 #include <check.h>
 #include <math.h>
@@ -115,6 +117,41 @@ START_TEST(a_step_beside_is_the_step_in_place_to_the_bit)
 }
 END_TEST
 
+START_TEST(a_streamed_step_gives_the_squares_of_the_gradient_by_the_way)
+{
+    const struct pd_optimizer *rule = pd_optimizer_find("adamw");
+    struct numbers before;
+    struct numbers after;
+    struct pd_hyper hyper;
+    double squares[PD_REDUCE_LANE_COUNT];
+    double powers[2];
+
+    if (!pd_kernel_streams()) {
+        return;
+    }
+    choose_form(rule, 0, &hyper);
+    fill(&before);
+    const struct pd_optimizer_step step = {
+        .hyper = &hyper, .lr = 1e-2, .number = 7, .group_number = 7, .gradient_scale = 0.5};
+    struct pd_optimizer_block block = {
+        .count = COUNT,
+        .gradient = before.gradient,
+        .parameters = before.parameters,
+        .parameters_next = after.parameters,
+        .state = {before.state[0], before.state[1]},
+        .state_next = {after.state[0], after.state[1]},
+        .streamed = true,
+        .squares = squares,
+    };
+    rule->passes[0].run(&step, &block);
+    pd_reduce_norms(before.gradient, COUNT, 2, powers);
+    ck_assert_double_eq(pd_reduce_squares(squares), powers[1]);
+    before.gradient[COUNT - 1] = INFINITY;
+    rule->passes[0].run(&step, &block);
+    ck_assert_double_nan(pd_reduce_squares(squares));
+}
+END_TEST
+
 START_TEST(every_rule_of_one_loop_over_elements_steps_beside)
 {
     static const char *const names[] = {"sgd",   "sgdw",    "adam",       "adamw",    "lion",
@@ -143,6 +180,7 @@ int main(void)
     TCase *tests = tcase_create("beside");
     tcase_add_loop_test(tests, a_step_beside_is_the_step_in_place_to_the_bit, 0,
                         rule_count() * FORM_COUNT);
+    tcase_add_test(tests, a_streamed_step_gives_the_squares_of_the_gradient_by_the_way);
     tcase_add_test(tests, every_rule_of_one_loop_over_elements_steps_beside);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
