@@ -588,6 +588,7 @@ void pd_leader_report(struct pd_engine *engine, uint32_t rank, const struct pd_r
     case PD_REPORT_FOUND:
         if (member != NULL) {
             member->ranks_missing &= ~(1ull << rank);
+            member->registering = member->registering && rank > 0; /* it will ask again there */
             member->expired = member->expired && member->ranks_missing != 0;
         }
         break;

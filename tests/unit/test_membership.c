@@ -207,6 +207,29 @@ START_TEST(contribution_counts_once_every_lane_has_it)
 }
 END_TEST
 
+/* It asks again on the new one: the answer to what it asked on the old one would come twice. */
+START_TEST(registration_is_answered_on_the_connection_it_was_asked_on)
+{
+    fixture_init(&f, 0, 2, DIRECT);
+    fixture_link_ranks(&f);
+    uint32_t id = fixture_join(&f, 3, "a");
+    struct pd_message hello = {.kind = PD_MESSAGE_HELLO,
+                               .hello = {.has_worker_id = true,
+                                         .worker_id = id,
+                                         .token = fixture_last(&f, 3)->joined.token,
+                                         .run_id = f.topology.run_id}};
+    offer(3);
+    fixture_close(&f, 3);
+    fixture_open(&f, 5);
+    fixture_say(&f, 5, &hello, 0);
+    ck_assert_int_eq(fixture_last(&f, 5)->kind, PD_MESSAGE_WELCOME);
+    fixture_ranks_execute(&f);
+    ck_assert_uint_eq(fixture_count(&f, 5, PD_MESSAGE_REGISTERED), 0);
+    offer(5);
+    ck_assert_uint_eq(fixture_count(&f, 5, PD_MESSAGE_REGISTERED), 1);
+}
+END_TEST
+
 START_TEST(lost_worker_has_its_time_to_come_back)
 {
     uint32_t id = begin_direct();
@@ -381,6 +404,7 @@ int main(void)
     tcase_add_test(tests, repeated_registration_gets_the_answer_that_was_lost);
     tcase_add_test(tests, home_is_the_replica_on_the_workers_host_else_the_least_loaded);
     tcase_add_test(tests, contribution_counts_once_every_lane_has_it);
+    tcase_add_test(tests, registration_is_answered_on_the_connection_it_was_asked_on);
     tcase_add_test(tests, lost_worker_has_its_time_to_come_back);
     tcase_add_test(tests, worker_back_in_time_is_forgiven_its_lease);
     tcase_add_test(tests, time_rank_0_was_stopped_does_not_count);
