@@ -254,7 +254,7 @@ static void carry_out(struct pd_loop *loop, size_t index)
     }
 }
 
-/* A turn of the loop, and so each payload, costs no call for what only a Join uses. */
+/* Only a Join makes a token: a push costs no call for one. */
 static bool may_make_tokens(const struct pd_event *event)
 {
     return event->kind == PD_EVENT_MESSAGE && event->payload_bytes == 0;
