@@ -86,7 +86,7 @@ bool pd_step_allocate_buckets(struct pd_step_machine *machine)
     struct pd_step_buckets *buckets = &machine->buckets;
 
     count_buckets(machine);
-    buckets->own = pd_heap_zalloc(machine->config->block_size, sizeof(float));
+    buckets->own = pd_heap_zalloc(machine->plan->block_elements, sizeof(float));
     bool complete = buckets->own != NULL;
     for (uint32_t i = 0; i < PD_STEP_SLOT_COUNT; i++) {
         struct pd_step_slot *slot = &buckets->slots[i];
