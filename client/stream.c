@@ -11,8 +11,8 @@
     (PD_PREFIX_BYTES + PD_REGISTER_HEADER_BYTES_MAX + PD_STREAM_READ_AHEAD_BYTES)
 
 /* Of a payload from the caller's arrays that is longer than the first, all but the last bytes are
- * summed after they were sent: the kernel brings them into the cache as it copies them, sooner than
- * a loop of ours would. */
+ * summed after they were sent: the kernel's copy waits for the socket's pages anyway, and brings
+ * the payload into the cache meanwhile. */
 #define PD_STREAM_SUMMED_AFTER_BYTES_MIN (128u * 1024u)
 #define PD_STREAM_SUMMED_BEFORE_BYTES (16u * 1024u)
 
