@@ -9,6 +9,7 @@ trajectory. Two independent roundings lie at most about twice that apart; the bo
 
 import copy
 import csv
+import threading
 from pathlib import Path
 
 import paramd
@@ -23,6 +24,9 @@ WORKERS = [1, 2, 4]
 SHARDS = [1, 2, 3]
 
 torch.set_num_threads(1)
+# The workers are threads of one program. Where torch multiplies matrices with a library for programs of one thread, as
+# Debian's libopenblas0-serial is, two of them at once now and then get wrong products, without paramd too.
+COMPUTING = threading.Lock()
 
 
 def load():
@@ -46,8 +50,9 @@ def gradient_of(model, step, begin, end):
     first = step * BATCH % (len(IMAGES) - BATCH)
     dtype = next(model.parameters()).dtype
     images = IMAGES[first + begin : first + end].to(dtype)
-    loss = torch.nn.functional.cross_entropy(model(images), LABELS[first + begin : first + end])
-    loss.backward()
+    with COMPUTING:
+        loss = torch.nn.functional.cross_entropy(model(images), LABELS[first + begin : first + end])
+        loss.backward()
 
 
 class Case:
