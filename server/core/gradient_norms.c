@@ -172,15 +172,11 @@ void pd_gradient_norms_take(struct pd_gradient_norms *norms, const double *parts
                             const struct pd_tensor_set *absent)
 {
     const struct pd_shard_plan *plan = norms->plan;
-    struct powers powers;
+    struct powers powers = {0};
 
     pd_gradient_norms_clear(norms);
-    powers.whole = 0;
     for (uint32_t group = 0; group < norms->config->group_count; group++) {
         powers.groups[group] = NAN;
-        powers.sets[group] = 0;
-        powers.sets_whole[group] = 0;
-        powers.sets_squares[group] = 0;
     }
     for (uint64_t block = 0; block < plan->block_count; block++) {
         uint32_t tensor = plan->blocks[block].tensor_index;

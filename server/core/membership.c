@@ -505,7 +505,8 @@ bool pd_member_contributes(const struct pd_engine *engine, const struct pd_membe
         return pd_member_complete(engine, member);
     }
     return member->state == PD_MEMBER_LEAVING && member->gradient.micro_batches > 0 &&
-           pd_member_settled(engine, member) && lanes_agree(engine, &member->gradient);
+           pd_member_settled(engine, member) &&
+           (member->taken || lanes_agree(engine, &member->gradient));
 }
 
 bool pd_member_estimates(const struct pd_engine *engine, const struct pd_member *member)
@@ -604,7 +605,7 @@ static void advance_leaving(struct pd_engine *engine, struct pd_member *member)
         return;
     } else if (member->gradient.micro_batches == 0) {
         member->state = PD_MEMBER_NONE;
-    } else if (!lanes_agree(engine, &member->gradient)) {
+    } else if (!member->taken && !lanes_agree(engine, &member->gradient)) {
         pd_member_depart(engine, member, "it left, and its last push did not reach every lane");
     }
 }

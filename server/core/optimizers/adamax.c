@@ -38,12 +38,12 @@ PD_ELEMENTWISE(adamax_step, adamax_element, 2)
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double beta1 = hyper->betas[M];
+    double beta1 = hyper->betas[0];
     struct scalars c = {
         .scale = (float)step->gradient_scale,
         .weight_decay = (float)hyper->weight_decay,
         .beta1 = (float)beta1,
-        .beta2 = (float)hyper->betas[U],
+        .beta2 = (float)hyper->betas[1],
         .one_minus_beta1 = (float)(1 - beta1),
         .eps = (float)hyper->eps,
         .step_size = (float)(step->lr / (1 - pd_optimizer_power(beta1, step->number))),

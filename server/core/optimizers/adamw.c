@@ -58,8 +58,8 @@ PD_ELEMENTWISE(amsgrad_step, amsgrad_element, 3)
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double beta1 = hyper->betas[M];
-    double beta2 = hyper->betas[V];
+    double beta1 = hyper->betas[0];
+    double beta2 = hyper->betas[1];
     double bias1 = 1;
     double bias2 = 1;
 

@@ -67,9 +67,9 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     struct scalars c = {
         .scale = (float)step->gradient_scale,
         .kept = (float)(1 - decay_share(step)),
-        .beta1 = (float)hyper->betas[M],
+        .beta1 = (float)hyper->betas[0],
         .beta2 = (float)hyper->betas[1],
-        .one_minus_beta1 = (float)(1 - hyper->betas[M]),
+        .one_minus_beta1 = (float)(1 - hyper->betas[0]),
         .one_minus_beta2 = (float)(1 - hyper->betas[1]),
         .lr = (float)step->lr,
     };

@@ -45,7 +45,7 @@ PD_ELEMENTWISE(nadam_step, nadam_element, 2)
 
 static double momentum_at(const struct pd_hyper *hyper, uint64_t t)
 {
-    return hyper->betas[M] * (1 - 0.5 * pow(DECAY_BASE, (double)t * hyper->momentum_decay));
+    return hyper->betas[0] * (1 - 0.5 * pow(DECAY_BASE, (double)t * hyper->momentum_decay));
 }
 
 /* M_t without a loop over steps: with q = 0.96^momentum_decay,
@@ -65,15 +65,15 @@ static double momentum_product(const struct pd_hyper *hyper, uint64_t t)
         half_power *= 0.5;
         series += half_power / k * geometric;
     }
-    return pd_optimizer_power(hyper->betas[M], t) * exp(-series);
+    return pd_optimizer_power(hyper->betas[0], t) * exp(-series);
 }
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     uint64_t t = step->number;
-    double beta1 = hyper->betas[M];
-    double beta2 = hyper->betas[V];
+    double beta1 = hyper->betas[0];
+    double beta2 = hyper->betas[1];
     double decay = hyper->weight_decay;
     double product = momentum_product(hyper, t);
     double momentum = momentum_at(hyper, t);

@@ -58,8 +58,8 @@ static uint32_t cautious_step(float *restrict p_next, const float *restrict p, f
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double beta1 = hyper->betas[M];
-    double beta2 = hyper->betas[V];
+    double beta1 = hyper->betas[0];
+    double beta2 = hyper->betas[1];
     struct scalars c = {
         .scale = (float)step->gradient_scale,
         .kept = (float)(1 - pd_optimizer_decay_share(step)),

@@ -51,8 +51,8 @@ PD_ELEMENTWISE(undivided_step, undivided_element, 2)
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double beta1 = hyper->betas[M];
-    double beta2 = hyper->betas[V];
+    double beta1 = hyper->betas[0];
+    double beta2 = hyper->betas[1];
     double decay = hyper->weight_decay;
     double power2 = pd_optimizer_power(beta2, step->number);
     double rho_limit = 2 / (1 - beta2) - 1;

@@ -41,8 +41,8 @@ PD_ELEMENTWISE(yogi_step, yogi_element, 2)
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double beta1 = hyper->betas[M];
-    double beta2 = hyper->betas[V];
+    double beta1 = hyper->betas[0];
+    double beta2 = hyper->betas[1];
     struct scalars c = {
         .scale = (float)step->gradient_scale,
         .weight_decay = (float)hyper->weight_decay,
