@@ -128,9 +128,10 @@ static enum pd_status prefix_where(const struct pd_connection *connection, struc
     return pd_error_prefix(error, "%s", where(connection, text, sizeof text));
 }
 
+/* It may be in the middle of something. */
 static void close_connection(struct pd_connection *connection)
 {
-    pd_socket_close(connection->socket);
+    pd_socket_abort(connection->socket);
     connection->socket = -1;
     connection->state = PD_CONNECTION_CLOSED;
     pd_sender_reset(&connection->sender);

@@ -57,12 +57,24 @@ static bool is_loopback(const struct sockaddr *address)
     return false;
 }
 
-/* Best effort: a kernel without one of these still gives a working socket. */
+/* Whether what has not been sent when the socket is closed is thrown away, and the peer told at
+ * once, or is still sent first. */
+static void set_abrupt(int fd, int abrupt)
+{
+    const struct linger linger = {.l_onoff = abrupt, .l_linger = 0};
+
+    (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+}
+
+/* Best effort: a kernel without one of these still gives a working socket. If the process dies in
+ * the middle of a payload, a rank that does not read it for the moment hears of it: the end of the
+ * stream would wait behind the payload. */
 static void tune(int fd, const struct sockaddr *address)
 {
     static const char cubic[] = "cubic";
     int one = 1;
 
+    set_abrupt(fd, 1);
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (is_loopback(address)) {
         (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, cubic, sizeof cubic - 1);
@@ -171,6 +183,14 @@ void pd_socket_shut(int fd)
 }
 
 void pd_socket_close(int fd)
+{
+    if (fd >= 0) {
+        set_abrupt(fd, 0);
+        close(fd);
+    }
+}
+
+void pd_socket_abort(int fd)
 {
     if (fd >= 0) {
         close(fd);

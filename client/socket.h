@@ -40,7 +40,9 @@ enum pd_status pd_socket_receive(int socket, struct iovec *pieces, size_t piece_
 /* Send no more; what the peer has said can still be received, and its end. */
 void pd_socket_shut(int fd);
 
-/* -1 is allowed. */
+/* Close it in good order, or as the death of the process would: what has not been sent is thrown
+ * away, and the peer is told at once. -1 is allowed. */
 void pd_socket_close(int fd);
+void pd_socket_abort(int fd);
 
 #endif

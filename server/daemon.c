@@ -295,6 +295,7 @@ static enum pd_status start_loop(struct daemon *daemon, struct pd_error *error)
         .leader = daemon->topology.rank == 0 ? NULL : daemon->topology.addresses[0],
         .ready_line = daemon->ready_line,
         .rank_timeout_ms = (uint64_t)(daemon->config->rank_timeout_s * 1000),
+        .lease_ms = (uint64_t)(daemon->config->workers.lease_s * 1000),
         .connection_count_max = raise_descriptor_limit(),
         .launched = pd_signals_launched(),
     };

@@ -9,6 +9,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -434,10 +435,28 @@ void pd_connection_cut(struct pd_connection *connection)
     end(connection, PD_ECONNECTION, "closed by this rank");
 }
 
+/* A socket that is not read does not tell of its end. What is unread goes with it: nothing of a
+ * payload counts before it is whole. */
+static void look_for_end(struct pd_connection *connection)
+{
+    struct pollfd look = {.fd = connection->fd, .events = POLLRDHUP};
+    int fault = 0;
+    socklen_t fault_bytes = sizeof fault;
+
+    if (poll(&look, 1, 0) <= 0) {
+        return;
+    }
+    (void)getsockopt(connection->fd, SOL_SOCKET, SO_ERROR, &fault, &fault_bytes);
+    end(connection, PD_ECONNECTION,
+        fault == 0 ? "connection closed by the peer" : uv_strerror(uv_translate_sys_error(fault)));
+}
+
 void pd_connection_tick(struct pd_connection *connection, uint64_t now_ms)
 {
     if (drops_input(connection) && now_ms >= connection->deadline_ms) {
         end(connection, PD_ETIMEOUT, "the peer does not read");
+    } else if (connection->state == STATE_OPEN && pd_frame_reader_waits(connection->reader)) {
+        look_for_end(connection);
     }
 }
 

@@ -40,7 +40,8 @@ void pd_connection_flush(struct pd_connection *connection);
 /* Feed what is owed: progress, payloads sent, messages read. Called by pd_loop_settle alone. */
 void pd_connection_advance(struct pd_connection *connection);
 
-/* Time has passed: a close that takes too long is cut short. */
+/* Time has passed: a close that takes too long is cut short, and the end of a peer whose payload
+ * waits for its place is noticed. */
 void pd_connection_tick(struct pd_connection *connection, uint64_t now_ms);
 
 /* End without another word, whatever is still to be sent. */

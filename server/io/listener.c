@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -14,6 +15,8 @@
 enum {
     BACKLOG = 1024,
     ACCEPT_COUNT_MAX = 64, /* a turn of the loop; the others have theirs too */
+    PROBE_COUNT = 3,       /* that a host leaves unanswered before it is taken for gone */
+    PROBE_S_MAX = 32767,   /* the kernel's */
 };
 
 /* Owner: the loop thread. */
@@ -140,8 +143,34 @@ void pd_listener_tick(struct pd_listener *listener)
     }
 }
 
+static int probe_s(uint64_t ms)
+{
+    uint64_t seconds = ms / 1000;
+
+    if (seconds < 1) {
+        return 1;
+    }
+    return seconds < PROBE_S_MAX ? (int)seconds : PROBE_S_MAX;
+}
+
+/* Where a peer is not read, no lease tells that its host is gone: probes of the kernel's do, within
+ * the lease. What is accepted has this from what listens. Best effort, as all options of sockets.
+ */
+static void probe_hosts(int fd, uint64_t lease_ms)
+{
+    const int on = 1;
+    const int idle_s = probe_s(lease_ms / 3);
+    const int interval_s = probe_s(lease_ms / (2 * PROBE_COUNT));
+    const int count = PROBE_COUNT;
+
+    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
+}
+
 enum pd_status pd_listener_create(struct pd_listener **out, struct pd_loop *loop, int fd,
-                                  struct pd_error *error)
+                                  uint64_t lease_ms, struct pd_error *error)
 {
     *out = NULL;
     struct pd_listener *listener = pd_heap_zalloc(1, sizeof *listener);
@@ -155,6 +184,7 @@ enum pd_status pd_listener_create(struct pd_listener **out, struct pd_loop *loop
         pd_heap_free(listener);
         return pd_error_set(error, PD_EIO, "listener: %s", uv_strerror(result));
     }
+    probe_hosts(fd, lease_ms);
     listener->poll.data = listener;
     (void)uv_poll_start(&listener->poll, UV_READABLE, on_readable);
     *out = listener;

@@ -17,11 +17,12 @@ enum pd_status pd_listener_open(int *fd_out, uint32_t *port_out, const char *hos
 /* Whether a host is a wildcard, at which nobody can be reached. */
 bool pd_listener_is_wildcard(const char *host);
 
-/* Accept on `fd` from now on; each connection goes to pd_loop_adopt.
+/* Accept on `fd` from now on; each connection goes to pd_loop_adopt. One whose host answers nothing
+ * for `lease_ms` breaks.
  * Errors: PD_ENOMEM, PD_EIO; `fd` is then still the caller's. */
 PD_MUST_CHECK
 enum pd_status pd_listener_create(struct pd_listener **out, struct pd_loop *loop, int fd,
-                                  struct pd_error *error);
+                                  uint64_t lease_ms, struct pd_error *error);
 
 /* Time has passed: accept again after a pause for want of file descriptors. */
 void pd_listener_tick(struct pd_listener *listener);

@@ -484,7 +484,8 @@ static enum pd_status create_parts(struct pd_loop *loop, struct pd_error *error)
                                    error);
     }
     if (status == PD_OK && options->listen_fd >= 0) {
-        status = pd_listener_create(&loop->listener, loop, options->listen_fd, error);
+        status =
+            pd_listener_create(&loop->listener, loop, options->listen_fd, options->lease_ms, error);
     }
     return status;
 }

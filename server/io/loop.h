@@ -30,6 +30,7 @@ struct pd_loop_options {
     const char *leader;            /* "host:port" of rank 0 to link to; NULL on rank 0 itself */
     const char *ready_line;        /* what READY prints, without the newline */
     uint64_t rank_timeout_ms;      /* to link to rank 0, and for each collective to end */
+    uint64_t lease_ms;             /* hosts of peers that answer nothing for so long are gone */
     uint32_t connection_count_max; /* at most PD_CONNECTION_COUNT_MAX */
     bool launched;                 /* under mpirun: end when it is gone */
 };

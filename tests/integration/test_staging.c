@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define TOLERANCE 2e-5
 #define RANK_COUNT 2u
@@ -151,6 +152,56 @@ START_TEST(status_says_who_is_held_back)
 }
 END_TEST
 
+/* ---- A model of more than what sockets hold ---- */
+
+#define BIG_COUNT (6u * 1024u * 1024u)
+#define BIG_STEPS 3u
+
+struct big_worker {
+    pthread_t thread;
+    const char *address;
+    uint32_t number;
+    int (*interrupted)(void *context);
+    struct paramd_error error;
+    float sum; /* of some parameters, after the last step */
+};
+
+static void *train_big(void *argument)
+{
+    struct big_worker *worker = argument;
+    const uint64_t shape = BIG_COUNT;
+    const struct paramd_tensor tensor = {.name = "w", .dimension_count = 1, .shape = &shape};
+    struct paramd_client *client = NULL;
+    struct paramd_options options;
+    char name[32];
+    float *values = calloc(BIG_COUNT, sizeof *values);
+    float *gradient = calloc(BIG_COUNT, sizeof *gradient);
+
+    training_worker_name(name, worker->number);
+    paramd_options_init(&options);
+    options.address = worker->address;
+    options.name = name;
+    options.interrupted = worker->interrupted;
+    for (uint32_t i = 0; i < BIG_COUNT; i++) {
+        gradient[i] = (float)(worker->number + 1) / (float)(1 + i % 1000);
+    }
+    enum paramd_status status = paramd_connect(&options, &client, &worker->error);
+    if (status == PARAMD_OK) {
+        status = paramd_register(client, &tensor, 1, (float *const[]){values}, &worker->error);
+    }
+    for (uint32_t step = 0; status == PARAMD_OK && step < BIG_STEPS; step++) {
+        status = paramd_step(client, (const float *const[]){gradient}, 3 + worker->number, NULL, 0,
+                             (float *const[]){values}, NULL, &worker->error);
+    }
+    for (uint32_t i = 0; i < BIG_COUNT; i += 1001) {
+        worker->sum += values[i];
+    }
+    paramd_close(client);
+    free(values);
+    free(gradient);
+    return NULL;
+}
+
 /* ---- Deaths ---- */
 
 static uint32_t first_until_change(uint32_t worker, uint64_t step)
@@ -209,6 +260,58 @@ START_TEST(killed_worker_that_is_first_in_order_lets_the_others_go_on)
 }
 END_TEST
 
+/* Called every tenth of a second of the time that a call waits. */
+static int die_in_time(void *context)
+{
+    static uint32_t times;
+    (void)context;
+    return ++times < 8 ? 0 : kill(getpid(), SIGKILL);
+}
+
+/* This program again, with an address: a worker that dies in the middle of its first push. */
+static void die_pushing(const char *address)
+{
+    struct big_worker worker = {.address = address, .number = 1, .interrupted = die_in_time};
+
+    (void)train_big(&worker);
+    fprintf(stderr, "%s\n", worker.error.message);
+}
+
+/* It is not read, as the one before it has the only place; and its end would be behind a gradient
+ * of more than what sockets hold. */
+START_TEST(worker_that_dies_while_it_is_held_back_is_found_out_before_its_turn)
+{
+    struct peer_worker first;
+    struct pd_tensor_list model;
+    struct pd_error error;
+    const uint64_t shape = BIG_COUNT;
+    float *values = calloc(BIG_COUNT, sizeof *values);
+
+    cluster_start(&cluster, RANK_COUNT,
+                  "aggregation: direct\noptimizer: {name: sgd, lr: 0.1}\n"
+                  "workers: {expected: 2, resume_s: 1, staging_limit: %u}\n",
+                  BIG_COUNT / RANK_COUNT * 4);
+    ck_assert_int_eq(pd_tensor_list_init(&model, 1, &error), PD_OK);
+    ck_assert_int_eq(pd_tensor_list_append(&model, "w", 1, 1, &shape, &error), PD_OK);
+    peer_worker_init(&first, cluster.addresses[0], "worker 00000", &model, values);
+    const char *const words[] = {"/proc/self/exe", cluster.addresses[0], NULL};
+    struct process *dying = process_start(words);
+    ck_assert_int_eq(process_wait(dying), 128 + SIGKILL);
+    process_stop(dying);
+    process_await_error(cluster.process,
+                        "'worker 00001' evicted at step 0: connection reset by peer");
+    peer_worker_push(&first, 0, 1, values, true);
+    for (uint32_t lane = 0; lane < RANK_COUNT; lane++) {
+        ck_assert_uint_eq(peer_expect(first.lanes[lane], PD_MESSAGE_PULLED)->pulled.version, 1);
+    }
+    peer_worker_finish(&first);
+    pd_tensor_list_finish(&model);
+    free(values);
+    cluster_drain(&cluster);
+    cluster_stop(&cluster);
+}
+END_TEST
+
 /* ---- Too little ---- */
 
 START_TEST(limit_too_small_for_one_gradient_is_said_when_the_model_is_registered)
@@ -233,53 +336,8 @@ END_TEST
 
 #ifdef MEASURES_MEMORY
 
-#define BIG_COUNT (6u * 1024u * 1024u)
 #define BIG_WORKERS 8u
-#define BIG_STEPS 3u
 #define BIG_PLACES 2u
-
-struct big_worker {
-    pthread_t thread;
-    const char *address;
-    uint32_t number;
-    struct paramd_error error;
-    float sum; /* of some parameters, after the last step */
-};
-
-static void *train_big(void *argument)
-{
-    struct big_worker *worker = argument;
-    const uint64_t shape = BIG_COUNT;
-    const struct paramd_tensor tensor = {.name = "w", .dimension_count = 1, .shape = &shape};
-    struct paramd_client *client = NULL;
-    struct paramd_options options;
-    char name[32];
-    float *values = calloc(BIG_COUNT, sizeof *values);
-    float *gradient = calloc(BIG_COUNT, sizeof *gradient);
-
-    training_worker_name(name, worker->number);
-    paramd_options_init(&options);
-    options.address = worker->address;
-    options.name = name;
-    for (uint32_t i = 0; i < BIG_COUNT; i++) {
-        gradient[i] = (float)(worker->number + 1) / (float)(1 + i % 1000);
-    }
-    enum paramd_status status = paramd_connect(&options, &client, &worker->error);
-    if (status == PARAMD_OK) {
-        status = paramd_register(client, &tensor, 1, (float *const[]){values}, &worker->error);
-    }
-    for (uint32_t step = 0; status == PARAMD_OK && step < BIG_STEPS; step++) {
-        status = paramd_step(client, (const float *const[]){gradient}, 3 + worker->number, NULL, 0,
-                             (float *const[]){values}, NULL, &worker->error);
-    }
-    for (uint32_t i = 0; i < BIG_COUNT; i += 1001) {
-        worker->sum += values[i];
-    }
-    paramd_close(client);
-    free(values);
-    free(gradient);
-    return NULL;
-}
 
 /* The most that a rank has in memory after some steps of many workers; `sum` tells results apart.
  */
@@ -332,8 +390,12 @@ END_TEST
 
 #endif
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc == 2) {
+        die_pushing(argv[1]);
+        return EXIT_FAILURE;
+    }
     Suite *suite = suite_create("staging");
 
     suite_add_loop(suite, results_are_to_the_bit_those_without_a_limit,
@@ -341,6 +403,7 @@ int main(void)
     suite_add(suite, pushes_in_reverse_order_are_all_taken);
     suite_add(suite, status_says_who_is_held_back);
     suite_add_loop(suite, killed_worker_that_is_first_in_order_lets_the_others_go_on, 2);
+    suite_add(suite, worker_that_dies_while_it_is_held_back_is_found_out_before_its_turn);
     suite_add(suite, limit_too_small_for_one_gradient_is_said_when_the_model_is_registered);
 #ifdef MEASURES_MEMORY
     suite_add(suite, what_a_rank_holds_is_bounded);

@@ -53,6 +53,7 @@ void scripted_rank_init(struct scripted_rank *rank,
         .collectives = {submit_nothing, take_nothing, NULL},
         .ready_line = "ready",
         .rank_timeout_ms = 60000,
+        .lease_ms = 60000,
         .connection_count_max = PD_CONNECTION_COUNT_MAX,
     };
     ck_assert_msg(pd_listener_open(&rank->options.listen_fd, &port, "127.0.0.1", 0, &error) ==

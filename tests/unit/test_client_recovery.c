@@ -1,10 +1,12 @@
 /* The client library against ranks that lose connections, damage bytes, drain, restart or say
  * nothing. */
 #include "client/include/paramd.h"
+#include "common/assert.h"
 #include "common/heap.h"
 #include "tests/support/fake_rank.h"
 
 #include <check.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -477,6 +479,44 @@ START_TEST(a_fatal_refusal_is_heard_though_the_push_was_still_on_its_way)
 }
 END_TEST
 
+/* Begins to read a long push and reads no more of it. */
+static void read_no_more(struct fake_rank *fake, void *context)
+{
+    struct pd_message pulled = {.kind = PD_MESSAGE_PULLED, .pulled = {.element_count = LONG_COUNT}};
+    static const float zeros[LONG_COUNT];
+    struct pollfd gone = {.events = POLLRDHUP};
+    (void)context;
+    fake_welcome(fake, 0, 0);
+    fake_join(fake, 1);
+    fake_register(fake, lanes, 1, false, 0);
+    fake_receive(fake, PD_MESSAGE_PULL);
+    fake_send(fake, &pulled, zeros, sizeof zeros, 0);
+    fake_swallow(fake, 100);
+    gone.fd = fake->socket;
+    PD_ASSERT(poll(&gone, 1, 10000) == 1 && (gone.revents & POLLERR) != 0);
+}
+
+/* The end of the stream would be behind what the rank does not read. */
+START_TEST(a_rank_that_does_not_read_hears_that_a_push_was_given_up)
+{
+    const uint64_t shape[] = {LONG_COUNT};
+    const struct paramd_tensor tensor = {"long", 1, shape};
+    float *array = pd_heap_zalloc(LONG_COUNT, sizeof *array);
+    const float *const sources[] = {array};
+    set_lane(&lanes[0], &leader, 0, LONG_COUNT);
+    fake_rank_run(&leader, read_no_more, NULL);
+    ck_assert_int_eq(paramd_connect(&options, &client, &error), PARAMD_OK);
+    ck_assert_int_eq(paramd_register(client, &tensor, 1, &array, &error), PARAMD_OK);
+    paramd_set_timeout(client, 300);
+    ck_assert_int_eq(paramd_push(client, sources, 8, NULL, 0, &error), PARAMD_ETIMEOUT);
+    pthread_join(leader.thread, NULL);
+    leader.script = NULL;
+    paramd_close(client);
+    client = NULL;
+    pd_heap_free(array);
+}
+END_TEST
+
 static void restart(struct fake_rank *fake, void *context)
 {
     (void)context;
@@ -643,6 +683,7 @@ int main(void)
     tcase_add_test(tests, a_push_that_arrived_damaged_is_sent_again);
     tcase_add_test(tests, a_refusal_says_what_and_where_and_leaves_the_connection_usable);
     tcase_add_test(tests, a_fatal_refusal_is_heard_though_the_push_was_still_on_its_way);
+    tcase_add_test(tests, a_rank_that_does_not_read_hears_that_a_push_was_given_up);
     tcase_add_test(tests, a_restarted_daemon_is_recognised);
     tcase_add_test(tests, draining_ends_every_wait_and_every_later_call);
     tcase_add_test(tests, a_waiting_call_can_be_interrupted);

@@ -9,6 +9,7 @@
 #include <check.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -521,6 +522,118 @@ START_TEST(a_payload_without_a_place_stays_in_the_socket)
 }
 END_TEST
 
+static void react_never_place(struct pd_engine *engine, const struct pd_event *event,
+                              struct pd_actions *actions)
+{
+    if (event->kind == PD_EVENT_TICK && engine->counts[PD_EVENT_MESSAGE] == 1) {
+        asked_count++;
+    }
+    if (asked_count > 12) {
+        pd_actions_exit(actions, 8);
+    }
+    exit_when_closed(event, actions);
+}
+
+static void converse_whole_and_end(struct scripted_rank *rank)
+{
+    struct peer *peer = peer_connect(rank->address);
+    peer_send(peer, &push_message, "abcd", 4);
+    peer_close(peer);
+}
+
+/* With more behind it than the sockets hold. */
+static void converse_much_and_reset(struct scripted_rank *rank)
+{
+    struct peer *peer = peer_connect(rank->address);
+    const ssize_t left = 1 << 20;
+    uint8_t *payload = calloc(1, (size_t)left);
+    peer_send_head(peer, &push_message, ANSWER_BYTES);
+    for (int i = 0; i < ANSWER_BYTES / left; i++) {
+        if (send(peer_fd(peer), payload, (size_t)left, MSG_DONTWAIT | MSG_NOSIGNAL) < left) {
+            break;
+        }
+    }
+    peer_reset(peer);
+    free(payload);
+}
+
+START_TEST(the_end_of_a_peer_is_noticed_though_its_payload_waits_for_a_place)
+{
+    static void (*const converse[])(struct scripted_rank *) = {converse_whole_and_end,
+                                                               converse_much_and_reset};
+    static const char *const words[] = {"connection closed by the peer",
+                                        "connection reset by peer"};
+    struct scripted_rank rank;
+    scripted_rank_init(&rank, react_never_place);
+
+    ck_assert_int_eq(scripted_rank_run(&rank, converse[_i]), 7);
+
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_MESSAGE], 1);
+    ck_assert_str_eq(rank.engine.closed_error.message, words[_i]);
+}
+END_TEST
+
+/* The rank's socket of this peer. */
+static int accepted_of(const struct peer *peer)
+{
+    struct sockaddr_in own;
+    socklen_t own_bytes = sizeof own;
+    ck_assert_int_eq(getsockname(peer_fd(peer), (struct sockaddr *)&own, &own_bytes), 0);
+
+    for (int fd = 3; fd < 1000; fd++) {
+        struct sockaddr_in theirs;
+        socklen_t theirs_bytes = sizeof theirs;
+        if (getpeername(fd, (struct sockaddr *)&theirs, &theirs_bytes) == 0 &&
+            theirs_bytes == own_bytes && theirs.sin_port == own.sin_port) {
+            return fd;
+        }
+    }
+    ck_abort_msg("no socket is connected to it");
+}
+
+static int number_of(int fd, int level, int name)
+{
+    int value = -1;
+    socklen_t value_bytes = sizeof value;
+    ck_assert_int_eq(getsockopt(fd, level, name, &value, &value_bytes), 0);
+    return value;
+}
+
+static int probing[4];
+
+static void converse_probed(struct scripted_rank *rank)
+{
+    struct peer *peer = peer_connect(rank->address);
+    peer_send_head(peer, &push_message, 4);
+    sleep_ms(50);
+    int fd = accepted_of(peer);
+    probing[0] = number_of(fd, SOL_SOCKET, SO_KEEPALIVE);
+    probing[1] = number_of(fd, IPPROTO_TCP, TCP_KEEPIDLE);
+    probing[2] = number_of(fd, IPPROTO_TCP, TCP_KEEPINTVL);
+    probing[3] = number_of(fd, IPPROTO_TCP, TCP_KEEPCNT);
+    peer_close(peer);
+}
+
+START_TEST(a_host_that_answers_nothing_is_found_out_within_the_lease)
+{
+    static const struct {
+        uint64_t lease_ms;
+        int idle_s;
+        int interval_s;
+    } cases[] = {{36000, 12, 6}, {200, 1, 1}, {1000000000, 32767, 32767}};
+    struct scripted_rank rank;
+    scripted_rank_init(&rank, react_place);
+    rank.options.lease_ms = cases[_i].lease_ms;
+
+    ck_assert_int_eq(scripted_rank_run(&rank, converse_probed), 7);
+
+    ck_assert_int_eq(probing[0], 1);
+    ck_assert_int_eq(probing[1], cases[_i].idle_s);
+    ck_assert_int_eq(probing[2], cases[_i].interval_s);
+    ck_assert_int_eq(probing[3], 3);
+}
+END_TEST
+
 static void react_talk(struct pd_engine *engine, const struct pd_event *event,
                        struct pd_actions *actions)
 {
@@ -719,6 +832,9 @@ int main(void)
     tcase_add_test(tcase, what_is_queued_is_sent_before_the_close);
     tcase_add_test(tcase, a_close_waits_five_seconds_for_a_peer_that_reads_nothing);
     tcase_add_test(tcase, a_payload_without_a_place_stays_in_the_socket);
+    tcase_add_loop_test(tcase, the_end_of_a_peer_is_noticed_though_its_payload_waits_for_a_place, 0,
+                        2);
+    tcase_add_loop_test(tcase, a_host_that_answers_nothing_is_found_out_within_the_lease, 0, 3);
     tcase_add_test(tcase, a_peer_that_only_asks_is_not_read_any_more);
     tcase_add_test(tcase, a_thousand_idle_connections_cost_little_memory_and_no_time);
     tcase_add_test(tcase, a_connection_over_the_limit_is_closed_and_room_is_given_back);
