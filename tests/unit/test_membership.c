@@ -44,23 +44,30 @@ static void report(enum pd_report_kind kind, uint32_t worker_id, uint64_t step)
     fixture_say(&f, RANK_1, &message, 0);
 }
 
-/* The last order that went to rank 1. */
-static const struct pd_order *last_order(void)
+/* The last order that went to rank 1; of that kind, unless that is 0. */
+static const struct pd_order *last_order_of(uint32_t kind)
 {
     const struct pd_message *message = NULL;
     for (uint32_t i = 0; i < f.sent_count; i++) {
-        if (f.sent[i].connection == RANK_1 && f.sent[i].message->kind == PD_MESSAGE_ORDER) {
-            message = f.sent[i].message;
+        const struct fixture_sent *sent = &f.sent[i];
+        if (sent->connection == RANK_1 && sent->message->kind == PD_MESSAGE_ORDER &&
+            (kind == 0 || sent->message->order.kind == kind)) {
+            message = sent->message;
         }
     }
     ck_assert_ptr_nonnull(message);
     return &message->order;
 }
 
-/* Two ranks in direct aggregation with one worker that takes part; lane 1 is on rank 1. */
-static uint32_t begin_direct(void)
+static const struct pd_order *last_order(void)
 {
-    fixture_init(&f, 0, 2, DIRECT);
+    return last_order_of(0);
+}
+
+/* Two ranks in direct aggregation with one worker that takes part; lane 1 is on rank 1. */
+static uint32_t begin(const char *config)
+{
+    fixture_init(&f, 0, 2, config);
     fixture_link_ranks(&f);
     uint32_t id = fixture_join(&f, 3, "a");
     offer(3);
@@ -79,16 +86,31 @@ static uint32_t begin_direct(void)
     return id;
 }
 
-/* Push whole on lane 0, which is rank 0's. */
-static void push_lane_0(pd_connection_id connection, uint64_t step)
+static uint32_t begin_direct(void)
+{
+    return begin(DIRECT);
+}
+
+/* Push a micro-batch whole on lane 0, which is rank 0's. */
+static void push_batch_lane_0(pd_connection_id connection, uint64_t step, uint32_t micro_batch,
+                              bool last)
 {
     uint64_t count = f.engine->store.lane.element_count;
-    struct pd_message push = {
-        .kind = PD_MESSAGE_PUSH,
-        .push = {.step = step, .last = true, .samples = 2, .element_count = count}};
+    struct pd_message push = {.kind = PD_MESSAGE_PUSH,
+                              .push = {.step = step,
+                                       .micro_batch = micro_batch,
+                                       .last = last,
+                                       .samples = 2,
+                                       .element_count = count}};
     fixture_say(&f, connection, &push, count * sizeof(float));
     ck_assert_ptr_nonnull(f.placed[connection]);
     fixture_payload(&f, connection, NULL, 0, true);
+    fixture_work(&f);
+}
+
+static void push_lane_0(pd_connection_id connection, uint64_t step)
+{
+    push_batch_lane_0(connection, step, 0, true);
 }
 
 START_TEST(join_is_ordered_once_all_ranks_are_linked_and_answered_once_all_know)
@@ -314,6 +336,42 @@ START_TEST(leaver_whose_lanes_disagree_counts_nowhere)
 }
 END_TEST
 
+/* With room for one. What it pushed in two micro-batches to lane 0, and in one to lane 1, is whole
+ * on both; so it is added up, and nothing brings it out of the sum again. */
+START_TEST(contribution_that_is_taken_counts_though_its_lanes_disagree_and_its_worker_is_evicted)
+{
+    struct pd_message evict = {.kind = PD_MESSAGE_ADMIN,
+                               .admin = {.command = "evict", .target = "a"}};
+    uint32_t first = begin("aggregation: direct\naccumulation_steps: 2\nblock_size: 1\n"
+                           "workers: {expected: 2, resume_s: 5, staging_limit: 32}\n");
+    uint32_t second = fixture_join(&f, 4, "b");
+    offer(4);
+    report(PD_REPORT_FOUND, second, 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_ADMIT);
+    fixture_ranks_execute(&f);
+    push_batch_lane_0(3, 0, 0, false);
+    push_batch_lane_0(3, 0, 1, true);
+    report(PD_REPORT_CONTRIBUTED, first, 0);
+    ck_assert_uint_eq(last_order_of(PD_ORDER_TAKE)->contributors[0], first);
+    fixture_work(&f);
+    fixture_ranks_execute(&f);
+    fixture_greet(&f, 5);
+    fixture_say(&f, 5, &evict, 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_DEPART);
+    fixture_ranks_execute(&f);
+    fixture_forget(&f);
+    fixture_wait(&f, 1000);
+    fixture_ranks_execute(&f);
+    ck_assert_uint_eq(fixture_count(&f, RANK_1, PD_MESSAGE_ORDER), 0);
+    push_lane_0(4, 0);
+    report(PD_REPORT_CONTRIBUTED, second, 0);
+    const struct pd_order *step = last_order_of(PD_ORDER_STEP);
+    ck_assert_uint_eq(step->contributor_count, 2);
+    ck_assert_uint_eq(step->contributors[0], first);
+    ck_assert_uint_eq(step->samples, 2 * 2 + 2);
+}
+END_TEST
+
 START_TEST(successor_of_a_leaver_waits_until_its_gradient_is_used)
 {
     uint32_t id = begin_direct();
@@ -410,6 +468,9 @@ int main(void)
     tcase_add_test(tests, time_rank_0_was_stopped_does_not_count);
     tcase_add_test(tests, leaver_is_judged_when_all_ranks_have_parted_from_it);
     tcase_add_test(tests, leaver_whose_lanes_disagree_counts_nowhere);
+    tcase_add_test(
+        tests,
+        contribution_that_is_taken_counts_though_its_lanes_disagree_and_its_worker_is_evicted);
     tcase_add_test(tests, successor_of_a_leaver_waits_until_its_gradient_is_used);
     tcase_add_test(tests, second_leave_is_answered_and_changes_nothing);
     tcase_add_test(tests, push_of_one_that_takes_no_part_gets_it_evicted);
