@@ -404,7 +404,7 @@ static void check_collective(struct pd_loop *loop, uint64_t now_ms)
     const struct pd_collective *collective = first_collective(loop);
     char text[PD_ERROR_BYTES_MAX];
     if (collective == NULL ||
-        now_ms - loop->collective_started_ms < collective_ms_max(loop, collective)) {
+        now_ms < loop->collective_started_ms + collective_ms_max(loop, collective)) {
         return;
     }
     (void)snprintf(text, sizeof text,
