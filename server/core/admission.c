@@ -127,6 +127,7 @@ static void order_take(struct pd_engine *engine, const struct pd_member *member,
     order->contributor_count = 1;
     order->contributors[0] = member->id;
     order->weights[0] = (double)given->unit_samples;
+    pd_tensor_set_copy(&order->absent, &given->absent);
     pd_leader_issue(engine);
 }
 

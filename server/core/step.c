@@ -245,6 +245,7 @@ void pd_step_forget(struct pd_step_machine *machine)
 {
     PD_ASSERT(machine->ahead);
     machine->ahead = false;
+    machine->lone = NULL;
     machine->order = NULL;
     machine->state = PD_STEP_IDLE;
 }
@@ -482,6 +483,7 @@ struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine)
         pd_roster_release(machine->roster, machine->order);
         pd_step_forget_taken(machine);
     }
+    machine->lone = NULL;
     machine->order = NULL;
     machine->state = PD_STEP_IDLE;
     return machine->outcome;
@@ -489,13 +491,14 @@ struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine)
 
 /* ---- Help with NaNs ---- */
 
-uint32_t pd_step_find_in_block(const struct pd_step_machine *machine, const struct pd_order *order,
+uint32_t pd_step_find_in_block(const struct pd_step_machine *machine,
+                               const struct pd_tensor_set *absent,
                                const struct pd_contribution *contribution,
                                const struct pd_block *block)
 {
     struct pd_source source = pd_contribution_source(contribution, in_lane(machine, block), 1.0);
 
-    if (pd_gradient_norms_rests(&machine->norms, block->tensor_index, &order->absent)) {
+    if (pd_gradient_norms_rests(&machine->norms, block->tensor_index, absent)) {
         return block->element_count;
     }
     return pd_reduce_find_nonfinite(source.elements, source.dtype, block->element_count);
@@ -531,7 +534,7 @@ bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct 
             pd_roster_contribution(worker, pd_step_is_estimate(order));
         for (uint64_t index = 0; index < lane->block_count; index++) {
             const struct pd_block *block = &machine->plan->blocks[lane->block_begin + index];
-            uint32_t at = pd_step_find_in_block(machine, order, contribution, block);
+            uint32_t at = pd_step_find_in_block(machine, &order->absent, contribution, block);
             if (at < block->element_count) {
                 *worker_id = worker->id;
                 describe(machine, block, at, text, text_bytes);

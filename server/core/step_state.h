@@ -50,6 +50,7 @@ struct pd_taken {
     float *sum;     /* lane elements; NULL without workers.staging_limit */
     double samples; /* that weigh 1 in it; 0: nothing is in it */
     bool nonfinite; /* the first element that is not finite: whose, and where */
+    bool absent;    /* of a tensor for which its worker gave nothing, and the others may have */
     uint32_t worker_id;
     const struct pd_block *block;
     uint32_t element; /* of the block */
@@ -146,9 +147,10 @@ static inline struct pd_optimizer_span parts_of(const struct pd_step_machine *ma
 
 /* ---- step ---- */
 
-/* The first element of a block that is not finite in that contribution to the step of an order; the
- * number of its elements when all are, or when the tensor rests. */
-uint32_t pd_step_find_in_block(const struct pd_step_machine *machine, const struct pd_order *order,
+/* The first element of a block that is not finite in that contribution; the number of its elements
+ * when all are, or when the tensor rests in a step with those absent. */
+uint32_t pd_step_find_in_block(const struct pd_step_machine *machine,
+                               const struct pd_tensor_set *absent,
                                const struct pd_contribution *contribution,
                                const struct pd_block *block);
 

@@ -62,8 +62,10 @@ void pd_step_collect(struct pd_step_machine *machine)
         machine->sources[machine->source_count++] =
             pd_contribution_source(contribution, 0, machine->order->weights[i] / unit);
     }
-    machine->scale = (float)(unit / (double)machine->order->samples);
-    machine->lone = find_lone(machine);
+    /* An order that is no step's has no samples: what it adds up is scaled with the rest. */
+    bool averages = machine->order->samples > 0;
+    machine->scale = averages ? (float)(unit / (double)machine->order->samples) : 1.0f;
+    machine->lone = averages ? find_lone(machine) : NULL;
 }
 
 bool pd_step_collect_ahead(struct pd_step_machine *machine)

@@ -8,17 +8,24 @@ struct pd_taken *pd_step_taken(struct pd_step_machine *machine, const struct pd_
     return &machine->taken[pd_step_is_estimate(order)];
 }
 
-/* Once the elements are given up, nobody can say any more whose were not finite. */
+/* Once the elements are given up, nobody can say any more whose were not finite. Those of a tensor
+ * that the worker gave nothing for may turn out not to matter: they make way for others. */
 static void note_nonfinite(struct pd_step_machine *machine, const struct pd_block *block)
 {
+    static const struct pd_tensor_set none;
     struct pd_taken *taken = pd_step_taken(machine, machine->order);
+    bool absent = pd_tensor_set_has(&machine->order->absent, block->tensor_index);
 
-    if (!taken->nonfinite) {
-        taken->element =
-            pd_step_find_in_block(machine, machine->order, machine->contributions[0], block);
-        taken->nonfinite = taken->element < block->element_count;
+    if (taken->nonfinite && (absent || !taken->absent)) {
+        return;
+    }
+    uint32_t element = pd_step_find_in_block(machine, &none, machine->contributions[0], block);
+    if (element < block->element_count) {
+        taken->nonfinite = true;
+        taken->absent = absent;
         taken->worker_id = machine->order->contributors[0];
         taken->block = block;
+        taken->element = element;
     }
 }
 

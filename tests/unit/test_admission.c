@@ -1,6 +1,8 @@
 /* Who is read when there is room for one worker's gradient at a time. */
 #include "engine_fixture.h"
 
+#include "server/core/step_state.h"
+
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -148,6 +150,74 @@ START_TEST(gradient_that_is_not_finite_is_told_of_though_it_is_given_up)
 }
 END_TEST
 
+/* As begin_push, but for a tensor that it has no gradient of: 0 "w", 1 "b". */
+static void begin_push_without(pd_connection_id connection, uint32_t tensor)
+{
+    struct pd_message push = {
+        .kind = PD_MESSAGE_PUSH,
+        .push = {.last = true, .samples = 1, .element_count = FIXTURE_ELEMENTS}};
+    pd_tensor_set_add(&push.push.absent, tensor);
+    fixture_say(&f, connection, &push, FIXTURE_ELEMENTS * sizeof(float));
+}
+
+static void end_push_of(pd_connection_id connection, float in_w, float in_b)
+{
+    const float elements[FIXTURE_ELEMENTS] = {in_w, in_w, in_w, in_w, in_w, in_w, in_b, in_b};
+
+    fixture_payload(&f, connection, elements, sizeof elements, true);
+    fixture_work(&f);
+}
+
+#define THREE "workers: {expected: 3, staging_limit: 32}\n"
+
+START_TEST(tensor_that_nobody_gave_does_not_hide_whose_gradient_is_not_finite)
+{
+    fixture_init(&f, 0, 1, THREE);
+    (void)fixture_enlist(&f, A, "a");
+    (void)fixture_enlist(&f, B, "b");
+    (void)fixture_enlist(&f, C, "c");
+    begin_push_without(A, 0);
+    end_push_of(A, NAN, 1);
+    begin_push_without(B, 0);
+    end_push_of(B, 0, NAN);
+    begin_push_without(C, 0);
+    end_push_of(C, 0, 1);
+    ck_assert_uint_eq(f.engine->skipped_steps, 1);
+    ck_assert_str_eq(f.engine->leader->last_skip_reason,
+                     "step 0: the gradient of worker 1 'b' is not finite: tensor 'b', element 0");
+}
+END_TEST
+
+START_TEST(elements_without_a_gradient_that_are_not_finite_are_told_of_if_others_gave_one)
+{
+    fixture_init(&f, 0, 1, THREE);
+    (void)fixture_enlist(&f, A, "a");
+    (void)fixture_enlist(&f, B, "b");
+    (void)fixture_enlist(&f, C, "c");
+    begin_push(A, 0);
+    end_push_of(A, 1, 1);
+    begin_push_without(B, 0);
+    end_push_of(B, NAN, 1);
+    begin_push(C, 0);
+    end_push_of(C, 1, 1);
+    ck_assert_uint_eq(f.engine->skipped_steps, 1);
+    ck_assert_str_eq(f.engine->leader->last_skip_reason,
+                     "step 0: the gradient of worker 1 'b' is not finite: tensor 'w', element 0");
+}
+END_TEST
+
+START_TEST(what_is_taken_is_not_scaled_before_its_step)
+{
+    fixture_init(&f, 0, 1, ONE);
+    (void)fixture_enlist(&f, A, "a");
+    (void)fixture_enlist(&f, B, "b");
+    begin_push(A, 0);
+    end_push(A, 1);
+    ck_assert_float_eq(f.engine->step->scale, 1);
+    ck_assert_ptr_null(f.engine->step->lone);
+}
+END_TEST
+
 START_TEST(model_that_does_not_fit_is_refused_when_it_is_registered)
 {
     fixture_init(&f, 0, 1, "workers: {staging_limit: 31}\n");
@@ -186,6 +256,10 @@ int main(void)
                    worker_that_comes_late_waits_for_the_next_step_only_if_it_comes_before_one_read);
     tcase_add_test(tests, place_of_a_worker_that_is_gone_is_the_next_ones);
     tcase_add_test(tests, gradient_that_is_not_finite_is_told_of_though_it_is_given_up);
+    tcase_add_test(tests, tensor_that_nobody_gave_does_not_hide_whose_gradient_is_not_finite);
+    tcase_add_test(tests,
+                   elements_without_a_gradient_that_are_not_finite_are_told_of_if_others_gave_one);
+    tcase_add_test(tests, what_is_taken_is_not_scaled_before_its_step);
     tcase_add_test(tests, model_that_does_not_fit_is_refused_when_it_is_registered);
     tcase_add_test(tests, push_that_waits_is_refused_when_the_daemon_drains);
     suite_add_tcase(suite, tests);

@@ -2,6 +2,8 @@
  * it void. */
 #include "engine_fixture.h"
 
+#include "server/core/step_state.h"
+
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -660,6 +662,24 @@ START_TEST(worker_that_pushes_otherwise_here_than_to_rank_0_is_not_ahead)
 }
 END_TEST
 
+/* It is not copied; nothing points to it once its memory may be another's. */
+START_TEST(gradient_that_is_the_average_as_it_came_is_let_go)
+{
+    teardown();
+    fixture_init(&f, 0, 1, "compute_ahead: 1\nblock_size: 4\noptimizer: {name: sgd, lr: 1}\n");
+    fixture_enlist(&f, A, "a");
+    announce(A, 0);
+    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
+    ck_assert_ptr_eq(f.engine->step->lone, f.placed[A]);
+    fixture_payload(&f, A, gradient_a, BYTES, false);
+    ck_assert_ptr_null(f.engine->step->lone);
+    announce(A, 0);
+    end(A, gradient_a);
+    ck_assert_uint_eq(f.engine->store.version, 1);
+    ck_assert_ptr_null(f.engine->step->lone);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("ahead");
@@ -689,6 +709,7 @@ int main(void)
     tcase_add_test(tests, fault_of_a_connection_with_an_open_answer_lets_go_of_it);
     tcase_add_test(tests, rank_begins_what_rank_0_foresees_once_its_own_gradients_come);
     tcase_add_test(tests, worker_that_pushes_otherwise_here_than_to_rank_0_is_not_ahead);
+    tcase_add_test(tests, gradient_that_is_the_average_as_it_came_is_let_go);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);
