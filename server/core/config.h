@@ -43,6 +43,7 @@ struct pd_config {
         int mode;               /* 0 sync */
         double lease_s;         /* silence after which a worker is evicted */
         double resume_s;        /* time a worker whose connection closed has to come back */
+        double register_s;      /* time to register, and to give initial values if asked to */
         uint64_t staging_limit; /* bytes of pushed gradients that a rank holds; 0: no limit */
     } workers;
     uint64_t accumulation_steps;

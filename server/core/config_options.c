@@ -86,6 +86,11 @@ static const struct pd_option config_rows[] = {
      SECONDS(workers.resume_s),
      .default_text = "15",
      .help = "time a worker whose connection closed has to come back"},
+    {.key = "workers.register_s",
+     SECONDS(workers.register_s),
+     .default_text = "600",
+     .help = "time a worker that has joined has to register, and then to give the initial values "
+             "if it is asked for them"},
     {.key = "workers.staging_limit",
      .type = PD_OPTION_UINT,
      FIELD(workers.staging_limit),

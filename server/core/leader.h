@@ -2,8 +2,8 @@
  * job. session (Join, Register, Leave, Admin, Report) -> [leader] -> orders for every rank. Pure.
  * Parts: orders.c (the log and when a step closes), admission.c (who is
  * read), search.c (trials of learning rates), metrics.c
- * (what workers measure), membership.c (who takes part), admin.c (commands), status.c (what they
- * answer). Owner: the loop thread of rank 0. */
+ * (what workers measure), membership.c (who takes part), waiting.c (who is waited for), admin.c
+ * (commands), status.c (what they answer). Owner: the loop thread of rank 0. */
 #ifndef PD_SERVER_CORE_LEADER_H
 #define PD_SERVER_CORE_LEADER_H
 
@@ -49,6 +49,7 @@ struct pd_member {
     pd_connection_id join_connection;
     uint64_t join_serial;
     bool registering;       /* a Register waits for its answer */
+    uint64_t asked_ms;      /* since when it is to register, or to give the initial values */
     uint64_t ranks_missing; /* bit per rank whose connection to it is not there */
     uint64_t missing_since_ms;
     bool expired; /* its lease is over */
@@ -64,6 +65,13 @@ struct pd_member {
 
     uint64_t step_next;     /* step after its last complete contribution */
     uint64_t samples_total; /* in closed steps */
+};
+
+/* What the training waits for, said when it takes long. */
+struct pd_waiting {
+    char text[PD_ERROR_BYTES_MAX]; /* empty: nothing */
+    uint64_t since_ms;
+    uint64_t due_ms; /* when it is to be said next */
 };
 
 enum pd_drain_state {
@@ -115,7 +123,7 @@ struct pd_leader {
     pd_connection_id links[PD_RANK_COUNT_MAX];
     uint32_t linked_count; /* ranks linked, rank 0 too */
     bool ready;
-    uint64_t waiting_said_ms;
+    uint64_t links_said_ms;  /* when start-up last said which ranks it waits for */
     struct pd_message issue; /* scratch: the order being issued */
     bool changed;            /* something happened that may make something due */
     bool pushed;             /* a push has begun or come in, which may make a step due */
@@ -154,6 +162,8 @@ struct pd_leader {
     double loss;              /* of the last step; NaN when nobody said */
     char last_skip_reason[PD_ERROR_BYTES_MAX];
     uint64_t skip_explained_step; /* 1 + the step last_skip_reason explains; 0: none */
+
+    struct pd_waiting waiting;
 
     struct pd_search search;
 
@@ -282,6 +292,8 @@ enum pd_status pd_member_join(struct pd_engine *engine, pd_connection_id connect
 PD_MUST_CHECK
 enum pd_status pd_member_register(struct pd_engine *engine, struct pd_member *member,
                                   const struct pd_tensor_list *tensors, struct pd_error *error);
+/* Its connection to rank 0 is a new one, on which it asks again for what it asked for. */
+void pd_member_asks_again(struct pd_engine *engine, struct pd_member *member);
 /* Whether a worker of its home needs a connection to that rank. */
 bool pd_member_needs_rank(const struct pd_engine *engine, const struct pd_member *member,
                           uint32_t rank);
@@ -300,6 +312,10 @@ bool pd_member_settled(const struct pd_engine *engine, const struct pd_member *m
 bool pd_member_contributes(const struct pd_engine *engine, const struct pd_member *member);
 /* Whether an estimate of the Hessian, whole on every lane, comes with what it contributes. */
 bool pd_member_estimates(const struct pd_engine *engine, const struct pd_member *member);
+/* Whether the step in collection cannot close before more comes of it. */
+bool pd_member_is_awaited(const struct pd_engine *engine, const struct pd_member *member);
+/* Whether it has been asked for the initial values, and they are not here. */
+bool pd_member_gives_values(const struct pd_engine *engine, const struct pd_member *member);
 /* The step in collection was closed: start anew. */
 void pd_member_reset(struct pd_member *member);
 /* Evict those whose time is over, answer joins and registrations that have become possible. */
@@ -307,6 +323,11 @@ void pd_member_advance(struct pd_engine *engine);
 /* Rank 0 was stopped for a while: those it waits for have their time anew. */
 void pd_member_forgive_silence(struct pd_engine *engine);
 const char *pd_member_state_name(const struct pd_engine *engine, const struct pd_member *member);
+
+/* ---- waiting ---- */
+
+/* Time has passed: say in the log what has been waited for for long. */
+void pd_waiting_tick(struct pd_engine *engine);
 
 /* ---- admin and status ---- */
 

@@ -267,6 +267,7 @@ static void finish_join(struct pd_engine *engine, struct pd_member *member)
                  "its connection closed while it joined");
         return;
     }
+    member->asked_ms = engine->now_ms;
     session->joining = false;
     session->state = PD_SESSION_WORKER;
     session->worker_id = member->id;
@@ -378,6 +379,12 @@ enum pd_status pd_member_register(struct pd_engine *engine, struct pd_member *me
     return PD_OK;
 }
 
+void pd_member_asks_again(struct pd_engine *engine, struct pd_member *member)
+{
+    member->registering = false;
+    member->asked_ms = engine->now_ms;
+}
+
 /* From its answer on, a worker's lanes must be connected within the time to resume. */
 static void activate(struct pd_engine *engine, struct pd_member *member)
 {
@@ -391,6 +398,7 @@ static void activate(struct pd_engine *engine, struct pd_member *member)
     member->step_next = leader->step_next;
     member->ranks_missing = needed_ranks(engine, member->replica) & ~rank_0;
     member->missing_since_ms = engine->now_ms;
+    member->asked_ms = engine->now_ms;
     snprintf(member->missing_text, sizeof member->missing_text, "it did not connect to its lanes");
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         active += leader->members[slot].state == PD_MEMBER_ACTIVE;
@@ -509,6 +517,20 @@ bool pd_member_contributes(const struct pd_engine *engine, const struct pd_membe
            (member->taken || lanes_agree(engine, &member->gradient));
 }
 
+bool pd_member_is_awaited(const struct pd_engine *engine, const struct pd_member *member)
+{
+    return (member->state == PD_MEMBER_ACTIVE && !pd_member_complete(engine, member)) ||
+           (member->state == PD_MEMBER_LEAVING && !pd_member_settled(engine, member));
+}
+
+bool pd_member_gives_values(const struct pd_engine *engine, const struct pd_member *member)
+{
+    const struct pd_leader *leader = engine->leader;
+
+    return member->state == PD_MEMBER_ACTIVE && leader->has_initializer &&
+           leader->initializer == member->id && !leader->publish_ordered;
+}
+
 bool pd_member_estimates(const struct pd_engine *engine, const struct pd_member *member)
 {
     return pd_member_contributes(engine, member) && is_whole(engine, &member->hessian) &&
@@ -572,6 +594,30 @@ void pd_member_depart(struct pd_engine *engine, struct pd_member *member, const 
         member->state = PD_MEMBER_NONE;
     }
     order_departure(engine, member, reason);
+}
+
+/* Whether initial values of it are on their way to this rank. */
+static bool is_giving(const struct pd_engine *engine, const struct pd_member *member)
+{
+    const struct pd_worker *worker = pd_roster_find(engine->roster, member->id);
+
+    return worker != NULL && worker->connection != PD_CONNECTION_NONE &&
+           engine->sessions[worker->connection].payload == PD_SESSION_PAYLOAD_VALUES;
+}
+
+/* A worker that lives, and does not do what it alone can, is not waited for without end. */
+static enum pd_status check_asked(const struct pd_engine *engine, const struct pd_member *member,
+                                  struct pd_error *error)
+{
+    double limit_s = engine->config->workers.register_s;
+    bool to_register = member->state == PD_MEMBER_JOINED && !member->registering;
+
+    if ((to_register || (pd_member_gives_values(engine, member) && !is_giving(engine, member))) &&
+        (double)(engine->now_ms - member->asked_ms) > limit_s * 1000.0) {
+        return pd_error_set(error, PD_ETIMEOUT, "it did not %s within %g s (workers.register_s)",
+                            to_register ? "register" : "give the initial values", limit_s);
+    }
+    return PD_OK;
 }
 
 /* Why a member's time is over, or PD_OK. One whose gradient counts stays until its step closes. */
@@ -664,7 +710,8 @@ static void advance_member(struct pd_engine *engine, struct pd_member *member)
     case PD_MEMBER_ACTIVE:
         break;
     }
-    if (check_member(engine, member, &error) != PD_OK) {
+    if (check_member(engine, member, &error) != PD_OK ||
+        check_asked(engine, member, &error) != PD_OK) {
         pd_member_depart(engine, member, error.message);
     }
 }
@@ -684,5 +731,6 @@ void pd_member_forgive_silence(struct pd_engine *engine)
 
     for (uint32_t slot = 0; slot < leader->member_end; slot++) {
         leader->members[slot].missing_since_ms = engine->now_ms;
+        leader->members[slot].asked_ms = engine->now_ms;
     }
 }

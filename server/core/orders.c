@@ -179,12 +179,6 @@ static void fill_momenta(const struct pd_engine *engine, struct pd_order *order)
 
 /* ---- Closing a step ---- */
 
-static bool is_awaited(const struct pd_engine *engine, const struct pd_member *member)
-{
-    return (member->state == PD_MEMBER_ACTIVE && !pd_member_complete(engine, member)) ||
-           (member->state == PD_MEMBER_LEAVING && !pd_member_settled(engine, member));
-}
-
 /* Whether nobody whose gradient belongs to the step in collection is still awaited. Asked at every
  * push: it begins with the one who was awaited last time, so that most answers take one look. */
 static bool everybody_is_in(const struct pd_engine *engine, uint32_t *contributor_count)
@@ -195,7 +189,7 @@ static bool everybody_is_in(const struct pd_engine *engine, uint32_t *contributo
     for (uint32_t i = 0; i < leader->member_end; i++) {
         uint32_t slot = (leader->awaited + i) % leader->member_end;
         const struct pd_member *member = &leader->members[slot];
-        if (is_awaited(engine, member)) {
+        if (pd_member_is_awaited(engine, member)) {
             leader->awaited = slot;
             return false;
         }
@@ -506,12 +500,12 @@ void pd_leader_step_closed(struct pd_engine *engine, const struct pd_order *orde
 static void on_values(struct pd_engine *engine, uint32_t rank, const struct pd_report *report)
 {
     struct pd_leader *leader = engine->leader;
-    const struct pd_member *member = pd_member_find(leader, report->worker_id);
+    struct pd_member *member = pd_member_find(leader, report->worker_id);
 
-    if (member == NULL || !leader->has_initializer || leader->initializer != member->id ||
-        leader->publish_ordered) {
+    if (member == NULL || !pd_member_gives_values(engine, member)) {
         return;
     }
+    member->asked_ms = engine->now_ms;
     leader->values_lanes |= 1ull << (rank % engine->lane_count);
     if ((leader->values_lanes & leader->lanes_needed) != leader->lanes_needed) {
         return;
@@ -588,7 +582,9 @@ void pd_leader_report(struct pd_engine *engine, uint32_t rank, const struct pd_r
     case PD_REPORT_FOUND:
         if (member != NULL) {
             member->ranks_missing &= ~(1ull << rank);
-            member->registering = member->registering && rank > 0; /* it will ask again there */
+            if (member->registering && rank == 0) {
+                pd_member_asks_again(engine, member);
+            }
             member->expired = member->expired && member->ranks_missing != 0;
         }
         break;
@@ -643,9 +639,9 @@ static void watch_links(struct pd_engine *engine)
         pd_engine_abort(engine, "ranks %s have not connected within %g s (rank_timeout_s)", missing,
                         engine->config->rank_timeout_s);
     } else if (waited_ms >= WAITING_FIRST_MS &&
-               (leader->waiting_said_ms == 0 ||
-                engine->now_ms - leader->waiting_said_ms >= WAITING_AGAIN_MS)) {
-        leader->waiting_said_ms = engine->now_ms;
+               (leader->links_said_ms == 0 ||
+                engine->now_ms - leader->links_said_ms >= WAITING_AGAIN_MS)) {
+        leader->links_said_ms = engine->now_ms;
         pd_actions_log(engine->actions, "waiting for ranks %s to connect", missing);
     }
 }
@@ -676,6 +672,7 @@ void pd_leader_tick(struct pd_engine *engine)
     engine->leader->changed = true;
     watch_links(engine);
     watch_ranks(engine);
+    pd_waiting_tick(engine);
 }
 
 /* ---- The end ---- */

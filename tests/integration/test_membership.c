@@ -289,6 +289,44 @@ START_TEST(name_of_a_worker_that_waits_for_its_step_is_taken)
 }
 END_TEST
 
+/* ---- Waiting ---- */
+
+START_TEST(worker_that_joins_and_does_not_register_is_told_that_its_time_is_over)
+{
+    const struct pd_message ping = {.kind = PD_MESSAGE_PING};
+
+    cluster_start(&cluster, RANK_COUNT, OPTIMIZER "workers: {register_s: 1}\n");
+    struct peer *peer = peer_connect(cluster.addresses[0]);
+    (void)peer_join(peer, "idle", NULL);
+    peer_send(peer, &ping, NULL, 0);
+    peer_expect_fatal(peer, PD_EIDENTITY, "it did not register within 1 s (workers.register_s)");
+    peer_close(peer);
+    cluster_drain(&cluster);
+    cluster_stop(&cluster);
+}
+END_TEST
+
+START_TEST(daemon_says_which_workers_it_waits_for)
+{
+    struct peer_worker workers[2];
+    float values[REFERENCE_ELEMENT_COUNT];
+
+    cluster_start(&cluster, RANK_COUNT, OPTIMIZER "%sworkers: {expected: 2}\n", aggregations[0]);
+    reference_model_init(&model);
+    reference_values(values);
+    peer_worker_init(&workers[0], cluster.addresses[0], "early", &model, values);
+    process_await_error(cluster.process, "step 0 waits for 2 workers (workers.expected): 1 "
+                                         "registered: 10 s so far");
+    peer_worker_init(&workers[1], cluster.addresses[0], "late", &model, NULL);
+    peer_worker_push(&workers[0], 0, 1, values, false);
+    process_await_error(cluster.process, "step 0 waits for 'late': 10 s so far");
+    peer_worker_finish(&workers[0]);
+    peer_worker_finish(&workers[1]);
+    pd_tensor_list_finish(&model);
+    cluster_stop(&cluster);
+}
+END_TEST
+
 /* ---- Processes ---- */
 
 static struct process *start_process(uint64_t pause_step)
@@ -368,6 +406,8 @@ int main(void)
     suite_add_loop(suite, worker_with_fewer_batches_closes_its_contribution_early, 2);
     suite_add_loop(suite, name_of_the_dead_is_free_for_a_successor, 2);
     suite_add_loop(suite, name_of_a_worker_that_waits_for_its_step_is_taken, 2);
+    suite_add(suite, worker_that_joins_and_does_not_register_is_told_that_its_time_is_over);
+    suite_add(suite, daemon_says_which_workers_it_waits_for);
     suite_add_loop(suite, killed_worker_is_evicted_and_the_others_go_on, 2);
     suite_add_loop(suite, stopped_worker_loses_its_lease_and_is_told_so, 2);
     suite_add_loop(suite, worker_that_computes_for_long_keeps_its_lease, 2);

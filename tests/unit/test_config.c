@@ -47,6 +47,7 @@ START_TEST(an_empty_file_is_all_defaults)
     ck_assert_int_eq(config->workers.mode, 0);
     ck_assert_double_eq(config->workers.lease_s, 60);
     ck_assert_double_eq(config->workers.resume_s, 15);
+    ck_assert_double_eq(config->workers.register_s, 600);
     ck_assert_uint_eq(config->accumulation_steps, 1);
     ck_assert_int_eq(config->lr_scaling.rule, PD_LR_SCALING_NONE);
     ck_assert(isnan(config->clip.norm));
@@ -371,7 +372,7 @@ static const struct {
      "early_stop, history, steps_per_epoch, schedule, checkpoint"},
     {"workers:\n  expectd: 2\n", NULL,
      "f:2: workers.expectd: unknown key; did you mean expected? allowed: expected, mode, lease_s, "
-     "resume_s, staging_limit"},
+     "resume_s, register_s, staging_limit"},
     {"workers: {staging_limit: 0}", NULL,
      "f:1: workers.staging_limit: 0: out of range; allowed: a whole number >= 1, or null"},
     {"workers: {expected: two}", NULL,

@@ -437,6 +437,83 @@ START_TEST(values_come_from_another_when_their_supplier_is_lost)
 }
 END_TEST
 
+/* Time in which whoever is connected there keeps its lease. */
+static void wait_pinging(const pd_connection_id *connections, uint32_t count, uint64_t ms)
+{
+    const struct pd_message ping = {.kind = PD_MESSAGE_PING};
+    for (uint64_t waited = 0; waited < ms; waited += 250) {
+        for (uint32_t i = 0; i < count; i++) {
+            fixture_say(&f, connections[i], &ping, 0);
+        }
+        fixture_wait(&f, 250);
+    }
+}
+
+#define IMPATIENT "workers: {expected: 1, lease_s: 60, resume_s: 5, register_s: 3}\nblock_size: 1\n"
+
+START_TEST(worker_that_has_joined_must_register_in_time)
+{
+    static const pd_connection_id both[] = {3, 4};
+    fixture_init(&f, 0, 1, IMPATIENT);
+    (void)fixture_join(&f, 3, "a");
+    (void)fixture_enlist(&f, 4, "b");
+    wait_pinging(both, 2, 3000);
+    ck_assert(!f.closed[3]);
+    wait_pinging(both, 2, 500);
+    fixture_expect_error(&f, 3, PD_EIDENTITY, true,
+                         "it did not register within 3 s (workers.register_s)");
+    ck_assert(!f.closed[4]);
+}
+END_TEST
+
+/* It asks again for what it had asked for; and one that waits for an answer has asked. */
+START_TEST(worker_that_comes_back_has_its_time_to_register_anew)
+{
+    static const pd_connection_id both[] = {3, 5};
+    fixture_init(&f, 0, 2, "aggregation: direct\n" IMPATIENT);
+    fixture_link_ranks(&f);
+    uint32_t id = fixture_join(&f, 3, "a");
+    struct pd_message hello = {.kind = PD_MESSAGE_HELLO,
+                               .hello = {.has_worker_id = true,
+                                         .worker_id = id,
+                                         .token = fixture_last(&f, 3)->joined.token,
+                                         .run_id = f.topology.run_id}};
+    offer(3);
+    wait_pinging(both, 1, 4000);
+    fixture_close(&f, 3);
+    fixture_open(&f, 5);
+    fixture_say(&f, 5, &hello, 0);
+    wait_pinging(both + 1, 1, 2500);
+    ck_assert(!f.closed[5]);
+    wait_pinging(both + 1, 1, 1000);
+    ck_assert_ptr_null(pd_member_find(f.engine->leader, id));
+}
+END_TEST
+
+START_TEST(values_come_from_another_when_their_supplier_does_not_give_them)
+{
+    static const pd_connection_id both[] = {3, 4};
+    struct pd_message values = {.kind = PD_MESSAGE_VALUES,
+                                .values = {.element_count = FIXTURE_ELEMENTS}};
+    fixture_init(&f, 0, 1, IMPATIENT);
+    (void)fixture_join(&f, 3, "a");
+    (void)fixture_join(&f, 4, "b");
+    offer(3);
+    offer(4);
+    ck_assert(fixture_last(&f, 3)->registered.values_needed);
+    wait_pinging(both, 2, 3500);
+    fixture_expect_error(&f, 3, PD_EIDENTITY, true,
+                         "it did not give the initial values within 3 s (workers.register_s)");
+    ck_assert(fixture_last(&f, 4)->registered.values_needed);
+    /* As long as they are on their way, the lease counts. */
+    fixture_say(&f, 4, &values, FIXTURE_ELEMENTS * sizeof(float));
+    fixture_wait(&f, 5000);
+    ck_assert(!f.closed[4]);
+    fixture_payload(&f, 4, NULL, 0, true);
+    ck_assert(f.engine->store.has_version);
+}
+END_TEST
+
 START_TEST(struck_off_worker_is_told_before_its_rank_has_done_it)
 {
     uint32_t id = begin_direct();
@@ -475,6 +552,9 @@ int main(void)
     tcase_add_test(tests, second_leave_is_answered_and_changes_nothing);
     tcase_add_test(tests, push_of_one_that_takes_no_part_gets_it_evicted);
     tcase_add_test(tests, values_come_from_another_when_their_supplier_is_lost);
+    tcase_add_test(tests, worker_that_has_joined_must_register_in_time);
+    tcase_add_test(tests, worker_that_comes_back_has_its_time_to_register_anew);
+    tcase_add_test(tests, values_come_from_another_when_their_supplier_does_not_give_them);
     tcase_add_test(tests, struck_off_worker_is_told_before_its_rank_has_done_it);
     suite_add_tcase(suite, tests);
 
