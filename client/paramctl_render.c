@@ -55,6 +55,16 @@ static void print_key(FILE *out, const json_t *object, const char *key, const ch
     print_row(out, label, text);
 }
 
+/* A text in full, if there is one. */
+static void print_text(FILE *out, const json_t *object, const char *key, const char *label)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    if (text != NULL) {
+        print_row(out, label, text);
+    }
+}
+
 /* Seconds as "2 h 03 min", "4 min 05 s" or "12.3 s". */
 static void format_duration(double seconds, char *text, size_t text_bytes)
 {
@@ -165,6 +175,7 @@ static int render_status(FILE *out, const json_t *answer)
     const json_t *uptime = json_object_get(answer, "uptime_s");
 
     print_key(out, answer, "state", "state", "");
+    print_text(out, answer, "waiting", "waiting");
     snprintf(text, sizeof text, "%s (version %s)", format_key(answer, "step", step, sizeof step),
              format_key(answer, "version", version, sizeof version));
     print_row(out, "step", text);
@@ -175,9 +186,7 @@ static int render_status(FILE *out, const json_t *answer)
     print_key(out, answer, "loss_scale", "loss scale", "");
     print_key(out, answer, "effective_batch", "batch", "samples");
     print_key(out, answer, "skipped_steps", "skipped steps", "");
-    if (json_is_string(json_object_get(answer, "last_skip_reason"))) {
-        print_key(out, answer, "last_skip_reason", "last skip", "");
-    }
+    print_text(out, answer, "last_skip_reason", "last skip");
     print_key(out, answer, "shards", "shards", "");
     print_key(out, answer, "aggregation", "aggregation", "");
     print_key(out, answer, "mode", "mode", "");

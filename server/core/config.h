@@ -39,7 +39,7 @@ struct pd_config {
     int aggregation;                       /* enum pd_aggregation */
     uint64_t lanes;                        /* 0: 1 for allreduce, all ranks for direct */
     struct {
-        uint64_t expected;      /* workers that must have joined before the first step */
+        uint64_t expected;      /* workers that must have registered before the first step */
         int mode;               /* 0 sync */
         double lease_s;         /* silence after which a worker is evicted */
         double resume_s;        /* time a worker whose connection closed has to come back */

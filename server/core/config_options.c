@@ -71,7 +71,7 @@ static const struct pd_option config_rows[] = {
      .default_text = "1",
      .low = 1,
      .high = PD_WORKER_COUNT_MAX,
-     .help = "workers that must have joined before the first step"},
+     .help = "workers that must have registered before the first step"},
     {.key = "workers.mode",
      .type = PD_OPTION_CHOICE,
      FIELD(workers.mode),

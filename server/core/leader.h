@@ -328,6 +328,8 @@ const char *pd_member_state_name(const struct pd_engine *engine, const struct pd
 
 /* Time has passed: say in the log what has been waited for for long. */
 void pd_waiting_tick(struct pd_engine *engine);
+/* What has been waited for for more than a moment, and how long, as one line; false: nothing. */
+bool pd_waiting_describe(const struct pd_engine *engine, char *text, size_t text_bytes);
 
 /* ---- admin and status ---- */
 

@@ -141,17 +141,21 @@ char *pd_status_json(struct pd_engine *engine)
     const struct pd_leader *leader = engine->leader;
     const struct pd_config *config = engine->config;
     double lrs[PD_GROUP_COUNT_MAX + 1];
+    char waiting[PD_ERROR_BYTES_MAX];
+    bool waits = pd_waiting_describe(engine, waiting, sizeof waiting);
 
     current_lrs(engine, lrs);
     return dump(json_pack(
-        "{s:s, s:I, s:I, s:o, s:o, s:i, s:s, s:s, s:o, s:I, s:o, s:o, s:o, s:o, s:I, s:s?, s:n, "
+        "{s:s, s:s?, s:I, s:I, s:o, s:o, s:i, s:s, s:s, s:o, s:I, s:o, s:o, s:o, s:o, s:I, s:s?, "
+        "s:n, "
         "s:f, s:s, s:b, s:I, s:o, s:b}",
-        "state", state_name(engine), "step", (json_int_t)version_of(engine), "version",
-        (json_int_t)version_of(engine), "lr", real_or_null(lrs[0]), "groups", groups(engine),
-        "shards", (int)engine->topology->rank_count, "aggregation",
-        config->aggregation == PD_AGGREGATION_DIRECT ? "direct" : "allreduce", "mode", "sync",
-        "workers", workers(engine), "effective_batch", (json_int_t)leader->effective_batch,
-        "grad_norm", real_or_null(leader->outcome.gradient_norm), "clip_scale",
+        "state", state_name(engine), "waiting", waits ? waiting : NULL, "step",
+        (json_int_t)version_of(engine), "version", (json_int_t)version_of(engine), "lr",
+        real_or_null(lrs[0]), "groups", groups(engine), "shards", (int)engine->topology->rank_count,
+        "aggregation", config->aggregation == PD_AGGREGATION_DIRECT ? "direct" : "allreduce",
+        "mode", "sync", "workers", workers(engine), "effective_batch",
+        (json_int_t)leader->effective_batch, "grad_norm",
+        real_or_null(leader->outcome.gradient_norm), "clip_scale",
         real_or_null(leader->outcome.clip_scale), "loss", real_or_null(leader->loss), "loss_scale",
         loss_scale(engine), "skipped_steps", (json_int_t)engine->skipped_steps, "last_skip_reason",
         leader->last_skip_reason[0] != '\0' ? leader->last_skip_reason : NULL, "checkpoint",

@@ -6,7 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* How long a wait is when it is first said, and how often after that. */
+/* How long a wait is when it is shown, when it is first said, and how often after that. */
+#define SHOWN_MS 1000u
 #define SAID_FIRST_MS 10000u
 #define SAID_AGAIN_MS 60000u
 #define NAMED_COUNT_MAX 3u
@@ -126,6 +127,15 @@ static bool describe(const struct pd_engine *engine, char *text, size_t text_byt
                            : describe_start(engine, text, text_bytes);
 }
 
+bool pd_waiting_describe(const struct pd_engine *engine, char *text, size_t text_bytes)
+{
+    const struct pd_waiting *waiting = &engine->leader->waiting;
+    uint64_t waited_ms = engine->now_ms - waiting->since_ms;
+
+    snprintf(text, text_bytes, "%.400s: %.0f s so far", waiting->text, (double)waited_ms / 1000.0);
+    return waiting->text[0] != '\0' && waited_ms >= SHOWN_MS;
+}
+
 void pd_waiting_tick(struct pd_engine *engine)
 {
     struct pd_waiting *waiting = &engine->leader->waiting;
@@ -141,7 +151,7 @@ void pd_waiting_tick(struct pd_engine *engine)
         waiting->due_ms = engine->now_ms + SAID_FIRST_MS;
     } else if (engine->now_ms >= waiting->due_ms) {
         waiting->due_ms = engine->now_ms + SAID_AGAIN_MS;
-        pd_actions_log(engine->actions, "%s: %.0f s so far", text,
-                       (double)(engine->now_ms - waiting->since_ms) / 1000.0);
+        (void)pd_waiting_describe(engine, text, sizeof text);
+        pd_actions_log(engine->actions, "%s", text);
     }
 }

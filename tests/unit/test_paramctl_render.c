@@ -28,6 +28,28 @@ static int render(const char *command, const char *text, const char *group)
     return rendered;
 }
 
+#define LONG_TENSOR                                                                                \
+    "step 4: the gradient of worker 0 'w0' is not finite: tensor "                                 \
+    "'encoder.layer.11.attention.output.dense.weight', element 7"
+
+START_TEST(status_shows_texts_in_full_where_there_are_any)
+{
+    ck_assert_int_eq(render("status",
+                            "{\"state\":\"running\",\"waiting\":\"step 7 waits for 'b'\","
+                            "\"step\":7,\"last_skip_reason\":\"" LONG_TENSOR "\"}",
+                            NULL),
+                     1);
+    ck_assert_str_eq(shown, "state           running\n"
+                            "waiting         step 7 waits for 'b'\n"
+                            "step            7 (version -)\n"
+                            "last skip       " LONG_TENSOR "\n");
+    free(shown);
+    ck_assert_int_eq(render("status", "{\"state\":\"running\",\"waiting\":null,\"step\":7}", NULL),
+                     1);
+    ck_assert_str_eq(shown, "state           running\nstep            7 (version -)\n");
+}
+END_TEST
+
 START_TEST(status_is_aligned_with_units_and_a_dash_for_nothing)
 {
     ck_assert_int_eq(
@@ -290,6 +312,7 @@ int main(void)
     TCase *tests = tcase_create("paramctl_render");
 
     tcase_add_checked_fixture(tests, NULL, teardown);
+    tcase_add_test(tests, status_shows_texts_in_full_where_there_are_any);
     tcase_add_test(tests, status_is_aligned_with_units_and_a_dash_for_nothing);
     tcase_add_test(tests, several_groups_are_shown_each);
     tcase_add_test(tests, status_says_of_each_group_how_it_is_clipped);

@@ -71,6 +71,22 @@ START_TEST(status_has_every_promised_key)
 }
 END_TEST
 
+START_TEST(status_says_who_is_waited_for)
+{
+    fixture_enlist(&f, 3, "first");
+    fixture_enlist(&f, 4, "second");
+    fixture_push(&f, 3, 0, 3, 8);
+    json_t *status = parse(pd_status_json(f.engine));
+    ck_assert(json_is_null(json_object_get(status, "waiting")));
+    json_decref(status);
+    fixture_wait(&f, 2250);
+    status = parse(pd_status_json(f.engine));
+    ck_assert_str_eq(json_string_value(json_object_get(status, "waiting")),
+                     "step 0 waits for 'second': 2 s so far");
+    json_decref(status);
+}
+END_TEST
+
 START_TEST(status_follows_the_job)
 {
     fixture_enlist(&f, 3, "first");
@@ -176,6 +192,7 @@ int main(void)
 
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_test(tests, status_has_every_promised_key);
+    tcase_add_test(tests, status_says_who_is_waited_for);
     tcase_add_test(tests, status_follows_the_job);
     tcase_add_test(tests, skip_is_counted_and_explained);
     tcase_add_test(tests, lr_lists_every_group);

@@ -41,7 +41,7 @@ class Admin:
 
         Among others: state, step, version, lr, groups [{name, lr, weight_decay, ...}], workers [{id, name, state, step,
         samples, ...}], shards, effective_batch, loss, grad_norm, clip_scale, loss_scale, skipped_steps,
-        last_skip_reason, uptime_s. What is not known yet is None.
+        last_skip_reason, waiting (for whom, if anybody waits), uptime_s. What is not known yet is None.
         """
         return self._handle.admin("status")
 
