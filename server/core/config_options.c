@@ -363,7 +363,8 @@ static const struct pd_option config_rows[] = {
      .unit = "elements",
      .help = "direct aggregation, or a lone rank: a rank with so many begins a step while its "
              "gradients "
-             "arrive, and sends parameters while it goes on; its state is then kept twice; 0: none "
+             "arrive, and sends parameters while it goes on; its state is then kept twice, as it "
+             "is up to 32768; 0: none "
              "does, nor does any with sophia_g or workers.staging_limit"},
     {.key = "handshake_s",
      SECONDS(handshake_s),

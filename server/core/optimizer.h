@@ -98,8 +98,8 @@ struct pd_optimizer_block {
     /* Of rules that step beside: where the state goes, which may be `state`. */
     float *state_next[PD_OPTIMIZER_STATE_COUNT_MAX];
     bool streamed; /* what is written is more than the caches hold until somebody wants it */
-    /* Of a streamed block: written are the sums of squares of the gradient, element i's in number i
-     * modulo PD_REDUCE_LANE_COUNT; NULL: not wanted. */
+    /* Of rules that step beside, where pd_kernel_streams(): written are the sums of squares of the
+     * gradient, element i's in number i modulo PD_REDUCE_LANE_COUNT; NULL: not wanted. */
     double *squares;
     float *vectors; /* state of the whole tensor, vector_count elements: only `begin` writes it */
     const double *sums; /* over the whole tensor, of the pass before; NULL in the first */

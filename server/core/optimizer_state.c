@@ -293,7 +293,7 @@ void pd_optimizer_state_estimate(struct pd_tensor_state *state, struct pd_optimi
 
 bool pd_optimizer_state_gives_squares(const struct pd_tensor_state *state)
 {
-    return state->streamed && state->optimizer->beside && pd_kernel_streams();
+    return state->optimizer->beside && pd_kernel_streams();
 }
 
 void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,

@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Lanes up to here lie in the second-level cache with their state, also when it is there twice. */
+#define FUSED_SMALL_MAX 32768u
+
 /* ---- Life ---- */
 
 static uint64_t larger(uint64_t a, uint64_t b)
@@ -77,23 +80,33 @@ static bool allocate(struct pd_step_machine *machine)
            machine->gathered != NULL && machine->gradient != NULL;
 }
 
+/* Whether steps may be computed beside what is served, before they are known to count. */
+static bool may_go_beside(const struct pd_config *config, const struct pd_shard_plan *plan)
+{
+    /* What an estimate of the Hessian changes of the state, a step begun before would not have. */
+    return config->compute_ahead > 0 && plan->replica_count == 1 &&
+           config->optimizer->estimate == NULL && config->workers.staging_limit == 0;
+}
+
 bool pd_step_may_go_ahead(const struct pd_config *config, const struct pd_shard_plan *plan,
                           uint64_t element_count)
 {
-    /* What an estimate of the Hessian changes of the state, a step begun before would not have. */
-    return config->compute_ahead > 0 && element_count >= config->compute_ahead &&
-           plan->replica_count == 1 && config->optimizer->estimate == NULL &&
-           config->workers.staging_limit == 0;
+    return may_go_beside(config, plan) && element_count >= config->compute_ahead;
 }
 
-static bool may_fuse(const struct pd_config *config)
+/* Where a step goes ahead, a block is brought on while it is in cache. A small lane is there
+ * anyway: its squares are summed while the rule waits for divisions. */
+static bool may_fuse(const struct pd_config *config, const struct pd_shard_plan *plan,
+                     uint64_t element_count)
 {
     for (uint32_t group = 0; group < config->group_count; group++) {
         if (!isnan(config->groups[group].clip.norm)) {
             return false;
         }
     }
-    return isnan(config->clip.norm) && config->lookahead.k == 0 &&
+    return may_go_beside(config, plan) &&
+           (element_count <= FUSED_SMALL_MAX || element_count >= config->compute_ahead) &&
+           isnan(config->clip.norm) && config->lookahead.k == 0 &&
            pd_optimizer_state_allows_twice(config);
 }
 
@@ -115,8 +128,7 @@ enum pd_status pd_step_create(struct pd_step_machine **out, const struct pd_conf
     machine->rank = rank;
     machine->lane = pd_shard_plan_lane_of(plan, rank);
     machine->replica = pd_shard_plan_replica_of(plan, rank);
-    machine->fused =
-        pd_step_may_go_ahead(config, plan, store->lane.element_count) && may_fuse(config);
+    machine->fused = may_fuse(config, plan, store->lane.element_count);
     if (!find_groups(machine)) {
         goto fail_machine;
     }

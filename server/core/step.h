@@ -14,8 +14,8 @@
  * A step may begin ahead of its order, while contributions still arrive: IDLE -> SUM on what an
  * order AHEAD says the step will be; blocks are taken as they are in from everybody. If the step's
  * order then says the same, SUM goes on from there, else it is forgotten. Where the rule allows it
- * (see `fused` in step.c), SUM brings parameters and state on too, beside the old ones: they count
- * once NORMS has found the step finite.
+ * (see may_fuse in step.c), SUM brings parameters and state on too, beside the old ones: they count
+ * once NORMS has found the step finite. In small lanes it does so without going ahead.
  *
  * With replicas SUM adds up across them, too, bucket by bucket: while one is exchanged the next is
  * summed, and then the first is combined. The new parameters of a bucket are gathered while those

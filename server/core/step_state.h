@@ -72,7 +72,7 @@ struct pd_step_machine {
 
     const struct pd_order *order;
     /* SUM brings parameters and state on: the rule needs no sum over tensors and no norm, so a
-     * block can go all the way while it is in cache. Its state is kept twice. */
+     * block can go all the way while it is in cache. State is kept twice. */
     bool fused;
     bool ahead;     /* SUM, without an order yet */
     bool collected; /* ahead: every contributor has begun to push here, so the sources are known */

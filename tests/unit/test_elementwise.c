@@ -117,7 +117,7 @@ START_TEST(a_step_beside_is_the_step_in_place_to_the_bit)
 }
 END_TEST
 
-START_TEST(a_streamed_step_gives_the_squares_of_the_gradient_by_the_way)
+START_TEST(a_step_beside_gives_the_squares_of_the_gradient_by_the_way)
 {
     const struct pd_optimizer *rule = pd_optimizer_find("adamw");
     struct numbers before;
@@ -140,7 +140,7 @@ START_TEST(a_streamed_step_gives_the_squares_of_the_gradient_by_the_way)
         .parameters_next = after.parameters,
         .state = {before.state[0], before.state[1]},
         .state_next = {after.state[0], after.state[1]},
-        .streamed = true,
+        .streamed = _i == 1,
         .squares = squares,
     };
     rule->passes[0].run(&step, &block);
@@ -180,7 +180,7 @@ int main(void)
     TCase *tests = tcase_create("beside");
     tcase_add_loop_test(tests, a_step_beside_is_the_step_in_place_to_the_bit, 0,
                         rule_count() * FORM_COUNT);
-    tcase_add_test(tests, a_streamed_step_gives_the_squares_of_the_gradient_by_the_way);
+    tcase_add_loop_test(tests, a_step_beside_gives_the_squares_of_the_gradient_by_the_way, 0, 2);
     tcase_add_test(tests, every_rule_of_one_loop_over_elements_steps_beside);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);

@@ -80,21 +80,27 @@ START_TEST(a_frozen_tensor_stays_as_it_is)
 }
 END_TEST
 
-/* Bytes that a job allocates. */
-static size_t bytes_of(const char *text)
+/* Bytes that a job allocates, of a model of one tensor if it is `large`. */
+static size_t bytes_of_model(const char *text, uint64_t large)
 {
     struct step_job job;
 
-    step_job_init(&job, text, 1);
+    step_job_init_grid(&job, text, 1, 1, large);
     size_t bytes = pd_heap_bytes_live();
     step_job_finish(&job);
     return bytes;
 }
 
+static size_t bytes_of(const char *text)
+{
+    return bytes_of_model(text, 0);
+}
+
 START_TEST(a_frozen_tensor_has_no_state)
 {
-    size_t with = bytes_of("{optimizer: {name: adamw}, groups: [{match: fc}]}");
-    size_t without = bytes_of("{optimizer: {name: adamw}, groups: [{match: fc, frozen: true}]}");
+    size_t with = bytes_of("{compute_ahead: 0, optimizer: {name: adamw}, groups: [{match: fc}]}");
+    size_t without = bytes_of(
+        "{compute_ahead: 0, optimizer: {name: adamw}, groups: [{match: fc, frozen: true}]}");
 
     ck_assert_uint_eq(with - without, 2 * 35 * sizeof(float));
 }
@@ -118,15 +124,16 @@ static bool goes_all_the_way(const struct pd_config *config)
     return config->optimizer->vector_count == NULL && config->optimizer->estimate == NULL;
 }
 
-/* Every rule, with a step that is absent for a tensor and one that is not finite: on all ranks, and
- * where some ranks hold too little to go ahead. */
+/* Every rule, with a step that is absent for a tensor and one that is not finite: on all ranks,
+ * where some ranks hold too little to go ahead, and where all do. */
 START_TEST(a_step_begun_ahead_or_forgotten_makes_the_same_bits)
 {
     static const struct {
         uint32_t rank_count;
         uint32_t compute_ahead;
         bool forgets;
-    } cases[] = {{1, 1, false}, {3, 1, false}, {3, 1, true}, {7, 1, true}, {7, 450, false}};
+    } cases[] = {{1, 1, false}, {3, 1, false},   {3, 1, true},
+                 {7, 1, true},  {7, 450, false}, {1, 4000, false}};
     const char *name = pd_optimizer_at((size_t)_i)->name;
     struct step_job job;
     uint64_t count;
@@ -149,7 +156,7 @@ START_TEST(a_step_begun_ahead_or_forgotten_makes_the_same_bits)
         job.ahead = true;
         job.forgets = cases[i].forgets;
         float *actual = step_job_run(&job, &count);
-        ck_assert_int_eq(job.ahead_count > 0, all_the_way);
+        ck_assert_int_eq(job.ahead_count > 0, all_the_way && cases[i].compute_ahead <= count);
         ck_assert_mem_eq(actual, expected, count * sizeof *actual);
         pd_heap_free(actual);
     }
@@ -253,20 +260,32 @@ START_TEST(a_step_is_not_begun_ahead_where_the_version_before_is_still_read)
 }
 END_TEST
 
+/* The bytes are those of models that never are stepped beside, and how many more they are then. */
 START_TEST(state_is_kept_twice_only_where_steps_go_all_the_way)
 {
-    const size_t state_bytes = 2 * 3146 * sizeof(float);
-    const size_t block_bytes = 64 * sizeof(float);
-    const size_t gradient_bytes = 3146 * sizeof(float);
-    size_t once = bytes_of("{block_size: 64, compute_ahead: 0, optimizer: {name: adamw}}");
+    static const struct {
+        const char *text;
+        uint64_t elements;
+        bool twice;
+    } cases[] = {
+        {"compute_ahead: 40000", 40000, true},
+        {"compute_ahead: 40001", 40000, false},
+        {"compute_ahead: 40000, clip: {norm: 1}", 40000, false},
+        {"compute_ahead: 40000", 32768, true}, /* in cache, one way or the other */
+        {"compute_ahead: 40000", 32769, false},
+        {"compute_ahead: 40000, clip: {norm: 1}", 32768, false},
+    };
+    const size_t block_elements = 64;
 
-    ck_assert_uint_eq(bytes_of("{block_size: 64, compute_ahead: 3146, optimizer: {name: adamw}}"),
-                      once + state_bytes + block_bytes - gradient_bytes);
-    ck_assert_uint_eq(bytes_of("{block_size: 64, compute_ahead: 3147, optimizer: {name: adamw}}"),
-                      once);
-    ck_assert_uint_eq(bytes_of("{block_size: 64, compute_ahead: 1, clip: {norm: 1}, "
-                               "optimizer: {name: adamw}}"),
-                      once);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        uint64_t elements = cases[i].elements;
+        char text[128];
+        snprintf(text, sizeof text, "{block_size: 64, optimizer: {name: adamw}, %s}",
+                 cases[i].text);
+        size_t once = bytes_of_model("{block_size: 64, compute_ahead: 0}", elements);
+        size_t more = (2 * elements + block_elements - elements) * sizeof(float);
+        ck_assert_uint_eq(bytes_of_model(text, elements), once + (cases[i].twice ? more : 0));
+    }
 }
 END_TEST
 

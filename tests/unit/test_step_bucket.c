@@ -96,7 +96,7 @@ END_TEST
 /* No sum of the whole lane, nor what the other replicas have of the shard: buckets alone. */
 START_TEST(replicas_hold_the_gradient_of_their_shard_and_two_buckets)
 {
-    const char *text = "{block_size: 10, optimizer: {name: sgd}}";
+    const char *text = "{block_size: 10, compute_ahead: 0, optimizer: {name: sgd}}";
     struct step_job job;
     size_t bytes[2];
 

@@ -13,8 +13,8 @@
  *
  * which takes the state from the block's `state` to its `state_next`, and leaves the gradient as it
  * is. A streamed block is written past the caches, a whole cache line at a time: it need not be
- * read before, which saves a third of what a step moves. Its sums of squares cost nothing by the
- * way: the loop waits for memory. */
+ * read before, which saves a third of what a step moves. Sums of squares, where they are wanted,
+ * cost nothing by the way: the loop waits for memory or, in cache, for divisions. */
 #ifndef PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 #define PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 
@@ -35,9 +35,9 @@
 #ifdef PD_KERNEL_STREAMS
 _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element for each lane");
 
-#define PD_ELEMENTWISE_STREAMED(name, element, states)                                             \
+#define PD_ELEMENTWISE_BY_LINE(name, element, states)                                              \
     PD_KERNEL_STREAMS                                                                              \
-    static void name##_streamed(const struct pd_optimizer_block *block, struct scalars c)          \
+    static void name##_by_line(const struct pd_optimizer_block *block, struct scalars c)           \
     {                                                                                              \
         const float *from[(states) + 1];                                                           \
         float *to[(states) + 1];                                                                   \
@@ -47,11 +47,11 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
         size_t i = 0;                                                                              \
                                                                                                    \
         to[states] = block->parameters_next;                                                       \
-        streamed[states] = pd_kernel_begins_line(to[states]);                                      \
+        streamed[states] = block->streamed && pd_kernel_begins_line(to[states]);                   \
         for (int k = 0; k < (states); k++) {                                                       \
             from[k] = block->state[k];                                                             \
             to[k] = block->state_next[k];                                                          \
-            streamed[k] = to[k] != from[k] && pd_kernel_begins_line(to[k]);                        \
+            streamed[k] = block->streamed && to[k] != from[k] && pd_kernel_begins_line(to[k]);     \
         }                                                                                          \
         for (; i + PD_LINE_ELEMENTS <= block->count; i += PD_LINE_ELEMENTS) {                      \
             const float *p = block->parameters + i;                                                \
@@ -71,7 +71,9 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
                 pd_kernel_put_line(to[k] + i, next[k], streamed[k]);                               \
             }                                                                                      \
         }                                                                                          \
-        pd_kernel_end_streaming();                                                                 \
+        if (block->streamed) {                                                                     \
+            pd_kernel_end_streaming();                                                             \
+        }                                                                                          \
         name##_from(block, (uint32_t)i, c);                                                        \
         if (block->squares != NULL) {                                                              \
             for (size_t j = 0; i < block->count; i++, j++) {                                       \
@@ -81,8 +83,8 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
         }                                                                                          \
     }
 #else
-#define PD_ELEMENTWISE_STREAMED(name, element, states)                                             \
-    static void name##_streamed(const struct pd_optimizer_block *block, struct scalars c)          \
+#define PD_ELEMENTWISE_BY_LINE(name, element, states)                                              \
+    static void name##_by_line(const struct pd_optimizer_block *block, struct scalars c)           \
     {                                                                                              \
         name##_from(block, 0, c);                                                                  \
     }
@@ -119,11 +121,11 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
     {                                                                                              \
         name##_from(block, 0, c);                                                                  \
     }                                                                                              \
-    PD_ELEMENTWISE_STREAMED(name, element, states)                                                 \
+    PD_ELEMENTWISE_BY_LINE(name, element, states)                                                  \
     static void name(const struct pd_optimizer_block *block, struct scalars c)                     \
     {                                                                                              \
-        if (block->streamed && pd_kernel_streams()) {                                              \
-            name##_streamed(block, c);                                                             \
+        if ((block->streamed || block->squares != NULL) && pd_kernel_streams()) {                  \
+            name##_by_line(block, c);                                                              \
         } else {                                                                                   \
             name##_cached(block, c);                                                               \
         }                                                                                          \
