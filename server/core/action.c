@@ -89,16 +89,28 @@ void pd_actions_send(struct pd_actions *actions, pd_connection_id connection,
     action->frame_offset = offset;
     action->frame_bytes = PD_PREFIX_BYTES + header_bytes;
     action->payload = payload;
+    action->payload_dtype = PD_DTYPE_FLOAT32;
     action->payload_bytes = payload_bytes;
     action->payload_ready = payload_bytes;
     action->checksum = checksum;
 }
 
-void pd_actions_hold_back(struct pd_actions *actions, uint64_t payload_ready)
+static struct pd_action *last_send(struct pd_actions *actions)
 {
     PD_ASSERT(actions->count > 0);
     struct pd_action *action = &actions->items[actions->count - 1];
     PD_ASSERT(action->kind == PD_ACTION_SEND);
+    return action;
+}
+
+void pd_actions_convert(struct pd_actions *actions, enum pd_dtype dtype)
+{
+    last_send(actions)->payload_dtype = dtype;
+}
+
+void pd_actions_hold_back(struct pd_actions *actions, uint64_t payload_ready)
+{
+    struct pd_action *action = last_send(actions);
     PD_ASSERT(payload_ready <= action->payload_bytes);
     action->payload_ready = payload_ready;
 }

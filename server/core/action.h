@@ -28,8 +28,10 @@ struct pd_action {
     pd_connection_id connection;
     size_t frame_offset; /* SEND: prefix and header, ready for the wire */
     size_t frame_bytes;
-    const void *payload; /* SEND: untouched by the engine until SENT or CLOSED */
-    uint64_t payload_bytes;
+    const void *payload;         /* SEND: untouched by the engine until SENT or CLOSED */
+    enum pd_dtype payload_dtype; /* SEND: the shell converts a payload of float32 to this as it goes
+                                    out; float32: it goes as it is */
+    uint64_t payload_bytes;      /* SEND: on the wire */
     uint64_t payload_ready; /* SEND, RELEASE: bytes of the payload that may leave; at most one SEND
                                of a connection holds any back */
     bool checksum; /* SEND: the shell appends XXH3-64 of header and payload (prefix has the flag) */
@@ -62,6 +64,8 @@ const uint8_t *pd_actions_bytes(const struct pd_actions *actions, size_t offset)
 void pd_actions_send(struct pd_actions *actions, pd_connection_id connection,
                      const struct pd_message *message, const void *payload, uint64_t payload_bytes,
                      bool checksum);
+/* The payload of the last SEND is float32 and goes out as `dtype`. */
+void pd_actions_convert(struct pd_actions *actions, enum pd_dtype dtype);
 /* The last SEND holds back what is beyond `payload_ready` bytes of its payload. */
 void pd_actions_hold_back(struct pd_actions *actions, uint64_t payload_ready);
 void pd_actions_release(struct pd_actions *actions, pd_connection_id connection,

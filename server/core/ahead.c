@@ -63,49 +63,29 @@ static bool asks_ahead(const struct pd_engine *engine, const struct pd_worker *w
     return asks && contributes(order, worker);
 }
 
-/* Bytes that are there to be sent in that type, of a buffer whose first `elements` are final. */
-static uint64_t ready_bytes(struct pd_engine *engine, uint32_t buffer_index, enum pd_dtype dtype,
-                            uint64_t elements, const void **payload)
+static uint64_t ready_bytes(uint64_t elements, uint32_t dtype)
 {
-    struct pd_param_store *store = &engine->store;
-    uint64_t in_buffer = 0;
-    struct pd_error error = {0};
-
-    if (dtype != PD_DTYPE_FLOAT32 &&
-        pd_param_store_convert(store, buffer_index, dtype, elements, &error) != PD_OK) {
-        return 0;
-    }
-    *payload = pd_param_store_payload(store, buffer_index, dtype, &in_buffer);
-    elements = in_buffer < elements ? in_buffer : elements;
-    return elements * pd_dtype_bytes(dtype);
+    return elements * pd_dtype_bytes((enum pd_dtype)dtype);
 }
 
 static void begin_sending(struct pd_engine *engine, pd_connection_id connection,
                           enum pd_dtype dtype)
 {
     struct pd_session *session = &engine->sessions[connection];
-    const void *payload = NULL;
-    uint64_t ready = ready_bytes(engine, 1 - engine->store.served, dtype,
-                                 pd_step_next_elements(engine->step), &payload);
 
-    if (ready == 0) {
-        return;
-    }
     session->pull_waiting = false;
     session->ahead = PD_SESSION_AHEAD_OPEN;
     session->ahead_dtype = dtype;
-    session->ahead_ready = ready;
-    pd_serve_send(engine, connection, 1 - engine->store.served, dtype, payload);
-    pd_actions_hold_back(engine->actions, ready);
+    session->ahead_ready = ready_bytes(pd_step_next_elements(engine->step), dtype);
+    pd_serve_send(engine, connection, 1 - engine->store.served, dtype);
+    pd_actions_hold_back(engine->actions, session->ahead_ready);
 }
 
-static void go_on_sending(struct pd_engine *engine, pd_connection_id connection,
-                          uint32_t buffer_index, uint64_t elements)
+/* The first `elements` of the buffer that is being sent are final. */
+static void go_on_sending(struct pd_engine *engine, pd_connection_id connection, uint64_t elements)
 {
     struct pd_session *session = &engine->sessions[connection];
-    const void *payload = NULL;
-    uint64_t ready =
-        ready_bytes(engine, buffer_index, (enum pd_dtype)session->ahead_dtype, elements, &payload);
+    uint64_t ready = ready_bytes(elements, session->ahead_dtype);
 
     if (ready > session->ahead_ready) {
         session->ahead_ready = ready;
@@ -130,8 +110,7 @@ void pd_ahead_send(struct pd_engine *engine)
         const struct pd_session *session = &engine->sessions[worker->connection];
         enum pd_dtype dtype = PD_DTYPE_FLOAT32;
         if (session->ahead == PD_SESSION_AHEAD_OPEN) {
-            go_on_sending(engine, worker->connection, 1 - engine->store.served,
-                          pd_step_next_elements(engine->step));
+            go_on_sending(engine, worker->connection, pd_step_next_elements(engine->step));
         } else if (!session->sending && asks_ahead(engine, worker, order, &dtype)) {
             begin_sending(engine, worker->connection, dtype);
         }
@@ -171,8 +150,7 @@ void pd_ahead_leave(struct pd_engine *engine, pd_connection_id connection)
         session->sent_ms = engine->now_ms;
         pd_serve_let_go(engine, connection);
         pd_actions_release(engine->actions, connection,
-                           engine->store.lane.element_count *
-                               pd_dtype_bytes((enum pd_dtype)session->ahead_dtype));
+                           ready_bytes(engine->store.lane.element_count, session->ahead_dtype));
     }
 }
 
@@ -185,7 +163,7 @@ static void send_applied(struct pd_engine *engine, pd_connection_id connection)
     message.kind = PD_MESSAGE_SETTLED;
     message.settled.applied = true;
     pd_serve_describe(engine, &pull, &message.settled.pulled);
-    go_on_sending(engine, connection, engine->store.served, engine->store.lane.element_count);
+    go_on_sending(engine, connection, engine->store.lane.element_count);
     session->ahead = PD_SESSION_AHEAD_NONE;
     session->sent_ms = engine->now_ms;
     pd_engine_send(engine, connection, &message);

@@ -582,9 +582,6 @@ static void on_work(struct pd_engine *engine)
     } else {
         advance_running(engine, true);
     }
-    if (engine->has_model) {
-        pd_serve_work(engine);
-    }
 }
 
 /* A stopped or dead rank 0 shows by its silence. */

@@ -76,7 +76,6 @@ struct pd_engine {
     struct pd_kept_state kept;
 
     bool work_asked;            /* a WORK event is on its way */
-    bool converts;              /* a pull waits for parameters in its dtype */
     uint32_t collectives_asked; /* so many COLLECTIVE events are on their way */
     bool drained;               /* workers have been told: what they still push is not taken */
     bool exiting;               /* EXIT or ABORT was asked for: nothing matters any more */
@@ -169,20 +168,17 @@ enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connecti
 /* Answer the pull that waits on a connection, if there is one and it can be answered. */
 void pd_serve_answer(struct pd_engine *engine, pd_connection_id connection);
 
-/* A new version, or more of its copy in a dtype, is there: answer what can be answered. */
+/* A new version is there: answer what can be answered. */
 void pd_serve_answer_all(struct pd_engine *engine);
-
-/* Convert a turn's worth, if pulls wait for that. */
-void pd_serve_work(struct pd_engine *engine);
 
 /* The answer to a pull of the version served, without its payload. */
 void pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pull,
                        struct pd_pulled *pulled);
 
-/* Send a payload of the buffer on a connection that sends none, and count it as a user. A buffer
- * other than the served one is of the next version, ahead. */
+/* Send the parameters of the buffer on a connection that sends no payload, and count it as a user.
+ * A buffer other than the served one is of the next version, ahead. */
 void pd_serve_send(struct pd_engine *engine, pd_connection_id connection, uint32_t buffer_index,
-                   enum pd_dtype dtype, const void *payload);
+                   enum pd_dtype dtype);
 
 /* What is left of the payload on this connection may be anything. */
 void pd_serve_let_go(struct pd_engine *engine, pd_connection_id connection);

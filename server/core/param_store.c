@@ -44,9 +44,6 @@ void pd_param_store_finish(struct pd_param_store *store)
     for (size_t i = 0; i < 2; i++) {
         pd_heap_free(store->buffers[i].parameters);
         pd_heap_free(store->buffers[i].average);
-        for (size_t dtype = 0; dtype < PD_DTYPE_COUNT; dtype++) {
-            pd_heap_free(store->buffers[i].halves[dtype]);
-        }
     }
     pd_heap_free(store->slow);
     memset(store, 0, sizeof *store);
@@ -79,12 +76,9 @@ void pd_param_store_publish_first(struct pd_param_store *store)
     store->version = 0;
 }
 
-void pd_param_store_begin_spare(struct pd_param_store *store)
+bool pd_param_store_spare_free(const struct pd_param_store *store)
 {
-    struct pd_param_buffer *spare = &store->buffers[1 - store->served];
-
-    PD_ASSERT(spare->users == 0);
-    memset(spare->converted, 0, sizeof spare->converted);
+    return store->buffers[1 - store->served].users == 0;
 }
 
 void pd_param_store_publish_spare(struct pd_param_store *store)
@@ -118,42 +112,4 @@ void pd_param_store_list(const struct pd_param_store *store, uint32_t index,
 const float *pd_param_store_average(const struct pd_param_store *store)
 {
     return store->buffers[store->served].average;
-}
-
-const void *pd_param_store_payload(const struct pd_param_store *store, uint32_t buffer_index,
-                                   enum pd_dtype dtype, uint64_t *element_count)
-{
-    const struct pd_param_buffer *buffer = &store->buffers[buffer_index];
-
-    if (dtype == PD_DTYPE_FLOAT32) {
-        *element_count = store->lane.element_count;
-        return buffer->parameters;
-    }
-    *element_count = buffer->converted[dtype];
-    return buffer->halves[dtype];
-}
-
-enum pd_status pd_param_store_convert(struct pd_param_store *store, uint32_t buffer_index,
-                                      enum pd_dtype dtype, uint64_t element_end,
-                                      struct pd_error *error)
-{
-    struct pd_param_buffer *buffer = &store->buffers[buffer_index];
-
-    PD_ASSERT(dtype != PD_DTYPE_FLOAT32);
-    PD_ASSERT(element_end <= store->lane.element_count);
-    if (buffer->halves[dtype] == NULL) {
-        buffer->halves[dtype] = pd_heap_zalloc(store->lane.element_count, sizeof(uint16_t));
-        if (buffer->halves[dtype] == NULL) {
-            return pd_error_set(error, PD_ENOMEM, "out of memory for %llu parameters in %s",
-                                (unsigned long long)store->lane.element_count,
-                                pd_dtype_name(dtype));
-        }
-    }
-    uint64_t begin = buffer->converted[dtype];
-    if (begin < element_end) {
-        pd_convert_from_float32(buffer->halves[dtype] + begin, dtype, buffer->parameters + begin,
-                                element_end - begin);
-        buffer->converted[dtype] = element_end;
-    }
-    return PD_OK;
 }

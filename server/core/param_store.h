@@ -10,14 +10,10 @@
 #include "server/core/config.h"
 #include "server/core/snapshot.h"
 
-#define PD_DTYPE_COUNT 3
-
 /* Invariant: `users` counts the sends that read this buffer. */
 struct pd_param_buffer {
-    float *parameters;                  /* lane.element_count */
-    uint16_t *halves[PD_DTYPE_COUNT];   /* bfloat16 and float16 copies, made on demand */
-    uint64_t converted[PD_DTYPE_COUNT]; /* leading elements of `halves` that are up to date */
-    float *average; /* with ema or swa: lane.element_count, of the same version */
+    float *parameters; /* lane.element_count */
+    float *average;    /* with ema or swa: lane.element_count, of the same version */
     uint32_t users;
 };
 
@@ -45,9 +41,8 @@ float *pd_param_store_spare(struct pd_param_store *store);
 /* Serve the first version, which is in the served buffer; averages and slow weights begin with it.
  */
 void pd_param_store_publish_first(struct pd_param_store *store);
-/* The spare buffer is about to be written, from its beginning: copies of what it held are void. It
- * must have no users. */
-void pd_param_store_begin_spare(struct pd_param_store *store);
+/* Whether nobody is sent the spare buffer any more: only then may it be written. */
+bool pd_param_store_spare_free(const struct pd_param_store *store);
 /* Serve what the spare buffer holds as the next version. */
 void pd_param_store_publish_spare(struct pd_param_store *store);
 /* The next version has the same parameters. */
@@ -60,18 +55,5 @@ void pd_param_store_list(const struct pd_param_store *store, uint32_t index,
 
 /* The averaged parameters of the version served, or NULL without ema or swa. */
 const float *pd_param_store_average(const struct pd_param_store *store);
-
-/* What to send of a buffer for `dtype`, and how many of its leading elements are up to date:
- * convert brings on those of a two-byte type. NULL before the first convert. */
-const void *pd_param_store_payload(const struct pd_param_store *store, uint32_t buffer_index,
-                                   enum pd_dtype dtype, uint64_t *element_count);
-
-/* Bring the copy in a two-byte type on to the first `element_end` elements of the buffer, which are
- * final.
- * Errors: PD_ENOMEM on the first use of a dtype. */
-PD_MUST_CHECK
-enum pd_status pd_param_store_convert(struct pd_param_store *store, uint32_t buffer_index,
-                                      enum pd_dtype dtype, uint64_t element_end,
-                                      struct pd_error *error);
 
 #endif

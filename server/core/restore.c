@@ -45,7 +45,6 @@ static void close_restored(struct pd_engine *engine)
 {
     const struct pd_order *order = engine->running;
 
-    pd_param_store_begin_spare(&engine->store);
     pd_param_store_publish_spare(&engine->store);
     pd_roster_release(engine->roster, order);
     pd_step_forget_taken(engine->step);
@@ -64,7 +63,7 @@ bool pd_restore_advance(struct pd_engine *engine, bool turn)
     if (!back && engine->kept.fault[0] != '\0') {
         return true;
     }
-    if (back && engine->store.buffers[1 - engine->store.served].users > 0) {
+    if (back && !pd_param_store_spare_free(&engine->store)) {
         pd_serve_reclaim_spare(engine);
         return false;
     }

@@ -5,9 +5,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* What one turn converts for pulls in a two-byte type. */
-#define TURN_ELEMENTS (512u * 1024u)
-
 /* Rank 0 may collect a step while this rank has the one before the last still to close, and a
  * worker that joins is told to begin with what that makes. */
 #define VERSIONS_AHEAD 2u
@@ -68,10 +65,11 @@ void pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pul
 }
 
 static void send_parameters(struct pd_engine *engine, pd_connection_id connection,
-                            const struct pd_pull *pull, uint32_t buffer_index, const void *payload)
+                            const struct pd_pull *pull, uint32_t buffer_index)
 {
     struct pd_session *session = &engine->sessions[connection];
     struct pd_param_store *store = &engine->store;
+    struct pd_param_buffer *buffer = &store->buffers[buffer_index];
     struct pd_message message;
 
     message.kind = PD_MESSAGE_PULLED;
@@ -80,24 +78,27 @@ static void send_parameters(struct pd_engine *engine, pd_connection_id connectio
         message.pulled.ahead = true;
         message.pulled.version++;
     }
-    uint64_t payload_bytes = store->lane.element_count * pd_dtype_bytes((enum pd_dtype)pull->dtype);
+    enum pd_dtype dtype = (enum pd_dtype)pull->dtype;
+    uint64_t payload_bytes = store->lane.element_count * pd_dtype_bytes(dtype);
+    const float *payload = pull->averaged ? pd_param_store_average(store) : buffer->parameters;
 
     PD_ASSERT(!session->sending);
     session->sent_ms = engine->now_ms;
     if (payload_bytes > 0) {
         session->sending = true;
         session->sending_users = buffer_index + 1;
-        store->buffers[buffer_index].users++;
+        buffer->users++;
     }
     pd_actions_send(engine->actions, connection, &message, payload_bytes > 0 ? payload : NULL,
                     payload_bytes, session->checksum);
+    pd_actions_convert(engine->actions, dtype);
 }
 
 void pd_serve_send(struct pd_engine *engine, pd_connection_id connection, uint32_t buffer_index,
-                   enum pd_dtype dtype, const void *payload)
+                   enum pd_dtype dtype)
 {
     const struct pd_pull pull = {.dtype = dtype};
-    send_parameters(engine, connection, &pull, buffer_index, payload);
+    send_parameters(engine, connection, &pull, buffer_index);
 }
 
 /* A session whose pull can be answered as far as versions go. */
@@ -107,33 +108,14 @@ static bool due(const struct pd_engine *engine, const struct pd_session *session
            engine->store.has_version && session->pull.min_version <= engine->store.version;
 }
 
-/* What the pull asks for, or NULL while it is being converted. */
-static const void *payload_of(const struct pd_engine *engine, const struct pd_session *session)
-{
-    if (session->pull.averaged) {
-        return pd_param_store_average(&engine->store);
-    }
-    uint64_t element_count = 0;
-    const void *payload = pd_param_store_payload(
-        &engine->store, engine->store.served, (enum pd_dtype)session->pull.dtype, &element_count);
-    return element_count == engine->store.lane.element_count ? payload : NULL;
-}
-
 void pd_serve_answer(struct pd_engine *engine, pd_connection_id connection)
 {
     struct pd_session *session = &engine->sessions[connection];
 
-    if (!due(engine, session)) {
-        return;
+    if (due(engine, session)) {
+        session->pull_waiting = false;
+        send_parameters(engine, connection, &session->pull, engine->store.served);
     }
-    const void *payload = payload_of(engine, session);
-    if (payload == NULL) {
-        engine->converts = true;
-        pd_engine_want_work(engine);
-        return;
-    }
-    session->pull_waiting = false;
-    send_parameters(engine, connection, &session->pull, engine->store.served, payload);
 }
 
 void pd_serve_answer_all(struct pd_engine *engine)
@@ -141,42 +123,6 @@ void pd_serve_answer_all(struct pd_engine *engine)
     for (pd_connection_id id = 0; id < engine->session_end; id++) {
         pd_serve_answer(engine, id);
     }
-}
-
-static enum pd_status convert_turn(struct pd_engine *engine, enum pd_dtype dtype,
-                                   struct pd_error *error)
-{
-    struct pd_param_store *store = &engine->store;
-    uint64_t element_end = 0;
-
-    (void)pd_param_store_payload(store, store->served, dtype, &element_end);
-    element_end += TURN_ELEMENTS;
-    if (element_end > store->lane.element_count) {
-        element_end = store->lane.element_count;
-    }
-    return pd_param_store_convert(store, store->served, dtype, element_end, error);
-}
-
-void pd_serve_work(struct pd_engine *engine)
-{
-    if (!engine->converts) {
-        return;
-    }
-    engine->converts = false;
-    for (pd_connection_id id = 0; id < engine->session_end; id++) {
-        const struct pd_session *session = &engine->sessions[id];
-        enum pd_dtype dtype = (enum pd_dtype)session->pull.dtype;
-        if (!due(engine, session) || payload_of(engine, session) != NULL) {
-            continue;
-        }
-        struct pd_error error = {0};
-        if (convert_turn(engine, dtype, &error) != PD_OK) {
-            pd_session_refuse(engine, id, &error, true);
-            continue;
-        }
-        break;
-    }
-    pd_serve_answer_all(engine);
 }
 
 void pd_serve_let_go(struct pd_engine *engine, pd_connection_id connection)

@@ -214,7 +214,7 @@ static void enter(struct pd_step_machine *machine, enum pd_step_state state)
 
 static void enter_sum(struct pd_step_machine *machine)
 {
-    pd_param_store_begin_spare(machine->store);
+    PD_ASSERT(pd_param_store_spare_free(machine->store));
     if (machine->fused) {
         machine->pass = 0;
         pd_step_prepare_update(machine, NULL);
@@ -231,7 +231,7 @@ bool pd_step_foresee(struct pd_step_machine *machine, const struct pd_order *ord
     PD_ASSERT(order->kind == PD_ORDER_AHEAD);
     PD_ASSERT(order->step == store->version);
     PD_ASSERT(pd_step_may_go_ahead(machine->config, machine->plan, store->lane.element_count));
-    if (store->buffers[1 - store->served].users > 0) {
+    if (!pd_param_store_spare_free(store)) {
         return false;
     }
     machine->order = order;
@@ -421,7 +421,7 @@ static enum pd_step_want advance_once(struct pd_step_machine *machine)
         enter(machine, PD_STEP_DONE);
         return PD_STEP_WANTS_NOTHING;
     case PD_STEP_BUFFER:
-        if (machine->store->buffers[1 - machine->store->served].users > 0) {
+        if (!pd_param_store_spare_free(machine->store)) {
             return PD_STEP_WANTS_BUFFER;
         }
         enter_sum(machine);

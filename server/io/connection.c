@@ -16,7 +16,7 @@
 enum {
     FLUSH_MS_MAX = 5000,       /* a close in good order takes no longer */
     LINGER_MS_MAX = 1000,      /* of which so much waits for the peer's end */
-    STAGE_BYTES = 4096,        /* of a header in a write that does not end at once */
+    STAGE_BYTES = 4096,        /* of what must not move in a write that does not end at once */
     TRY_BYTES_MAX = 64 * 1024, /* frames up to here are written without a turn of the loop */
     READS_MAX = 32,            /* of one connection in one turn of the loop */
 };
@@ -60,7 +60,8 @@ struct pd_connection {
     size_t writing_bytes;
     uv_shutdown_t shutdown;
     char peer[PD_ADDRESS_BYTES_MAX + 1];
-    uint8_t stage[STAGE_BYTES]; /* the header bytes of `write`: the queue's may move */
+    uint8_t stage[STAGE_BYTES]; /* of `write`: a header, as the queue's may move, and what was
+                                   converted */
 };
 
 static void write_more(struct pd_connection *connection);
@@ -273,12 +274,10 @@ static unsigned make_buffers(const struct pd_send_pieces *pieces, uv_buf_t buffe
     return buffer_count;
 }
 
-/* Hand the next pieces to libuv; on_written follows. A header longer than the stage goes in parts.
- */
-static void start_write(struct pd_connection *connection, struct pd_send_pieces *pieces)
+/* Move to the stage what does not stay where it is until it is written, as much as it holds: what
+ * is behind that is written later. */
+static void set_up_stage(struct pd_connection *connection, struct pd_send_pieces *pieces)
 {
-    uv_buf_t buffers[3];
-
     if (pieces->header_bytes > 0) {
         if (pieces->header_bytes > STAGE_BYTES) {
             pieces->header_bytes = STAGE_BYTES;
@@ -288,6 +287,23 @@ static void start_write(struct pd_connection *connection, struct pd_send_pieces 
         memcpy(connection->stage, pieces->header, pieces->header_bytes);
         pieces->header = connection->stage;
     }
+    if (pieces->converted) {
+        size_t room_bytes = STAGE_BYTES - pieces->header_bytes;
+        if (pieces->payload_bytes > room_bytes) {
+            pieces->payload_bytes = room_bytes;
+            pieces->trailer_bytes = 0;
+        }
+        memcpy(connection->stage + pieces->header_bytes, pieces->payload, pieces->payload_bytes);
+        pieces->payload = connection->stage + pieces->header_bytes;
+    }
+}
+
+/* Hand the next pieces to libuv; on_written follows. */
+static void start_write(struct pd_connection *connection, struct pd_send_pieces *pieces)
+{
+    uv_buf_t buffers[3];
+
+    set_up_stage(connection, pieces);
     connection->writing_bytes =
         pieces->header_bytes + pieces->payload_bytes + pieces->trailer_bytes;
     connection->write.data = connection;
@@ -333,18 +349,30 @@ static void linger(struct pd_connection *connection)
     }
 }
 
+/* Whether to write what the socket takes at once, without libuv: the whole rest of a small frame,
+ * and what was converted, up to the bytes of a large write. libuv would need it for longer than it
+ * is there. */
+static bool tries(const struct pd_connection *connection, const struct pd_send_pieces *pieces,
+                  size_t tried_bytes)
+{
+    return pd_send_queue_first_bytes(&connection->queue) <= TRY_BYTES_MAX ||
+           (pieces->converted && tried_bytes < PD_WRITE_BYTES_MAX);
+}
+
 static void write_more(struct pd_connection *connection)
 {
     struct pd_send_pieces pieces;
     uv_buf_t buffers[3];
+    size_t tried_bytes = 0;
 
     while (!connection->writing && connection->state <= STATE_FLUSHING &&
            !pd_send_queue_blocked(&connection->queue)) {
-        pd_send_queue_peek(&connection->queue, &pieces);
-        if (pd_send_queue_first_bytes(&connection->queue) <= TRY_BYTES_MAX) {
+        pd_send_queue_peek(&connection->queue, pd_loop_room(connection->loop), &pieces);
+        if (tries(connection, &pieces, tried_bytes)) {
             unsigned buffer_count = make_buffers(&pieces, buffers);
             int result = uv_try_write((uv_stream_t *)&connection->tcp, buffers, buffer_count);
             if (result > 0) {
+                tried_bytes += (size_t)result;
                 note_written(connection, (size_t)result);
                 continue;
             }
@@ -367,6 +395,7 @@ void pd_connection_send(struct pd_connection *connection, const struct pd_action
     const struct pd_send_frame entry = {
         .frame_bytes = action->frame_bytes,
         .payload = action->payload,
+        .payload_dtype = action->payload_dtype,
         .payload_bytes = action->payload_bytes,
         .payload_ready = action->payload_ready,
         .checksum = action->checksum,

@@ -20,7 +20,8 @@
 enum {
     TICK_MS = 250,
     SCRATCH_BYTES = 64 * 1024,
-    ENTROPY_COUNT = 64, /* random numbers fetched from the kernel at a time */
+    ROOM_BYTES = 128 * 1024, /* of what is converted at a time: a block of the largest size */
+    ENTROPY_COUNT = 64,      /* random numbers fetched from the kernel at a time */
     ABORT_EXIT_CODE = 3,
     NETWORK_BYTES_PER_MS_MIN = 10 * 1000, /* 10 MB/s: slower ones are taken for stuck */
     FULL_SAID_MS = 5000,        /* how often the log says that connections are turned away */
@@ -70,6 +71,8 @@ struct pd_loop {
     uint32_t entropy_left;
     uint64_t entropy[ENTROPY_COUNT];
     char scratch[SCRATCH_BYTES];
+    struct pd_send_room room; /* of `converted` */
+    uint16_t converted[ROOM_BYTES / sizeof(uint16_t)];
 };
 
 uint64_t pd_loop_now_ms(void)
@@ -85,6 +88,11 @@ uv_loop_t *pd_loop_uv(struct pd_loop *loop)
 uv_buf_t pd_loop_scratch(struct pd_loop *loop)
 {
     return uv_buf_init(loop->scratch, sizeof loop->scratch);
+}
+
+struct pd_send_room *pd_loop_room(struct pd_loop *loop)
+{
+    return &loop->room;
 }
 
 void pd_loop_notify(struct pd_loop *loop)
@@ -189,11 +197,26 @@ static bool goes_out_again(const struct pd_loop *loop, size_t index)
 
     return index + 1 < actions->count && one->kind == PD_ACTION_SEND &&
            next->kind == PD_ACTION_SEND && one->checksum && next->checksum &&
-           one->payload == next->payload && one->payload_bytes == next->payload_bytes &&
-           one->payload_ready == one->payload_bytes && next->payload_ready == one->payload_bytes &&
-           one->frame_bytes == next->frame_bytes &&
+           one->payload == next->payload && one->payload_dtype == next->payload_dtype &&
+           one->payload_bytes == next->payload_bytes && one->payload_ready == one->payload_bytes &&
+           next->payload_ready == one->payload_bytes && one->frame_bytes == next->frame_bytes &&
            memcmp(pd_actions_bytes(actions, one->frame_offset),
                   pd_actions_bytes(actions, next->frame_offset), one->frame_bytes) == 0;
+}
+
+static uint64_t sum_of(struct pd_loop *loop, const struct pd_action *action, const uint8_t *frame)
+{
+    pd_checksum_reset(loop->checksum);
+    pd_checksum_update(loop->checksum, frame + PD_PREFIX_BYTES,
+                       action->frame_bytes - PD_PREFIX_BYTES);
+    for (uint64_t begin = 0; begin < action->payload_bytes;) {
+        uint64_t end = action->payload_bytes;
+        const void *piece =
+            pd_send_room_convert(&loop->room, action->payload, action->payload_dtype, begin, &end);
+        pd_checksum_update(loop->checksum, piece, (size_t)(end - begin));
+        begin = end;
+    }
+    return pd_checksum_value(loop->checksum);
 }
 
 /* What all workers get is summed once. A large payload is not, as its pieces are summed while they
@@ -205,11 +228,7 @@ static void carry_out_send(struct pd_loop *loop, size_t index)
     bool again = action->payload_bytes <= SHARED_BYTES_MAX && goes_out_again(loop, index);
 
     if (again && !loop->sum_known) {
-        pd_checksum_reset(loop->checksum);
-        pd_checksum_update(loop->checksum, frame + PD_PREFIX_BYTES,
-                           action->frame_bytes - PD_PREFIX_BYTES);
-        pd_checksum_update(loop->checksum, action->payload, action->payload_bytes);
-        loop->sum = pd_checksum_value(loop->checksum);
+        loop->sum = sum_of(loop, action, frame);
         loop->sum_known = true;
     }
     pd_connection_send(connection_of(loop, action), action, frame,
@@ -270,6 +289,7 @@ void pd_loop_emit(struct pd_loop *loop, struct pd_event *event)
     event->now_ms = uv_now(&loop->uv);
     event->entropy = may_make_tokens(event) ? next_entropy(loop) : 0;
     pd_actions_reset(&loop->actions);
+    pd_send_room_clear(&loop->room);
     pd_engine_step(loop->options.engine, event, &loop->actions);
     for (size_t i = 0; i < loop->actions.count; i++) {
         carry_out(loop, i);
@@ -500,6 +520,7 @@ enum pd_status pd_loop_create(struct pd_loop **out, const struct pd_loop_options
         return pd_error_set(error, PD_ENOMEM, "loop: out of memory");
     }
     loop->options = *options;
+    pd_send_room_init(&loop->room, loop->converted, sizeof loop->converted);
     for (uint32_t i = 0; i < PD_CONNECTION_COUNT_MAX; i++) {
         loop->free_ids[i] = PD_CONNECTION_COUNT_MAX - 1 - i;
     }

@@ -9,6 +9,7 @@
 #define PD_SERVER_IO_LOOP_H
 
 #include "server/core/engine.h"
+#include "server/io/send_queue.h"
 
 #include <uv.h>
 
@@ -67,6 +68,9 @@ uint64_t pd_loop_now_ms(void);
 uv_loop_t *pd_loop_uv(struct pd_loop *loop);
 /* Where bytes go that nobody wants. */
 uv_buf_t pd_loop_scratch(struct pd_loop *loop);
+/* Where payloads are converted: one at a time. It is cleared whenever the engine may change them.
+ */
+struct pd_send_room *pd_loop_room(struct pd_loop *loop);
 /* Log why and end the job: exit code 3, without returning to anything. */
 _Noreturn void pd_loop_abort(const char *text);
 

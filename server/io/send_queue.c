@@ -12,6 +12,50 @@ enum {
     RUN_BYTES_MAX = 32 * 1024, /* of headers that leave together */
 };
 
+void pd_send_room_init(struct pd_send_room *room, void *bytes, size_t capacity_bytes)
+{
+    PD_ASSERT(capacity_bytes >= sizeof(uint16_t));
+    memset(room, 0, sizeof *room);
+    room->bytes = bytes;
+    room->capacity_bytes = capacity_bytes;
+}
+
+void pd_send_room_clear(struct pd_send_room *room)
+{
+    room->end = room->begin;
+}
+
+static bool holds(const struct pd_send_room *room, const void *payload, enum pd_dtype dtype,
+                  uint64_t byte)
+{
+    return room->payload == payload && room->dtype == dtype && room->begin <= byte &&
+           byte < room->end;
+}
+
+const uint8_t *pd_send_room_convert(struct pd_send_room *room, const void *payload,
+                                    enum pd_dtype dtype, uint64_t begin, uint64_t *end)
+{
+    PD_ASSERT(begin < *end);
+    if (dtype == PD_DTYPE_FLOAT32) {
+        return (const uint8_t *)payload + begin;
+    }
+    if (!holds(room, payload, dtype, begin)) {
+        size_t element_bytes = pd_dtype_bytes(dtype);
+        uint64_t first = begin / element_bytes;
+        uint64_t count = (*end + element_bytes - 1) / element_bytes - first;
+        if (count > room->capacity_bytes / element_bytes) {
+            count = room->capacity_bytes / element_bytes;
+        }
+        pd_convert_from_float32(room->bytes, dtype, (const float *)payload + first, count);
+        room->payload = payload;
+        room->dtype = dtype;
+        room->begin = first * element_bytes;
+        room->end = (first + count) * element_bytes;
+    }
+    *end = room->end < *end ? room->end : *end;
+    return room->bytes + (begin - room->begin);
+}
+
 enum pd_status pd_send_queue_init(struct pd_send_queue *queue, struct pd_error *error)
 {
     memset(queue, 0, sizeof *queue);
@@ -99,11 +143,20 @@ static enum pd_status grow_bytes(struct pd_send_queue *queue, size_t byte_count,
     return PD_OK;
 }
 
+/* So no element is converted before all of it may leave. */
+static bool ends_with_an_element(const struct pd_send_frame *frame, uint64_t payload_bytes)
+{
+    return frame->payload_dtype == PD_DTYPE_FLOAT32 ||
+           payload_bytes % pd_dtype_bytes(frame->payload_dtype) == 0;
+}
+
 enum pd_status pd_send_queue_push(struct pd_send_queue *queue, const struct pd_send_frame *frame,
                                   const uint8_t *bytes, struct pd_error *error)
 {
     PD_ASSERT(frame->frame_bytes >= PD_PREFIX_BYTES);
     PD_ASSERT(frame->payload_bytes == 0 || frame->payload != NULL);
+    PD_ASSERT(ends_with_an_element(frame, frame->payload_bytes));
+    PD_ASSERT(ends_with_an_element(frame, frame->payload_ready));
 
     enum pd_status status = grow_frames(queue, error);
     if (status == PD_OK) {
@@ -128,6 +181,7 @@ void pd_send_queue_release(struct pd_send_queue *queue, uint64_t payload_ready)
         if (frame->payload_ready < frame->payload_bytes) {
             PD_ASSERT(payload_ready >= frame->payload_ready);
             PD_ASSERT(payload_ready <= frame->payload_bytes);
+            PD_ASSERT(ends_with_an_element(frame, payload_ready));
             frame->payload_ready = payload_ready;
             return;
         }
@@ -172,8 +226,10 @@ static void set_trailer(struct pd_send_queue *queue, uint64_t sum)
     }
 }
 
-/* Add to the sum what of header and payload lies before `end` and has not been added yet. */
-static void sum_up_to(struct pd_send_queue *queue, const struct pd_send_frame *frame, uint64_t end)
+/* Add to the sum what has not been added yet of the header and of the payload up to the end of
+ * `piece`, which are its bytes from `begin` up to `end`. */
+static void sum_up_to(struct pd_send_queue *queue, const struct pd_send_frame *frame,
+                      const uint8_t *piece, uint64_t begin, uint64_t end)
 {
     const size_t header_bytes = frame->frame_bytes - PD_PREFIX_BYTES;
     if (frame->summed) {
@@ -188,7 +244,8 @@ static void sum_up_to(struct pd_send_queue *queue, const struct pd_send_frame *f
     }
     uint64_t payload_summed = queue->summed_bytes - header_bytes;
     if (end > payload_summed) {
-        pd_checksum_update(queue->checksum, frame->payload + payload_summed,
+        PD_ASSERT(payload_summed >= begin);
+        pd_checksum_update(queue->checksum, piece + (payload_summed - begin),
                            (size_t)(end - payload_summed));
         queue->summed_bytes = header_bytes + end;
     }
@@ -212,7 +269,8 @@ static size_t run_bytes(const struct pd_send_queue *queue)
     return byte_count;
 }
 
-void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *pieces)
+void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_room *room,
+                        struct pd_send_pieces *pieces)
 {
     PD_ASSERT(!pd_send_queue_blocked(queue));
     const struct pd_send_frame *frame = &queue->frames[queue->frame_begin];
@@ -230,11 +288,13 @@ void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_pieces *piec
         if (payload_end - payload_sent > PD_WRITE_BYTES_MAX) {
             payload_end = payload_sent + PD_WRITE_BYTES_MAX;
         }
-        pieces->payload = frame->payload + payload_sent;
+        pieces->payload = pd_send_room_convert(room, frame->payload, frame->payload_dtype,
+                                               payload_sent, &payload_end);
         pieces->payload_bytes = (size_t)(payload_end - payload_sent);
+        pieces->converted = frame->payload_dtype != PD_DTYPE_FLOAT32;
     }
     if (frame->checksum) {
-        sum_up_to(queue, frame, payload_end);
+        sum_up_to(queue, frame, pieces->payload, payload_sent, payload_end);
         if (payload_end == frame->payload_bytes) {
             uint64_t before = frame->frame_bytes + frame->payload_bytes;
             size_t trailer_sent =

@@ -217,7 +217,7 @@ enum pd_status daemon_check(struct daemon *daemon, struct pd_error *error)
 
 uint64_t daemon_resident_bytes(const struct daemon *daemon, uint32_t rank)
 {
-    return proc_resident_bytes(daemon->launched ? proc_rank_pid(daemon->pid, rank) : daemon->pid);
+    return proc_peak_bytes(daemon->launched ? proc_rank_pid(daemon->pid, rank) : daemon->pid);
 }
 
 static void remove_files(const struct daemon *daemon)

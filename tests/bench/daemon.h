@@ -29,7 +29,7 @@ void daemon_stop(struct daemon *daemon);
 PD_MUST_CHECK
 enum pd_status daemon_check(struct daemon *daemon, struct pd_error *error);
 
-/* Memory of a rank that is in RAM; 0 if it is gone. */
+/* The most memory of a rank that has been in RAM; 0 if it is gone. */
 uint64_t daemon_resident_bytes(const struct daemon *daemon, uint32_t rank);
 
 #endif

@@ -11,9 +11,9 @@
 /* What a run came to. Units: milliseconds, bytes. */
 struct roundtrip {
     struct report_times paramd;
-    struct report_times limit; /* without a limit: zeros */
-    uint64_t resident_bytes[PD_RANK_COUNT_MAX];
-    uint64_t allowed_bytes; /* of each rank */
+    struct report_times limit;                  /* without a limit: zeros */
+    uint64_t resident_bytes[PD_RANK_COUNT_MAX]; /* at most, over the run */
+    uint64_t allowed_bytes;                     /* of each rank */
 };
 
 /* Measure; nothing is left behind, whatever happens. */

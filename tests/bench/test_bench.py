@@ -72,12 +72,17 @@ class Roundtrip(unittest.TestCase):
         self.assertAlmostEqual(result["ratio"], result["median_ms"] / result["limit_median_ms"], places=3)
         self.assertAlmostEqual(result["min_ratio"], result["min_ms"] / result["limit_min_ms"], places=3)
 
+    def check_memory(self, result):
+        self.assertEqual([each["rank"] for each in result["memory"]], list(range(result["shards"])))
+        for each in result["memory"]:
+            self.assertGreater(each["resident_bytes"], 0)
+            self.assertLessEqual(each["resident_bytes"], each["allowed_bytes"])
+
     def test_a_lone_rank_and_one_worker(self):
         result = measured("roundtrip", "--shards", "1", *SMALL)
         self.check_times(result)
         self.assertEqual((result["params"], result["workers"], result["shards"]), (5000, 1, 1))
-        self.assertEqual(len(result["memory"]), 1)
-        self.assertGreater(result["memory"][0]["resident_bytes"], 0)
+        self.check_memory(result)
 
     def test_ranks_and_workers_with_every_option(self):
         result = measured("roundtrip", "--workers", "3", "--shards", "2", "--aggregation", "allreduce",
@@ -92,7 +97,18 @@ class Roundtrip(unittest.TestCase):
         self.assertIs(result["checksum"], False)
         self.assertEqual(result["staging_limit"], 20000)
         self.assertEqual((result["limit"], result["limit_workers"]), ("echo", 1))
-        self.assertEqual(len(result["memory"]), 2)
+        self.check_memory(result)
+
+    def test_a_large_model_fits_its_allowance_in_every_type(self):
+        allowed = {}
+        for wire in ("float32", "bfloat16", "float16"):
+            with self.subTest(wire=wire):
+                # A copy of the parameters, be it in two bytes an element, is more than what is left for the rest.
+                result = measured("roundtrip", "--params", "20M", "--iters", "3", "--limit", "none", "--wire", wire)
+                self.check_memory(result)
+                allowed[wire] = result["memory"][0]["allowed_bytes"]
+        self.assertEqual(allowed["float32"] - allowed["bfloat16"], 10_000_000 * 2)
+        self.assertEqual(allowed["bfloat16"], allowed["float16"])
 
     def test_without_a_limit_there_is_no_ratio(self):
         result = measured("roundtrip", "--shards", "1", "--limit", "none", *SMALL)

@@ -385,8 +385,8 @@ static void carry_out(struct sim_rank *rank, const struct pd_action *action)
     case PD_ACTION_SEND:
         SIM_CHECK(agenda, link != NULL, "rank %u sends on a closed connection", rank->rank);
         sim_link_send(link, side, pd_actions_bytes(&rank->actions, action->frame_offset),
-                      action->frame_bytes, action->payload, action->payload_bytes,
-                      action->payload_ready, action->checksum);
+                      action->frame_bytes, action->payload, action->payload_dtype,
+                      action->payload_bytes, action->payload_ready, action->checksum);
         break;
     case PD_ACTION_RELEASE:
         SIM_CHECK(agenda, link != NULL, "rank %u sends on a closed connection", rank->rank);

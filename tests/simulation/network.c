@@ -306,13 +306,29 @@ static uint64_t next_end(const struct sim_way *way, const struct sim_frame *fram
     return end < frame->payload_ready ? end : frame->payload_ready;
 }
 
+/* What goes out of the payload from `begin` up to `end`. */
+static void copy_out(uint8_t *to, const struct sim_frame *frame, uint64_t begin, uint64_t end)
+{
+    if (frame->payload_dtype == PD_DTYPE_FLOAT32) {
+        memcpy(to, (const uint8_t *)frame->payload + begin, end - begin);
+        return;
+    }
+    size_t element_bytes = pd_dtype_bytes(frame->payload_dtype);
+    uint64_t first = begin / element_bytes;
+    uint64_t count = (end + element_bytes - 1) / element_bytes - first;
+    uint8_t *converted = sim_alloc(count, element_bytes);
+    pd_convert_from_float32(converted, frame->payload_dtype, (const float *)frame->payload + first,
+                            count);
+    memcpy(to, converted + (begin - first * element_bytes), end - begin);
+    free(converted);
+}
+
 static void take_in(struct sim_link *link, int from, const struct sim_frame *frame, uint64_t end)
 {
     struct sim_way *way = &link->ways[from];
 
     if (way->destination != NULL && !link->ends[other(from)].shut) {
-        memcpy(way->destination + way->delivered, frame->payload + way->delivered,
-               end - way->delivered);
+        copy_out(way->destination + way->delivered, frame, way->delivered, end);
     }
     way->delivered = end;
 }
@@ -480,14 +496,24 @@ static void advance(struct sim_link *link, int from)
               argument_of(from, way->frames[way->begin].serial));
 }
 
+/* Take the payload over from its sender. */
+static void copy_payload(struct sim_frame *frame)
+{
+    frame->copy = sim_alloc(frame->payload_bytes, 1);
+    copy_out(frame->copy, frame, 0, frame->payload_bytes);
+    frame->payload = frame->copy;
+    frame->payload_dtype = PD_DTYPE_FLOAT32;
+}
+
 void sim_link_send(struct sim_link *link, int side, const uint8_t *bytes, size_t byte_count,
-                   const void *payload, uint64_t payload_bytes, uint64_t payload_ready,
-                   bool checksum)
+                   const void *payload, enum pd_dtype payload_dtype, uint64_t payload_bytes,
+                   uint64_t payload_ready, bool checksum)
 {
     struct sim_network *network = link->network;
     struct sim_way *way = &link->ways[side];
     struct sim_frame frame = {.byte_count = byte_count,
                               .payload = payload,
+                              .payload_dtype = payload_dtype,
                               .payload_bytes = payload_bytes,
                               .payload_ready = payload_ready,
                               .serial = ++network->frame_serial,
@@ -500,9 +526,7 @@ void sim_link_send(struct sim_link *link, int side, const uint8_t *bytes, size_t
     memcpy(frame.bytes, bytes, byte_count);
     if (payload_bytes > 0 && payload_ready == payload_bytes && !link->lazy &&
         sim_chance(network->agenda, 2)) {
-        frame.copy = sim_alloc(payload_bytes, 1);
-        memcpy(frame.copy, payload, payload_bytes);
-        frame.payload = frame.copy;
+        copy_payload(&frame);
         sim_after(network->agenda, delay_us(link, other(side)), leave_early, link,
                   argument_of(side, frame.serial));
     }
@@ -530,13 +554,12 @@ void sim_link_say(struct sim_link *link, int side, const struct pd_message *mess
         sim_fail(link->network->agenda, "%s: %s", pd_message_kind_name(message->kind),
                  error.message);
     }
-    sim_link_send(link, side, bytes, byte_count, payload, payload_bytes, payload_bytes, checksum);
+    sim_link_send(link, side, bytes, byte_count, payload, PD_DTYPE_FLOAT32, payload_bytes,
+                  payload_bytes, checksum);
     pd_heap_free(bytes);
     struct sim_way *way = &link->ways[side];
     struct sim_frame *frame = &way->frames[way->end - 1];
     if (payload_bytes > 0 && frame->copy == NULL) {
-        frame->copy = sim_alloc(payload_bytes, 1);
-        memcpy(frame->copy, payload, payload_bytes);
-        frame->payload = frame->copy;
+        copy_payload(frame);
     }
 }

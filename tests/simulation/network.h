@@ -39,7 +39,8 @@ struct sim_end {
 struct sim_frame {
     uint8_t *bytes; /* prefix and header */
     size_t byte_count;
-    const uint8_t *payload; /* the sender's until it is told, or `copy` */
+    const void *payload;         /* the sender's until it is told, or `copy` */
+    enum pd_dtype payload_dtype; /* what the sender's is converted to on its way */
     uint8_t *copy;
     uint64_t payload_bytes;
     uint64_t payload_ready; /* what the sender lets go */
@@ -103,10 +104,11 @@ struct sim_link *sim_connect(struct sim_network *network, const struct sim_end *
                              const struct sim_end *acceptor, bool faulty);
 
 /* Send prefix and header, which are copied, and a payload, which is borrowed until `sent` or
- * `closed`; beyond its first `payload_ready` bytes it is held back until released. */
+ * `closed` and converted as it is read; beyond its first `payload_ready` bytes it is held back
+ * until released. */
 void sim_link_send(struct sim_link *link, int side, const uint8_t *bytes, size_t byte_count,
-                   const void *payload, uint64_t payload_bytes, uint64_t payload_ready,
-                   bool checksum);
+                   const void *payload, enum pd_dtype payload_dtype, uint64_t payload_bytes,
+                   uint64_t payload_ready, bool checksum);
 void sim_link_release(struct sim_link *link, int side, uint64_t payload_ready);
 /* Send a message of a peer's: encoded here. The payload is copied. */
 void sim_link_say(struct sim_link *link, int side, const struct pd_message *message,

@@ -70,23 +70,6 @@ pid_t proc_rank_pid(pid_t launcher, uint32_t rank)
     return found;
 }
 
-uint64_t proc_resident_bytes(pid_t pid)
-{
-    char path[64];
-    uint64_t pages = 0;
-
-    snprintf(path, sizeof path, "/proc/%d/statm", (int)pid);
-    FILE *file = fopen(path, "r");
-    if (file == NULL) {
-        return 0;
-    }
-    if (fscanf(file, "%*u %" SCNu64, &pages) != 1) {
-        pages = 0;
-    }
-    (void)fclose(file);
-    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
 uint64_t proc_peak_bytes(pid_t pid)
 {
     char path[64];

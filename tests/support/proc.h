@@ -9,10 +9,7 @@
 /* The process of a rank that `launcher`, an mpirun, started; 0 if there is none. */
 pid_t proc_rank_pid(pid_t launcher, uint32_t rank);
 
-/* Memory of a process that is in RAM; 0 if it is gone. Units: bytes. */
-uint64_t proc_resident_bytes(pid_t pid);
-
-/* The most that it has ever been; 0 if the process is gone. */
+/* The most memory of a process that has been in RAM; 0 if it is gone. Units: bytes. */
 uint64_t proc_peak_bytes(pid_t pid);
 
 #endif

@@ -21,6 +21,7 @@ static void note_sent(struct engine_fixture *fixture, const struct pd_action *ac
     struct fixture_sent *sent = &fixture->sent[fixture->sent_count++];
     sent->connection = action->connection;
     sent->payload = action->payload;
+    sent->payload_dtype = action->payload_dtype;
     sent->payload_bytes = action->payload_bytes;
     sent->message = calloc(1, sizeof *sent->message);
     ck_assert_ptr_nonnull(sent->message);

@@ -13,6 +13,7 @@ struct fixture_sent {
     pd_connection_id connection;
     struct pd_message *message;
     const void *payload;
+    enum pd_dtype payload_dtype;
     uint64_t payload_bytes;
 };
 

@@ -22,6 +22,7 @@
 enum { PAYLOAD_BYTES = 5 * 1000 * 1000 + 3, ECHO_COUNT = 50, ANSWER_BYTES = 32 << 20 };
 
 static uint8_t *received;
+static enum pd_dtype reply_dtype; /* what is received is float32 and is sent as this */
 static uint8_t *answer;
 static uint32_t asked_count;
 static size_t allocations_before;
@@ -65,6 +66,13 @@ static void exit_when_closed(const struct pd_event *event, struct pd_actions *ac
 
 /* ---- Echo ---- */
 
+static size_t reply_bytes(void)
+{
+    return reply_dtype == PD_DTYPE_FLOAT32
+               ? PAYLOAD_BYTES
+               : PAYLOAD_BYTES / sizeof(float) * pd_dtype_bytes(reply_dtype);
+}
+
 static void react_echo(struct pd_engine *engine, const struct pd_event *event,
                        struct pd_actions *actions)
 {
@@ -74,7 +82,8 @@ static void react_echo(struct pd_engine *engine, const struct pd_event *event,
         pd_actions_place(actions, event->connection, received);
     } else if (event->kind == PD_EVENT_PAYLOAD) {
         ck_assert(event->checksum_ok);
-        pd_actions_send(actions, event->connection, &reply, received, PAYLOAD_BYTES, true);
+        pd_actions_send(actions, event->connection, &reply, received, reply_bytes(), true);
+        pd_actions_convert(actions, reply_dtype);
     } else if (event->kind == PD_EVENT_SENT && engine->counts[PD_EVENT_SENT] == 5) {
         allocations_before = pd_heap_allocations();
     } else if (event->kind == PD_EVENT_SENT && engine->counts[PD_EVENT_SENT] == ECHO_COUNT) {
@@ -121,9 +130,11 @@ END_TEST
 
 /* ---- The same to all ---- */
 
-enum { SAME_BYTES = 300 * 1000, SAME_PEERS = 3, SAME_ROUNDS = 3 };
+enum { SAME_BYTES = 100 * 1000, SAME_PEERS = 3, SAME_ROUNDS = 3 };
 
-static uint8_t same[SAME_BYTES];
+/* Each byte of it is the round, and so is each of what its elements are in bfloat16. */
+static float same[SAME_BYTES / 2];
+static enum pd_dtype same_dtype;
 
 /* When all have asked: the same to each, but for what one of them has to itself. */
 static void react_the_same(struct pd_engine *engine, const struct pd_event *event,
@@ -146,7 +157,8 @@ static void react_the_same(struct pd_engine *engine, const struct pd_event *even
         /* In the first round all are alike, then the one in the middle, then the last is not. */
         struct pd_message reply = {.kind = PD_MESSAGE_PULLED, .pulled.element_count = 1};
         reply.pulled.version = round > 1 && i + 1 == round ? 2 : 1;
-        pd_actions_send(actions, asked[i], &reply, same, sizeof same, true);
+        pd_actions_send(actions, asked[i], &reply, same, SAME_BYTES, true);
+        pd_actions_convert(actions, same_dtype);
     }
 }
 
@@ -178,11 +190,74 @@ static void converse_the_same(struct scripted_rank *rank)
 START_TEST(what_several_get_alike_has_the_right_sum_for_each)
 {
     struct scripted_rank rank;
+    same_dtype = (enum pd_dtype)_i;
     scripted_rank_init(&rank, react_the_same);
 
     ck_assert_int_eq(scripted_rank_run(&rank, converse_the_same), 7);
 
     ck_assert_uint_eq(rank.engine.counts[PD_EVENT_SENT], SAME_PEERS * SAME_ROUNDS);
+}
+END_TEST
+
+/* ---- Several types of one array ---- */
+
+enum { PULLED_COUNT = 4 * 1000 * 1000 + 1, PULL_COUNT = 5 };
+
+static const enum pd_dtype pulled_dtypes[PULL_COUNT] = {
+    PD_DTYPE_BFLOAT16, PD_DTYPE_FLOAT16, PD_DTYPE_FLOAT32, PD_DTYPE_BFLOAT16, PD_DTYPE_FLOAT16};
+static float *parameters;
+
+static void react_pull(struct pd_engine *engine, const struct pd_event *event,
+                       struct pd_actions *actions)
+{
+    struct pd_message reply = {.kind = PD_MESSAGE_PULLED, .pulled.element_count = PULLED_COUNT};
+    (void)engine;
+    if (event->kind == PD_EVENT_MESSAGE) {
+        enum pd_dtype dtype = (enum pd_dtype)event->message->pull.dtype;
+        pd_actions_send(actions, event->connection, &reply, parameters,
+                        PULLED_COUNT * pd_dtype_bytes(dtype), true);
+        pd_actions_convert(actions, dtype);
+    }
+    exit_when_closed(event, actions);
+}
+
+/* All have asked, and their sockets are full, before one reads; then one after the other does. */
+static void converse_pull(struct scripted_rank *rank)
+{
+    struct peer *peers[PULL_COUNT];
+    uint8_t *expected = malloc(PULLED_COUNT * sizeof(float));
+    for (int i = 0; i < PULL_COUNT; i++) {
+        const struct pd_message pull = {.kind = PD_MESSAGE_PULL, .pull.dtype = pulled_dtypes[i]};
+        peers[i] = peer_connect(rank->address);
+        peer_send(peers[i], &pull, NULL, 0);
+    }
+    for (int i = PULL_COUNT - 1; i >= 0; i--) {
+        size_t byte_count = PULLED_COUNT * pd_dtype_bytes(pulled_dtypes[i]);
+        (void)peer_expect(peers[i], PD_MESSAGE_PULLED);
+        pd_convert_from_float32(expected, pulled_dtypes[i], parameters, PULLED_COUNT);
+        ck_assert_uint_eq(peer_payload_bytes(peers[i]), byte_count);
+        ck_assert_mem_eq(peer_payload(peers[i]), expected, byte_count);
+    }
+    for (int i = 0; i < PULL_COUNT; i++) {
+        peer_close(peers[i]);
+    }
+    free(expected);
+}
+
+/* Peers check the sums. */
+START_TEST(slow_readers_of_every_type_get_the_same_elements)
+{
+    struct scripted_rank rank;
+    parameters = malloc(PULLED_COUNT * sizeof *parameters);
+    for (size_t i = 0; i < PULLED_COUNT; i++) {
+        parameters[i] = (float)(i % 9973) * 0.37f - 1000;
+    }
+    scripted_rank_init(&rank, react_pull);
+
+    ck_assert_int_eq(scripted_rank_run(&rank, converse_pull), 7);
+
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_SENT], PULL_COUNT);
+    free(parameters);
 }
 END_TEST
 
@@ -278,14 +353,14 @@ static void converse_echo_without_heap(struct scripted_rank *rank)
     ck_assert_int_eq(
         pd_message_encode(&push_message, frame + PD_PREFIX_BYTES, header_bytes, &error), PD_OK);
     const size_t frame_bytes = PD_PREFIX_BYTES + header_bytes + PAYLOAD_BYTES;
-    const size_t reply_bytes = PD_PREFIX_BYTES + PAYLOAD_BYTES + PD_CHECKSUM_BYTES;
+    const size_t reply_frame_bytes = PD_PREFIX_BYTES + reply_bytes() + PD_CHECKSUM_BYTES;
     for (int i = 0; i < ECHO_COUNT; i++) {
         for (size_t sent = 0; sent < frame_bytes;) {
             ssize_t result = send(fd, frame + sent, frame_bytes - sent, 0);
             ck_assert_int_gt(result, 0);
             sent += (size_t)result;
         }
-        for (size_t got = 0; got < reply_bytes;) {
+        for (size_t got = 0; got < reply_frame_bytes;) {
             ssize_t result = recv(fd, reply, 1 << 20, 0);
             ck_assert_int_gt(result, 0);
             got += (size_t)result;
@@ -300,6 +375,7 @@ START_TEST(frames_come_and_go_without_an_allocation)
 {
     struct scripted_rank rank;
     received = calloc(1, PAYLOAD_BYTES);
+    reply_dtype = (enum pd_dtype)_i;
     scripted_rank_init(&rank, react_echo);
 
     ck_assert_int_eq(scripted_rank_run(&rank, converse_echo_without_heap), 7);
@@ -823,9 +899,10 @@ int main(void)
     TCase *tcase = tcase_create("connection");
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, a_payload_arrives_and_leaves_whole_and_is_sent_once);
-    tcase_add_test(tcase, what_several_get_alike_has_the_right_sum_for_each);
+    tcase_add_loop_test(tcase, what_several_get_alike_has_the_right_sum_for_each, 0, 2);
+    tcase_add_test(tcase, slow_readers_of_every_type_get_the_same_elements);
     tcase_add_test(tcase, a_payload_held_back_leaves_as_what_it_waits_for_arrives);
-    tcase_add_test(tcase, frames_come_and_go_without_an_allocation);
+    tcase_add_loop_test(tcase, frames_come_and_go_without_an_allocation, 0, 2);
     tcase_add_test(tcase, an_end_in_the_middle_of_a_frame_is_told);
     tcase_add_test(tcase, a_reset_closes_with_the_systems_reason);
     tcase_add_test(tcase, garbage_is_answered_though_more_of_it_follows);

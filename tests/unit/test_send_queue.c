@@ -3,14 +3,17 @@
 #include "common/heap.h"
 
 #include <check.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 
-enum { HEADER_BYTES = 40, PAYLOAD_BYTES = 3 * 1024 * 1024 + 5 };
+enum { HEADER_BYTES = 40, PAYLOAD_BYTES = 3 * 1024 * 1024 + 5, ROOM_BYTES = 4098 };
 
 static uint8_t header[HEADER_BYTES];
 static uint8_t payload[PAYLOAD_BYTES];
+static uint16_t room_bytes[ROOM_BYTES / 2];
+static struct pd_send_room room = {.bytes = (uint8_t *)room_bytes, .capacity_bytes = ROOM_BYTES};
 
 static void fill(void)
 {
@@ -33,27 +36,33 @@ static void push(struct pd_send_queue *queue, uint64_t payload_bytes, bool check
     ck_assert_int_eq(pd_send_queue_push(queue, &frame, header, &error), PD_OK);
 }
 
+/* Write up to `step` bytes of what peek offers to `out`; returns the bytes written. */
+static size_t write_once(struct pd_send_queue *queue, uint8_t *out, size_t step, uint32_t *payloads)
+{
+    struct pd_send_pieces pieces;
+    pd_send_queue_peek(queue, &room, &pieces);
+    const uint8_t *starts[3] = {pieces.header, pieces.payload, pieces.trailer};
+    const size_t counts[3] = {pieces.header_bytes, pieces.payload_bytes, pieces.trailer_bytes};
+    size_t written = 0;
+    for (int i = 0; i < 3 && written < step; i++) {
+        size_t count = counts[i] < step - written ? counts[i] : step - written;
+        if (count > 0) {
+            memcpy(out + written, starts[i], count);
+        }
+        written += count;
+    }
+    ck_assert_uint_le(pieces.payload_bytes, PD_WRITE_BYTES_MAX);
+    ck_assert_uint_gt(written, 0);
+    *payloads += pd_send_queue_advance(queue, written) ? 1 : 0;
+    return written;
+}
+
 /* Write up to `step` bytes at a time of what peek offers to `out`; returns the bytes written. */
 static size_t drain(struct pd_send_queue *queue, uint8_t *out, size_t step, uint32_t *payloads)
 {
     size_t total = 0;
     while (!pd_send_queue_blocked(queue)) {
-        struct pd_send_pieces pieces;
-        pd_send_queue_peek(queue, &pieces);
-        const uint8_t *starts[3] = {pieces.header, pieces.payload, pieces.trailer};
-        const size_t counts[3] = {pieces.header_bytes, pieces.payload_bytes, pieces.trailer_bytes};
-        size_t written = 0;
-        for (int i = 0; i < 3 && written < step; i++) {
-            size_t count = counts[i] < step - written ? counts[i] : step - written;
-            if (count > 0) {
-                memcpy(out + total + written, starts[i], count);
-            }
-            written += count;
-        }
-        ck_assert_uint_le(pieces.payload_bytes, PD_WRITE_BYTES_MAX);
-        ck_assert_uint_gt(written, 0);
-        *payloads += pd_send_queue_advance(queue, written) ? 1 : 0;
-        total += written;
+        total += write_once(queue, out + total, step, payloads);
     }
     return total;
 }
@@ -129,6 +138,141 @@ START_TEST(any_pieces_make_the_same_frame)
 }
 END_TEST
 
+/* ---- Converted ---- */
+
+enum { ELEMENT_COUNT = 50001, CONVERTED_BYTES = 2 * ELEMENT_COUNT };
+
+static float elements[ELEMENT_COUNT];
+static uint8_t converted[CONVERTED_BYTES];
+
+static void fill_elements(enum pd_dtype dtype)
+{
+    for (size_t i = 0; i < ELEMENT_COUNT; i++) {
+        elements[i] = (float)(i % 1009) * 0.3f - 100;
+    }
+    pd_convert_from_float32(converted, dtype, elements, ELEMENT_COUNT);
+    pd_send_room_clear(&room);
+}
+
+static const struct pd_send_frame *frame_of_elements(enum pd_dtype dtype, uint64_t payload_ready)
+{
+    static struct pd_send_frame frame;
+    frame = (struct pd_send_frame){.frame_bytes = HEADER_BYTES,
+                                   .payload = elements,
+                                   .payload_dtype = dtype,
+                                   .payload_bytes = CONVERTED_BYTES,
+                                   .payload_ready = payload_ready,
+                                   .checksum = true};
+    return &frame;
+}
+
+/* Header, what the elements are in the other type, and the sum of both without the prefix. */
+static void expect_converted(const uint8_t *out, size_t byte_count)
+{
+    static uint8_t summed[HEADER_BYTES - PD_PREFIX_BYTES + CONVERTED_BYTES];
+    ck_assert_uint_eq(byte_count, HEADER_BYTES + CONVERTED_BYTES + 8);
+    ck_assert_mem_eq(out, header, HEADER_BYTES);
+    ck_assert_mem_eq(out + HEADER_BYTES, converted, CONVERTED_BYTES);
+    memcpy(summed, out + PD_PREFIX_BYTES, sizeof summed);
+    uint64_t sum = XXH3_64bits(summed, sizeof summed);
+    for (int i = 0; i < 8; i++) {
+        ck_assert_uint_eq(out[HEADER_BYTES + CONVERTED_BYTES + i], (uint8_t)(sum >> (8 * i)));
+    }
+}
+
+/* Whatever the socket takes at a time, an odd number of bytes, too, and whatever part of the
+ * payload is final. */
+START_TEST(any_pieces_make_the_same_converted_frame)
+{
+    static const size_t steps[] = {1u << 30, 65536, 4099, 333};
+    static const uint64_t released[] = {2, 5000, 5000, CONVERTED_BYTES - 2, CONVERTED_BYTES};
+    static uint8_t out[HEADER_BYTES + CONVERTED_BYTES + 8];
+    enum pd_dtype dtype = _i % 2 == 0 ? PD_DTYPE_BFLOAT16 : PD_DTYPE_FLOAT16;
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    uint32_t payloads = 0;
+    fill();
+    fill_elements(dtype);
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
+    ck_assert_int_eq(pd_send_queue_push(&queue, frame_of_elements(dtype, 0), header, &error),
+                     PD_OK);
+    size_t sent = drain(&queue, out, steps[_i / 2], &payloads);
+    ck_assert_uint_eq(sent, HEADER_BYTES);
+    for (size_t i = 0; i < sizeof released / sizeof released[0]; i++) {
+        pd_send_queue_release(&queue, released[i]);
+        sent += drain(&queue, out + sent, steps[_i / 2], &payloads);
+    }
+    ck_assert_uint_eq(payloads, 1);
+    expect_converted(out, sent);
+    pd_send_queue_finish(&queue);
+}
+END_TEST
+
+/* Two queues take turns with one room, at different places of the payload and in different types.
+ */
+START_TEST(queues_share_a_room)
+{
+    static uint8_t outs[2][HEADER_BYTES + CONVERTED_BYTES + 8];
+    static const enum pd_dtype dtypes[] = {PD_DTYPE_BFLOAT16, PD_DTYPE_FLOAT16};
+    struct pd_send_queue queues[2];
+    struct pd_error error = {0};
+    size_t sent[2] = {0};
+    uint32_t payloads = 0;
+    fill();
+    for (int i = 0; i < 2; i++) {
+        const struct pd_send_frame *frame = frame_of_elements(dtypes[i], CONVERTED_BYTES);
+        ck_assert_int_eq(pd_send_queue_init(&queues[i], &error), PD_OK);
+        ck_assert_int_eq(pd_send_queue_push(&queues[i], frame, header, &error), PD_OK);
+    }
+    fill_elements(PD_DTYPE_BFLOAT16);
+    for (size_t turn = 0; !pd_send_queue_empty(&queues[0]) || !pd_send_queue_empty(&queues[1]);
+         turn++) {
+        size_t which = turn % 3 == 0 ? 0 : 1;
+        if (!pd_send_queue_empty(&queues[which])) {
+            size_t step = turn % 2 == 0 ? 1001 : 4000;
+            sent[which] += write_once(&queues[which], outs[which] + sent[which], step, &payloads);
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        pd_convert_from_float32(converted, dtypes[i], elements, ELEMENT_COUNT);
+        expect_converted(outs[i], sent[i]);
+        pd_send_queue_finish(&queues[i]);
+    }
+}
+END_TEST
+
+/* What the room holds is not converted again, until it is cleared. */
+START_TEST(what_several_are_sent_alike_is_converted_once)
+{
+    uint64_t ends[3] = {CONVERTED_BYTES, CONVERTED_BYTES, CONVERTED_BYTES};
+    fill_elements(PD_DTYPE_BFLOAT16);
+
+    (void)pd_send_room_convert(&room, elements, PD_DTYPE_BFLOAT16, 1001, &ends[0]);
+    elements[501] = 42;
+    const uint8_t *again = pd_send_room_convert(&room, elements, PD_DTYPE_BFLOAT16, 1002, &ends[1]);
+    ck_assert_mem_eq(again, converted + 1002, ends[1] - 1002);
+    pd_send_room_clear(&room);
+    again = pd_send_room_convert(&room, elements, PD_DTYPE_BFLOAT16, 1002, &ends[2]);
+    pd_convert_from_float32(converted, PD_DTYPE_BFLOAT16, elements, ELEMENT_COUNT);
+    ck_assert_mem_eq(again, converted + 1002, ends[2] - 1002);
+
+    ck_assert_uint_eq(ends[0], 1000 + ROOM_BYTES);
+    ck_assert_uint_eq(ends[1], ends[0]);
+    ck_assert_uint_eq(ends[2], 1002 + ROOM_BYTES);
+}
+END_TEST
+
+START_TEST(element_is_never_released_in_part)
+{
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
+    ck_assert_int_eq(
+        pd_send_queue_push(&queue, frame_of_elements(PD_DTYPE_FLOAT16, 0), header, &error), PD_OK);
+    pd_send_queue_release(&queue, 3);
+}
+END_TEST
+
 /* Whatever the socket takes at a time, a checksum that comes with a frame is the one behind it. */
 START_TEST(known_checksum_is_not_taken_again)
 {
@@ -172,7 +316,7 @@ START_TEST(headers_alone_leave_together)
     push(&queue, 100, true);
     push(&queue, 0, false);
 
-    pd_send_queue_peek(&queue, &pieces);
+    pd_send_queue_peek(&queue, &room, &pieces);
     ck_assert_uint_eq(pieces.header_bytes, FIRST * HEADER_BYTES);
     ck_assert_uint_eq(pieces.payload_bytes + pieces.trailer_bytes, 0);
     ck_assert_uint_eq(drain(&queue, out, _i == 0 ? sizeof out : 2 * HEADER_BYTES + 7, &payloads),
@@ -204,7 +348,7 @@ START_TEST(frames_leave_in_the_order_they_came)
         }
         for (int i = 0; i < 5 && !pd_send_queue_empty(&queue); i++) {
             struct pd_send_pieces pieces;
-            pd_send_queue_peek(&queue, &pieces);
+            pd_send_queue_peek(&queue, &room, &pieces);
             ck_assert_uint_ge(pieces.header_bytes, HEADER_BYTES);
             memset(out, (int)(taken % 251), sizeof out);
             ck_assert_mem_eq(pieces.header, out, HEADER_BYTES);
@@ -281,6 +425,10 @@ int main(void)
     TCase *tcase = tcase_create("send_queue");
     tcase_add_test(tcase, payload_leaves_as_far_as_it_is_released);
     tcase_add_loop_test(tcase, any_pieces_make_the_same_frame, 0, 4);
+    tcase_add_loop_test(tcase, any_pieces_make_the_same_converted_frame, 0, 8);
+    tcase_add_test(tcase, queues_share_a_room);
+    tcase_add_test(tcase, what_several_are_sent_alike_is_converted_once);
+    tcase_add_test_raise_signal(tcase, element_is_never_released_in_part, SIGABRT);
     tcase_add_loop_test(tcase, known_checksum_is_not_taken_again, 0, 2);
     tcase_add_loop_test(tcase, headers_alone_leave_together, 0, 2);
     tcase_add_test(tcase, frames_leave_in_the_order_they_came);

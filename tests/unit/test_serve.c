@@ -64,19 +64,23 @@ START_TEST(version_two_ahead_waits_and_three_ahead_is_refused)
 }
 END_TEST
 
-START_TEST(two_byte_types_are_converted_before_they_are_sent)
+/* The same buffer for all: it is converted on its way out, and read until then. */
+START_TEST(each_type_is_sent_of_the_one_buffer)
 {
-    uint16_t expected[FIXTURE_ELEMENTS];
-    fixture_greet(&f, 4);
-    pull(4, 0, PD_DTYPE_BFLOAT16);
-    ck_assert_uint_eq(fixture_count(&f, 4, PD_MESSAGE_PULLED), 0);
-    fixture_work(&f);
-    const struct fixture_sent *sent = &f.sent[f.sent_count - 1];
-    ck_assert_int_eq(sent->message->kind, PD_MESSAGE_PULLED);
-    pd_convert_from_float32(expected, PD_DTYPE_BFLOAT16, pd_param_store_served(&f.engine->store),
-                            FIXTURE_ELEMENTS);
-    ck_assert_uint_eq(sent->payload_bytes, sizeof expected);
-    ck_assert_mem_eq(sent->payload, expected, sizeof expected);
+    struct pd_param_store *store = &f.engine->store;
+    for (uint32_t dtype = PD_DTYPE_FLOAT32; dtype <= PD_DTYPE_FLOAT16; dtype++) {
+        pd_connection_id connection = 4 + dtype;
+        fixture_greet(&f, connection);
+        pull(connection, 0, dtype);
+        const struct fixture_sent *sent = &f.sent[f.sent_count - 1];
+        ck_assert_int_eq(sent->message->kind, PD_MESSAGE_PULLED);
+        ck_assert_uint_eq(sent->message->pulled.dtype, dtype);
+        ck_assert_uint_eq(sent->payload_dtype, dtype);
+        ck_assert_uint_eq(sent->payload_bytes,
+                          FIXTURE_ELEMENTS * pd_dtype_bytes((enum pd_dtype)dtype));
+        ck_assert_ptr_eq(sent->payload, pd_param_store_served(store));
+        ck_assert_uint_eq(store->buffers[store->served].users, 1 + dtype);
+    }
 }
 END_TEST
 
@@ -177,7 +181,7 @@ int main(void)
     tcase_add_test(tests, version_that_exists_is_sent_at_once);
     tcase_add_test(tests, next_version_is_sent_when_it_is_made);
     tcase_add_test(tests, version_two_ahead_waits_and_three_ahead_is_refused);
-    tcase_add_test(tests, two_byte_types_are_converted_before_they_are_sent);
+    tcase_add_test(tests, each_type_is_sent_of_the_one_buffer);
     tcase_add_test(tests, unknown_type_is_refused);
     tcase_add_test(tests, second_pull_before_the_answer_is_read_ends_the_connection);
     tcase_add_test(tests, buffer_is_in_use_until_it_is_sent_or_the_connection_is_gone);
