@@ -4,6 +4,7 @@
 #include "server/core/config.h"
 #include "server/core/optimizer_state.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -33,7 +34,8 @@ enum pd_status memory_allowed(const struct bench_options *options, uint64_t *byt
     uint64_t state_bytes =
         sizeof(float) * config->optimizer->state_count(&config->groups[0].hyper, &tensor);
     bool limited = options->staging_limit > 0;
-    state_bytes *= !limited && pd_optimizer_state_allows_twice(config) ? 2 : 1;
+    bool beside = (direct || options->shards == 1) && !limited && isnan(options->clip);
+    state_bytes *= beside && pd_optimizer_state_allows_twice(config) ? 2 : 1;
     pd_config_destroy(config);
     uint64_t staged = pushers * lane * pd_dtype_bytes((enum pd_dtype)options->wire);
     if (limited) {
