@@ -25,6 +25,9 @@
  * line that is written past the caches in parts costs more than it saves. */
 #define PD_LINE_ELEMENTS 16u
 
+/* How far ahead a loop over lines asks for them. */
+#define PD_LINE_AHEAD_BYTES 1024
+
 /* Whether this machine writes past the caches. */
 static inline bool pd_kernel_streams(void)
 {
@@ -45,6 +48,14 @@ static inline bool pd_kernel_begins_line(const float *to)
 
 #ifdef PD_KERNEL_STREAMS
 #include <immintrin.h>
+
+/* Ask for the line PD_LINE_AHEAD_BYTES behind this one; where there is no memory nothing happens.
+ * By itself the processor follows this many arrays at once too late. */
+PD_KERNEL_STREAMS
+static inline void pd_kernel_ask_ahead(const float *line)
+{
+    _mm_prefetch((const char *)((uintptr_t)line + PD_LINE_AHEAD_BYTES), _MM_HINT_T0);
+}
 
 /* Write a line, past the caches if `streamed`. */
 PD_KERNEL_STREAMS

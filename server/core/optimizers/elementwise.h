@@ -13,8 +13,9 @@
  *
  * which takes the state from the block's `state` to its `state_next`, and leaves the gradient as it
  * is. A streamed block is written past the caches, a whole cache line at a time: it need not be
- * read before, which saves a third of what a step moves. Sums of squares, where they are wanted,
- * cost nothing by the way: the loop waits for memory or, in cache, for divisions. */
+ * read before, which saves a third of what a step moves; and what it reads is asked for ahead. Sums
+ * of squares, where they are wanted, cost nothing by the way: the loop waits for memory or, in
+ * cache, for divisions. */
 #ifndef PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 #define PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 
@@ -56,6 +57,11 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
         for (; i + PD_LINE_ELEMENTS <= block->count; i += PD_LINE_ELEMENTS) {                      \
             const float *p = block->parameters + i;                                                \
             const float *g = block->gradient + i;                                                  \
+            pd_kernel_ask_ahead(p);                                                                \
+            pd_kernel_ask_ahead(g);                                                                \
+            for (int k = 0; k < (states); k++) {                                                   \
+                pd_kernel_ask_ahead(from[k] + i);                                                  \
+            }                                                                                      \
             for (size_t j = 0; j < PD_LINE_ELEMENTS; j++) {                                        \
                 float s[(states) + 1];                                                             \
                 for (int k = 0; k < (states); k++) {                                               \
