@@ -21,6 +21,7 @@ void pd_actions_finish(struct pd_actions *actions)
 
 void pd_actions_reset(struct pd_actions *actions)
 {
+    actions->fresh = (struct pd_fresh){.payload = NULL};
     actions->count = 0;
     actions->bytes_used = 0;
 }

@@ -5,6 +5,7 @@
 
 #include "server/core/collective.h"
 #include "server/core/event.h"
+#include "server/core/fresh.h"
 
 enum pd_action_kind {
     PD_ACTION_SEND,    /* a frame, then payload from `payload`; SENT follows if it has a payload */
@@ -44,6 +45,9 @@ struct pd_action {
 
 /* A list that is filled by one step and carried out before the next; its memory is kept. */
 struct pd_actions {
+    /* Of what it lets go; `bytes` are the engine's, which overwrites them in its next step: only
+     * what leaves while the list is carried out may be taken from there. */
+    struct pd_fresh fresh;
     struct pd_action *items;
     size_t count;
     size_t capacity;

@@ -722,6 +722,9 @@ void pd_engine_step(struct pd_engine *engine, const struct pd_event *event,
     } while (carry_out_next(engine) ||
              (engine->leader != NULL && engine->leader->changed && !engine->exiting));
     pd_ahead_advance(engine);
+    if (engine->step != NULL) {
+        actions->fresh = pd_step_fresh(engine->step);
+    }
     engine->actions = NULL;
 }
 

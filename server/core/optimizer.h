@@ -101,6 +101,9 @@ struct pd_optimizer_block {
     /* Of rules that step beside, where pd_kernel_streams(): written are the sums of squares of the
      * gradient, element i's in number i modulo PD_REDUCE_LANE_COUNT; NULL: not wanted. */
     double *squares;
+    /* Of a streamed block, where pd_kernel_streams(): written are the next parameters once more,
+     * into the caches; NULL: not wanted. */
+    float *fresh;
     float *vectors; /* state of the whole tensor, vector_count elements: only `begin` writes it */
     const double *sums; /* over the whole tensor, of the pass before; NULL in the first */
     double *partial;    /* written: the block's part of this pass's sums; NULL in the last */

@@ -296,6 +296,12 @@ bool pd_optimizer_state_gives_squares(const struct pd_tensor_state *state)
     return state->optimizer->beside && pd_kernel_streams();
 }
 
+bool pd_optimizer_state_is_streamed(const struct pd_optimizer_state *state)
+{
+    return state->tensor_begin < state->tensor_end && state->tensors[0].streamed &&
+           state->tensors[0].optimizer->beside && pd_kernel_streams();
+}
+
 void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
                             const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {

@@ -77,6 +77,10 @@ void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
 /* Whether that run gives the sums of squares of the gradient, for a block that wants them. */
 bool pd_optimizer_state_gives_squares(const struct pd_tensor_state *state);
 
+/* Whether steps beside of this shard are written past the caches, and for whom they are sent at
+ * once, into a fresh copy too. */
+bool pd_optimizer_state_is_streamed(const struct pd_optimizer_state *state);
+
 /* Multiply the momentum buffers of `count` elements from `begin` of the tensor on. */
 void pd_optimizer_state_scale_momentum(struct pd_tensor_state *state, uint64_t begin,
                                        uint32_t count, double factor);

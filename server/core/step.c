@@ -50,6 +50,17 @@ static bool allocate_taken(struct pd_step_machine *machine)
     return complete;
 }
 
+/* Whether what a step writes and sends ahead is out of the caches, while a turn's blocks have room
+ * in them. */
+static bool needs_fresh(const struct pd_step_machine *machine)
+{
+    return machine->fused &&
+           pd_step_may_go_ahead(machine->config, machine->plan,
+                                machine->store->lane.element_count) &&
+           machine->plan->block_elements <= PD_STEP_TURN_ELEMENTS &&
+           pd_optimizer_state_is_streamed(&machine->optimizer_state);
+}
+
 static bool allocate(struct pd_step_machine *machine)
 {
     const struct pd_shard_plan *plan = machine->plan;
@@ -60,6 +71,12 @@ static bool allocate(struct pd_step_machine *machine)
     machine->contributions = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->contributions);
     machine->gradient = pd_heap_zalloc(
         machine->fused ? machine->config->block_size : store->shard.element_count, sizeof(float));
+    if (needs_fresh(machine)) {
+        machine->fresh_elements = pd_heap_zalloc(PD_STEP_TURN_ELEMENTS, sizeof(float));
+        if (machine->fresh_elements == NULL) {
+            return false;
+        }
+    }
     machine->partials = pd_heap_zalloc(
         larger(PD_NORM_PART_COUNT * store->shard.block_count, machine->sums.shard_count_max),
         sizeof(double));
@@ -179,6 +196,7 @@ void pd_step_destroy(struct pd_step_machine *machine)
             pd_heap_free(machine->taken[estimate].sum);
         }
     }
+    pd_heap_free(machine->fresh_elements);
     pd_heap_free(machine->gradient);
     pd_heap_free(machine->contributions);
     pd_heap_free(machine->sources);
@@ -223,6 +241,12 @@ static void enter_sum(struct pd_step_machine *machine)
     enter(machine, PD_STEP_SUM);
 }
 
+static void begin_turn(struct pd_step_machine *machine)
+{
+    machine->turn_elements = 0;
+    machine->fresh.payload = NULL;
+}
+
 bool pd_step_foresee(struct pd_step_machine *machine, const struct pd_order *order)
 {
     const struct pd_param_store *store = machine->store;
@@ -248,7 +272,7 @@ bool pd_step_work_ahead(struct pd_step_machine *machine)
         return false;
     }
     uint64_t end = pd_step_blocks_in(machine);
-    machine->turn_elements = 0;
+    begin_turn(machine);
     pd_step_turn_sum(machine, end);
     return machine->next_block < end;
 }
@@ -285,6 +309,11 @@ uint64_t pd_step_next_elements(const struct pd_step_machine *machine)
     return machine->next_block == lane->block_count
                ? lane->element_count
                : in_lane(machine, &machine->plan->blocks[lane->block_begin + machine->next_block]);
+}
+
+struct pd_fresh pd_step_fresh(const struct pd_step_machine *machine)
+{
+    return machine->fresh;
 }
 
 void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order)
@@ -463,7 +492,7 @@ enum pd_step_want pd_step_advance(struct pd_step_machine *machine)
 {
     enum pd_step_want want = PD_STEP_WANTS_WORK;
 
-    machine->turn_elements = 0;
+    begin_turn(machine);
     while (want == PD_STEP_WANTS_WORK && machine->turn_elements < PD_STEP_TURN_ELEMENTS) {
         want = advance_once(machine);
     }

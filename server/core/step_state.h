@@ -90,7 +90,11 @@ struct pd_step_machine {
     struct pd_gradient_norms norms;
     struct pd_optimizer_state optimizer_state;
     struct pd_tensor_sums sums;
-    float *gradient;  /* shard elements; fused: one block */
+    float *gradient; /* shard elements; fused: one block */
+    /* Where steps that go ahead are written past the caches: the new parameters of this turn's
+     * blocks once more, PD_STEP_TURN_ELEMENTS at most, and what they are; else NULL. */
+    float *fresh_elements;
+    struct pd_fresh fresh;
     double *partials; /* norms, then sums, of the shard's blocks: what this rank gives */
     double *gathered; /* those of all blocks in order; a lone rank's partials */
     struct pd_hyper group_hypers[PD_GROUP_COUNT_MAX + 1]; /* with the momenta of the order */

@@ -105,6 +105,30 @@ bool pd_step_updates_give_squares(const struct pd_step_machine *machine, uint32_
                pd_optimizer_state_of(&machine->optimizer_state, tensor));
 }
 
+/* Where a block's new parameters go once more: behind those of the block before it, while there is
+ * room. */
+static float *fresh_parameters(struct pd_step_machine *machine, const struct pd_block *block)
+{
+    struct pd_fresh *fresh = &machine->fresh;
+    uint64_t begin = in_lane(machine, block) * sizeof(float);
+    uint64_t end = begin + block->element_count * sizeof(float);
+
+    if (machine->fresh_elements == NULL) {
+        return NULL;
+    }
+    if (fresh->payload == NULL) {
+        *fresh = (struct pd_fresh){.payload = pd_param_store_spare(machine->store),
+                                   .bytes = machine->fresh_elements,
+                                   .begin = begin,
+                                   .end = begin};
+    }
+    if (begin != fresh->end || end - fresh->begin > PD_STEP_TURN_ELEMENTS * sizeof(float)) {
+        return NULL;
+    }
+    fresh->end = end;
+    return machine->fresh_elements + (begin - fresh->begin) / sizeof(float);
+}
+
 void pd_step_update_block(struct pd_step_machine *machine, uint64_t index)
 {
     const struct pd_block *block = shard_block(machine, index);
@@ -128,6 +152,7 @@ void pd_step_update_block(struct pd_step_machine *machine, uint64_t index)
     view.partial = part.count > 0 ? machine->partials + (part.begin - own_begin) : NULL;
     view.sums = sums_of(machine, block->tensor_index);
     view.squares = gives_squares ? squares : NULL;
+    view.fresh = fresh_parameters(machine, block);
     pd_optimizer_state_run(pd_optimizer_state_of(&machine->optimizer_state, block->tensor_index),
                            machine->pass, &step, &view);
     if (gives_squares) {

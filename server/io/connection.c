@@ -287,7 +287,7 @@ static void set_up_stage(struct pd_connection *connection, struct pd_send_pieces
         memcpy(connection->stage, pieces->header, pieces->header_bytes);
         pieces->header = connection->stage;
     }
-    if (pieces->converted) {
+    if (pieces->fleeting) {
         size_t room_bytes = STAGE_BYTES - pieces->header_bytes;
         if (pieces->payload_bytes > room_bytes) {
             pieces->payload_bytes = room_bytes;
@@ -350,13 +350,13 @@ static void linger(struct pd_connection *connection)
 }
 
 /* Whether to write what the socket takes at once, without libuv: the whole rest of a small frame,
- * and what was converted, up to the bytes of a large write. libuv would need it for longer than it
- * is there. */
+ * and what is fleeting, up to the bytes of a large write. libuv would need it for longer than it is
+ * there. */
 static bool tries(const struct pd_connection *connection, const struct pd_send_pieces *pieces,
                   size_t tried_bytes)
 {
     return pd_send_queue_first_bytes(&connection->queue) <= TRY_BYTES_MAX ||
-           (pieces->converted && tried_bytes < PD_WRITE_BYTES_MAX);
+           (pieces->fleeting && tried_bytes < PD_WRITE_BYTES_MAX);
 }
 
 static void write_more(struct pd_connection *connection)

@@ -291,9 +291,11 @@ void pd_loop_emit(struct pd_loop *loop, struct pd_event *event)
     pd_actions_reset(&loop->actions);
     pd_send_room_clear(&loop->room);
     pd_engine_step(loop->options.engine, event, &loop->actions);
+    pd_send_room_freshen(&loop->room, &loop->actions.fresh);
     for (size_t i = 0; i < loop->actions.count; i++) {
         carry_out(loop, i);
     }
+    pd_send_room_freshen(&loop->room, NULL);
     loop->carrying_out = false;
 }
 

@@ -25,6 +25,27 @@ void pd_send_room_clear(struct pd_send_room *room)
     room->end = room->begin;
 }
 
+void pd_send_room_freshen(struct pd_send_room *room, const struct pd_fresh *fresh)
+{
+    room->fresh = fresh != NULL ? *fresh : (struct pd_fresh){.payload = NULL};
+}
+
+/* Where to read a payload's bytes from `begin` on: up to `*end`, or to where they are somewhere
+ * else. */
+static const void *source(const struct pd_fresh *fresh, const void *payload, uint64_t begin,
+                          uint64_t *end)
+{
+    bool meets = fresh->payload == payload && begin < fresh->end && fresh->begin < *end;
+    bool starts_inside = meets && fresh->begin <= begin;
+
+    if (starts_inside) {
+        *end = fresh->end < *end ? fresh->end : *end;
+        return (const char *)fresh->bytes + (begin - fresh->begin);
+    }
+    *end = meets ? fresh->begin : *end;
+    return (const char *)payload + begin;
+}
+
 static bool holds(const struct pd_send_room *room, const void *payload, enum pd_dtype dtype,
                   uint64_t byte)
 {
@@ -37,7 +58,7 @@ const uint8_t *pd_send_room_convert(struct pd_send_room *room, const void *paylo
 {
     PD_ASSERT(begin < *end);
     if (dtype == PD_DTYPE_FLOAT32) {
-        return (const uint8_t *)payload + begin;
+        return source(&room->fresh, payload, begin, end);
     }
     if (!holds(room, payload, dtype, begin)) {
         size_t element_bytes = pd_dtype_bytes(dtype);
@@ -46,7 +67,10 @@ const uint8_t *pd_send_room_convert(struct pd_send_room *room, const void *paylo
         if (count > room->capacity_bytes / element_bytes) {
             count = room->capacity_bytes / element_bytes;
         }
-        pd_convert_from_float32(room->bytes, dtype, (const float *)payload + first, count);
+        uint64_t source_end = (first + count) * sizeof(float);
+        const void *elements = source(&room->fresh, payload, first * sizeof(float), &source_end);
+        count = source_end / sizeof(float) - first;
+        pd_convert_from_float32(room->bytes, dtype, elements, count);
         room->payload = payload;
         room->dtype = dtype;
         room->begin = first * element_bytes;
@@ -291,7 +315,7 @@ void pd_send_queue_peek(struct pd_send_queue *queue, struct pd_send_room *room,
         pieces->payload = pd_send_room_convert(room, frame->payload, frame->payload_dtype,
                                                payload_sent, &payload_end);
         pieces->payload_bytes = (size_t)(payload_end - payload_sent);
-        pieces->converted = frame->payload_dtype != PD_DTYPE_FLOAT32;
+        pieces->fleeting = pieces->payload != (const uint8_t *)frame->payload + payload_sent;
     }
     if (frame->checksum) {
         sum_up_to(queue, frame, pieces->payload, payload_sent, payload_end);

@@ -7,6 +7,7 @@
 
 #include "common/checksum.h"
 #include "common/tensor.h"
+#include "server/core/fresh.h"
 
 #include <stdbool.h>
 
@@ -39,8 +40,10 @@ struct pd_send_queue {
 };
 
 /* Where payloads are converted, and what was last: what several connections are sent alike need not
- * be converted for each. The fields are its own. */
+ * be converted for each. And what is fresh of a payload, which is read there. The fields are its
+ * own. */
 struct pd_send_room {
+    struct pd_fresh fresh;
     uint8_t *bytes;
     uint64_t capacity_bytes;
     const void *payload; /* whose bytes from `begin` up to `end`, as `dtype`, it holds */
@@ -55,7 +58,7 @@ struct pd_send_pieces {
     size_t header_bytes;
     const uint8_t *payload;
     size_t payload_bytes;
-    bool converted; /* the payload is in the room: it is gone when the room is used again */
+    bool fleeting; /* the payload is in the room or fresh: gone when that is used again */
     const uint8_t *trailer;
     size_t trailer_bytes;
 };
@@ -64,8 +67,11 @@ struct pd_send_pieces {
 void pd_send_room_init(struct pd_send_room *room, void *bytes, size_t capacity_bytes);
 /* Payloads may be other than they were. */
 void pd_send_room_clear(struct pd_send_room *room);
+/* What is fresh, as long as it is; NULL: nothing. */
+void pd_send_room_freshen(struct pd_send_room *room, const struct pd_fresh *fresh);
 /* The bytes from `begin` on of what goes out of `payload` as `dtype`, up to `*end`, or as many as
- * there is room for: `*end` is then less, and more than `begin`. They stay until the next call. */
+ * there is room for, or as are fresh or are not: `*end` is then less, and more than `begin`. They
+ * stay until the next call. */
 const uint8_t *pd_send_room_convert(struct pd_send_room *room, const void *payload,
                                     enum pd_dtype dtype, uint64_t begin, uint64_t *end);
 

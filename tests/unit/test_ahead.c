@@ -2,6 +2,8 @@
  * it void. */
 #include "engine_fixture.h"
 
+#include "common/heap.h"
+#include "common/kernel.h"
 #include "server/core/step_state.h"
 
 #include <check.h>
@@ -275,6 +277,45 @@ START_TEST(nothing_is_ahead_where_it_is_not_allowed)
         expect_plain_answer(A, 1);
         expect_parameters(1, together);
     }
+}
+END_TEST
+
+/* Have the engine stream as it does what is large. */
+static void stream(void)
+{
+    struct pd_step_machine *step = f.engine->step;
+
+    step->fresh_elements = pd_heap_zalloc(PD_STEP_TURN_ELEMENTS, sizeof(float));
+    for (uint32_t i = 0; i < f.model.count; i++) {
+        pd_optimizer_state_of(&step->optimizer_state, i)->streamed = true;
+    }
+}
+
+/* What all are let go at once is in the caches once more, of what they are sent. */
+START_TEST(what_leaves_as_it_is_computed_is_fresh)
+{
+    const struct pd_fresh *fresh = &f.actions.fresh;
+
+    if (!pd_kernel_streams()) {
+        return;
+    }
+    stream();
+    begin_both();
+    fixture_receive(&f, A, gradient_a, FIRST_BLOCK, BYTES);
+    fixture_receive(&f, B, gradient_b, FIRST_BLOCK, SECOND_BLOCK);
+    expect_ahead(A, SECOND_BLOCK);
+    expect_ahead(B, SECOND_BLOCK);
+    ck_assert_uint_eq(f.actions.count, 2);
+    ck_assert_ptr_eq(fresh->payload, last_payload(A)->payload);
+    ck_assert_ptr_eq(fresh->payload, last_payload(B)->payload);
+    ck_assert_uint_eq(fresh->begin, FIRST_BLOCK);
+    ck_assert_uint_eq(fresh->end, SECOND_BLOCK);
+    ck_assert_mem_eq(fresh->bytes, (const char *)together + FIRST_BLOCK,
+                     SECOND_BLOCK - FIRST_BLOCK);
+    ck_assert_ptr_ne(fresh->bytes, (const char *)fresh->payload + FIRST_BLOCK);
+    end(A, gradient_a);
+    end(B, gradient_b);
+    expect_parameters(1, together);
 }
 END_TEST
 
@@ -689,6 +730,7 @@ int main(void)
     tcase_add_test(tests, parameters_leave_block_by_block_as_gradients_arrive);
     tcase_add_test(tests, what_came_ahead_counts_once_the_step_is_closed);
     tcase_add_test(tests, two_byte_types_leave_ahead_in_as_many_bytes);
+    tcase_add_test(tests, what_leaves_as_it_is_computed_is_fresh);
     tcase_add_test(tests, worker_that_does_not_ask_is_answered_once_the_step_is_closed);
     tcase_add_test(tests, with_a_norm_only_the_sum_is_ahead);
     tcase_add_loop_test(tests, nothing_is_ahead_where_it_is_not_allowed, 0, 3);

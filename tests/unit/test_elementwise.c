@@ -1,5 +1,5 @@
-/* Rules that step beside: to the bit what they do in place, however their results are written, and
- * nothing they read has changed. */
+/* Rules that step beside: to the bit what they do in place, however their results are written and
+ * into whatever copy, and nothing they read has changed. */
 #include "common/kernel.h"
 #include "server/core/optimizer.h"
 #include "server/core/reduce.h"
@@ -18,12 +18,14 @@ struct numbers {
     alignas(64) float gradient[ROOM];
     alignas(64) float parameters[ROOM];
     alignas(64) float state[PD_OPTIMIZER_STATE_COUNT_MAX][ROOM];
+    alignas(64) float fresh[ROOM]; /* the parameters once more, of a streamed step */
 };
 
 static void fill(struct numbers *numbers)
 {
     for (uint32_t i = 0; i < ROOM; i++) {
         numbers->gradient[i] = cosf((float)i) * 0.1f;
+        numbers->fresh[i] = 0;
         numbers->parameters[i] = sinf((float)i);
         for (uint32_t k = 0; k < PD_OPTIMIZER_STATE_COUNT_MAX; k++) {
             numbers->state[k][i] = 0.01f * (float)(i + k + 1);
@@ -73,6 +75,7 @@ static void take_step(const struct pd_optimizer *rule, const struct pd_hyper *hy
         .parameters = before->parameters + shift,
         .parameters_next = after->parameters + shift,
         .streamed = streamed,
+        .fresh = streamed ? after->fresh + shift : NULL,
     };
     for (uint32_t k = 0; k < rule->state_count(hyper, NULL); k++) {
         block.state[k] = before->state[k] + shift;
@@ -95,6 +98,11 @@ static void compare(const struct pd_optimizer *rule, const struct pd_hyper *hype
     in_place = before;
     take_step(rule, hyper, &before, &beside, &beside, shift, streamed);
     ck_assert_msg(memcmp(&before, &kept, sizeof kept) == 0, "%s changes what it reads", rule->name);
+    if (streamed && pd_kernel_streams()) {
+        ck_assert_msg(
+            memcmp(beside.fresh + shift, beside.parameters + shift, COUNT * sizeof(float)) == 0,
+            "%s from element %u: other parameters in the copy", rule->name, shift);
+    }
     take_step(rule, hyper, &before, &in_place, &before, shift, streamed);
     memcpy(in_place.state, before.state, sizeof in_place.state);
     ck_assert_msg(memcmp(&beside, &in_place, sizeof in_place) == 0,

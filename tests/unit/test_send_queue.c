@@ -67,6 +67,20 @@ static size_t drain(struct pd_send_queue *queue, uint8_t *out, size_t step, uint
     return total;
 }
 
+/* The header, a payload of those bytes, and the sum of both without the prefix. */
+static void expect_frame(const uint8_t *out, size_t byte_count, const uint8_t *bytes,
+                         size_t payload_bytes)
+{
+    ck_assert_uint_eq(byte_count, HEADER_BYTES + payload_bytes + 8);
+    ck_assert_mem_eq(out, header, HEADER_BYTES);
+    ck_assert_mem_eq(out + HEADER_BYTES, bytes, payload_bytes);
+    uint64_t sum =
+        XXH3_64bits(out + PD_PREFIX_BYTES, HEADER_BYTES - PD_PREFIX_BYTES + payload_bytes);
+    for (int i = 0; i < 8; i++) {
+        ck_assert_uint_eq(out[HEADER_BYTES + payload_bytes + i], (uint8_t)(sum >> (8 * i)));
+    }
+}
+
 /* What is held back stays until it is released; the bytes and their sum are the same then. */
 START_TEST(payload_leaves_as_far_as_it_is_released)
 {
@@ -114,7 +128,6 @@ START_TEST(any_pieces_make_the_same_frame)
     struct pd_send_queue queue;
     struct pd_error error = {0};
     uint8_t *out = malloc(PAYLOAD_BYTES + HEADER_BYTES + 8);
-    uint8_t *summed = malloc(PAYLOAD_BYTES + HEADER_BYTES);
     uint32_t payloads = 0;
     fill();
     ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
@@ -122,18 +135,9 @@ START_TEST(any_pieces_make_the_same_frame)
     push(&queue, PAYLOAD_BYTES, true);
     size_t total = drain(&queue, out, steps[_i], &payloads);
 
-    ck_assert_uint_eq(total, HEADER_BYTES + PAYLOAD_BYTES + 8);
     ck_assert_uint_eq(payloads, 1);
-    ck_assert_mem_eq(out, header, HEADER_BYTES);
-    ck_assert_mem_eq(out + HEADER_BYTES, payload, PAYLOAD_BYTES);
-    memcpy(summed, header + PD_PREFIX_BYTES, HEADER_BYTES - PD_PREFIX_BYTES);
-    memcpy(summed + HEADER_BYTES - PD_PREFIX_BYTES, payload, PAYLOAD_BYTES);
-    uint64_t sum = XXH3_64bits(summed, HEADER_BYTES - PD_PREFIX_BYTES + PAYLOAD_BYTES);
-    for (int i = 0; i < 8; i++) {
-        ck_assert_uint_eq(out[HEADER_BYTES + PAYLOAD_BYTES + i], (uint8_t)(sum >> (8 * i)));
-    }
+    expect_frame(out, total, payload, PAYLOAD_BYTES);
     pd_send_queue_finish(&queue);
-    free(summed);
     free(out);
 }
 END_TEST
@@ -166,20 +170,6 @@ static const struct pd_send_frame *frame_of_elements(enum pd_dtype dtype, uint64
     return &frame;
 }
 
-/* Header, what the elements are in the other type, and the sum of both without the prefix. */
-static void expect_converted(const uint8_t *out, size_t byte_count)
-{
-    static uint8_t summed[HEADER_BYTES - PD_PREFIX_BYTES + CONVERTED_BYTES];
-    ck_assert_uint_eq(byte_count, HEADER_BYTES + CONVERTED_BYTES + 8);
-    ck_assert_mem_eq(out, header, HEADER_BYTES);
-    ck_assert_mem_eq(out + HEADER_BYTES, converted, CONVERTED_BYTES);
-    memcpy(summed, out + PD_PREFIX_BYTES, sizeof summed);
-    uint64_t sum = XXH3_64bits(summed, sizeof summed);
-    for (int i = 0; i < 8; i++) {
-        ck_assert_uint_eq(out[HEADER_BYTES + CONVERTED_BYTES + i], (uint8_t)(sum >> (8 * i)));
-    }
-}
-
 /* Whatever the socket takes at a time, an odd number of bytes, too, and whatever part of the
  * payload is final. */
 START_TEST(any_pieces_make_the_same_converted_frame)
@@ -203,7 +193,7 @@ START_TEST(any_pieces_make_the_same_converted_frame)
         sent += drain(&queue, out + sent, steps[_i / 2], &payloads);
     }
     ck_assert_uint_eq(payloads, 1);
-    expect_converted(out, sent);
+    expect_frame(out, sent, converted, CONVERTED_BYTES);
     pd_send_queue_finish(&queue);
 }
 END_TEST
@@ -235,7 +225,7 @@ START_TEST(queues_share_a_room)
     }
     for (int i = 0; i < 2; i++) {
         pd_convert_from_float32(converted, dtypes[i], elements, ELEMENT_COUNT);
-        expect_converted(outs[i], sent[i]);
+        expect_frame(outs[i], sent[i], converted, CONVERTED_BYTES);
         pd_send_queue_finish(&queues[i]);
     }
 }
@@ -272,6 +262,136 @@ START_TEST(element_is_never_released_in_part)
     pd_send_queue_release(&queue, 3);
 }
 END_TEST
+
+/* ---- Fresh ---- */
+
+enum { FRESH_BEGIN = 70001, FRESH_END = FRESH_BEGIN + PD_WRITE_BYTES_MAX + 5000 };
+
+static uint8_t copy[FRESH_END - FRESH_BEGIN];
+
+/* A queue with one frame, of whose payload a part is fresh. */
+static void begin_fresh(struct pd_send_queue *queue)
+{
+    struct pd_error error = {0};
+    const struct pd_fresh fresh = {
+        .payload = payload, .bytes = copy, .begin = FRESH_BEGIN, .end = FRESH_END};
+
+    fill();
+    memcpy(copy, payload + FRESH_BEGIN, sizeof copy);
+    pd_send_room_freshen(&room, &fresh);
+    ck_assert_int_eq(pd_send_queue_init(queue, &error), PD_OK);
+    push(queue, PAYLOAD_BYTES, true);
+}
+
+/* The payload has something else there, so that nobody can have read it: whatever the socket takes
+ * at a time, what leaves and is summed is the copy. */
+START_TEST(what_is_fresh_leaves_from_the_copy)
+{
+    static const size_t steps[] = {1u << 30, 1000003, 65536, 4099};
+    struct pd_send_queue queue;
+    uint8_t *out = malloc(PAYLOAD_BYTES + HEADER_BYTES + 8);
+    uint32_t payloads = 0;
+    begin_fresh(&queue);
+    memset(payload + FRESH_BEGIN, 0, sizeof copy);
+
+    size_t total = drain(&queue, out, steps[_i], &payloads);
+
+    ck_assert_uint_eq(payloads, 1);
+    fill();
+    expect_frame(out, total, payload, PAYLOAD_BYTES);
+    pd_send_room_freshen(&room, NULL);
+    pd_send_queue_finish(&queue);
+    free(out);
+}
+END_TEST
+
+/* The socket takes a part of what is fresh: once the copy is gone all of the rest leaves from the
+ * payload, though the sum has gone over some of it before. */
+START_TEST(what_does_not_leave_while_it_is_fresh_leaves_from_the_payload)
+{
+    static const size_t taken[] = {FRESH_BEGIN, FRESH_BEGIN + 12345};
+    struct pd_send_queue queue;
+    struct pd_send_pieces pieces;
+    uint8_t *out = malloc(PAYLOAD_BYTES + HEADER_BYTES + 8);
+    uint32_t payloads = 0;
+    begin_fresh(&queue);
+
+    pd_send_queue_peek(&queue, &room, &pieces);
+    ck_assert(!pieces.fleeting);
+    ck_assert_uint_eq(pieces.payload_bytes, FRESH_BEGIN);
+    size_t total = write_once(&queue, out, 1u << 30, &payloads);
+    if (taken[_i] > FRESH_BEGIN) {
+        total += write_once(&queue, out + total, taken[_i] - FRESH_BEGIN, &payloads);
+    }
+    pd_send_queue_peek(&queue, &room, &pieces);
+    ck_assert(pieces.fleeting);
+    ck_assert_ptr_eq(pieces.payload, copy + taken[_i] - FRESH_BEGIN);
+    pd_send_room_freshen(&room, NULL);
+    memset(copy, 0, sizeof copy);
+    pd_send_queue_peek(&queue, &room, &pieces);
+    ck_assert(!pieces.fleeting);
+    total += drain(&queue, out + total, 65536, &payloads);
+
+    expect_frame(out, total, payload, PAYLOAD_BYTES);
+    pd_send_queue_finish(&queue);
+    free(out);
+}
+END_TEST
+
+/* Such as the version before, which is still being sent. */
+START_TEST(what_is_fresh_of_another_payload_is_left_alone)
+{
+    const struct pd_fresh fresh = {
+        .payload = header, .bytes = copy, .begin = FRESH_BEGIN, .end = FRESH_END};
+    struct pd_send_queue queue;
+    uint8_t *out = malloc(PAYLOAD_BYTES + HEADER_BYTES + 8);
+    uint32_t payloads = 0;
+    begin_fresh(&queue);
+    memset(copy, 0, sizeof copy);
+    pd_send_room_freshen(&room, &fresh);
+
+    size_t total = drain(&queue, out, 65536, &payloads);
+
+    expect_frame(out, total, payload, PAYLOAD_BYTES);
+    pd_send_room_freshen(&room, NULL);
+    pd_send_queue_finish(&queue);
+    free(out);
+}
+END_TEST
+
+/* In the middle of what fits into the room, and again. */
+START_TEST(what_is_fresh_is_converted_from_the_copy)
+{
+    enum { FIRST = 1000, COUNT = ROOM_BYTES };
+    static uint8_t out[HEADER_BYTES + CONVERTED_BYTES + 8];
+    static float fresh_elements[COUNT];
+    const struct pd_fresh fresh = {.payload = elements,
+                                   .bytes = fresh_elements,
+                                   .begin = FIRST * sizeof(float),
+                                   .end = (FIRST + COUNT) * sizeof(float)};
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    uint32_t payloads = 0;
+    fill();
+    fill_elements(PD_DTYPE_BFLOAT16);
+    memcpy(fresh_elements, elements + FIRST, sizeof fresh_elements);
+    memset(elements + FIRST, 0, sizeof fresh_elements);
+    pd_send_room_freshen(&room, &fresh);
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
+    ck_assert_int_eq(pd_send_queue_push(&queue,
+                                        frame_of_elements(PD_DTYPE_BFLOAT16, CONVERTED_BYTES),
+                                        header, &error),
+                     PD_OK);
+
+    size_t total = drain(&queue, out, _i == 0 ? sizeof out : 333, &payloads);
+
+    expect_frame(out, total, converted, CONVERTED_BYTES);
+    pd_send_room_freshen(&room, NULL);
+    pd_send_queue_finish(&queue);
+}
+END_TEST
+
+/* ---- Sums and headers ---- */
 
 /* Whatever the socket takes at a time, a checksum that comes with a frame is the one behind it. */
 START_TEST(known_checksum_is_not_taken_again)
@@ -429,6 +549,10 @@ int main(void)
     tcase_add_test(tcase, queues_share_a_room);
     tcase_add_test(tcase, what_several_are_sent_alike_is_converted_once);
     tcase_add_test_raise_signal(tcase, element_is_never_released_in_part, SIGABRT);
+    tcase_add_loop_test(tcase, what_is_fresh_leaves_from_the_copy, 0, 4);
+    tcase_add_loop_test(tcase, what_does_not_leave_while_it_is_fresh_leaves_from_the_payload, 0, 2);
+    tcase_add_test(tcase, what_is_fresh_of_another_payload_is_left_alone);
+    tcase_add_loop_test(tcase, what_is_fresh_is_converted_from_the_copy, 0, 2);
     tcase_add_loop_test(tcase, known_checksum_is_not_taken_again, 0, 2);
     tcase_add_loop_test(tcase, headers_alone_leave_together, 0, 2);
     tcase_add_test(tcase, frames_leave_in_the_order_they_came);

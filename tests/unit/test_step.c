@@ -3,6 +3,8 @@
 #include "step_job.h"
 
 #include "common/heap.h"
+#include "common/kernel.h"
+#include "server/core/step_state.h"
 
 #include <check.h>
 #include <math.h>
@@ -242,6 +244,99 @@ START_TEST(a_forgotten_step_leaves_parameters_and_state_untouched)
 }
 END_TEST
 
+/* ---- What is fresh ---- */
+
+enum {
+    LARGE = (1 << 20) + 4 * 65536 + 77, /* written past the caches */
+    TURN_BYTES = PD_STEP_TURN_ELEMENTS * sizeof(float),
+};
+
+/* Of what the step has ready, the last so many bytes are in the copy. */
+static void expect_fresh(struct step_rank *rank, uint64_t byte_count)
+{
+    struct pd_fresh fresh = pd_step_fresh(rank->step);
+    const char *parameters = (const char *)pd_param_store_spare(&rank->store);
+
+    ck_assert_ptr_eq(fresh.payload, parameters);
+    ck_assert_ptr_ne(fresh.bytes, parameters + fresh.begin);
+    ck_assert_uint_eq(fresh.end, pd_step_next_elements(rank->step) * sizeof(float));
+    ck_assert_uint_eq(fresh.end - fresh.begin, byte_count);
+    ck_assert_mem_eq(fresh.bytes, parameters + fresh.begin, byte_count);
+}
+
+/* Foresee, with all of the gradients in; then the order comes in the middle of SUM. */
+START_TEST(what_a_turn_has_streamed_is_fresh_until_the_next)
+{
+    struct pd_order *order = pd_heap_zalloc(1, sizeof *order);
+    struct step_job job;
+
+    step_job_init_grid(&job, "{compute_ahead: 1, optimizer: {name: adamw}}", 1, 1, LARGE);
+    struct step_rank *rank = &job.ranks[0];
+    order->kind = PD_ORDER_AHEAD;
+    order->contributor_count = 1;
+    order->weights[0] = 1;
+    order->samples = 1;
+    order->lr_count = 1;
+    order->lrs[0] = 0.1;
+    step_job_announce(&job, rank, 0, false);
+    step_job_end_pushes(&job, rank, 0, false);
+    ck_assert(pd_step_foresee(rank->step, order));
+    ck_assert_ptr_null(pd_step_fresh(rank->step).payload);
+    ck_assert(pd_step_work_ahead(rank->step));
+    if (pd_kernel_streams()) {
+        expect_fresh(rank, TURN_BYTES);
+    } else {
+        ck_assert_ptr_null(pd_step_fresh(rank->step).payload);
+    }
+    order->kind = PD_ORDER_STEP;
+    order->foreseen = true;
+    pd_step_begin(rank->step, order);
+    for (uint32_t turn = 1; turn < LARGE / PD_STEP_TURN_ELEMENTS && pd_kernel_streams(); turn++) {
+        ck_assert_int_eq(pd_step_advance(rank->step), PD_STEP_WANTS_WORK);
+        expect_fresh(rank, TURN_BYTES);
+    }
+    while (pd_step_advance(rank->step) == PD_STEP_WANTS_WORK) {
+    }
+    if (pd_kernel_streams()) {
+        /* The last turn has served what it has computed. */
+        struct pd_fresh fresh = pd_step_fresh(rank->step);
+        ck_assert_ptr_eq(fresh.payload, pd_param_store_served(&rank->store));
+        ck_assert_uint_eq(fresh.end - fresh.begin, LARGE % PD_STEP_TURN_ELEMENTS * sizeof(float));
+        ck_assert_mem_eq(fresh.bytes, (const char *)fresh.payload + fresh.begin,
+                         fresh.end - fresh.begin);
+    }
+    (void)pd_step_finish(rank->step);
+    pd_heap_free(order);
+    step_job_finish(&job);
+}
+END_TEST
+
+/* Where nothing is streamed, or nothing leaves ahead, or a block is more than the copy holds. */
+START_TEST(nothing_else_is_fresh)
+{
+    static const struct {
+        const char *text;
+        uint64_t elements;
+    } cases[] = {
+        {"{compute_ahead: 1, optimizer: {name: adamw}}", 1000},
+        {"{compute_ahead: 1, optimizer: {name: adamw}, clip: {norm: 1}}", LARGE},
+        {"{compute_ahead: 0, optimizer: {name: adamw}}", LARGE},
+        {"{compute_ahead: 1, optimizer: {name: lamb}}", LARGE},
+        {"{compute_ahead: 1, block_size: 1048576, optimizer: {name: adamw}}", (1 << 24) + 1},
+    };
+    struct step_job job;
+
+    step_job_init_grid(&job, cases[_i].text, 1, 1, cases[_i].elements);
+    ck_assert_ptr_null(job.ranks[0].step->fresh_elements);
+    job.ahead = true;
+    if (_i < 4) {
+        step_job_step(&job, 0);
+        ck_assert_ptr_null(pd_step_fresh(job.ranks[0].step).payload);
+    }
+    step_job_finish(&job);
+}
+END_TEST
+
 START_TEST(a_step_is_not_begun_ahead_where_the_version_before_is_still_read)
 {
     struct pd_order *ahead = pd_heap_zalloc(1, sizeof *ahead);
@@ -341,6 +436,8 @@ int main(void)
                         optimizer_count());
     tcase_add_loop_test(tests, what_needs_more_than_a_block_only_sums_ahead, 0, 5);
     tcase_add_test(tests, a_forgotten_step_leaves_parameters_and_state_untouched);
+    tcase_add_test(tests, what_a_turn_has_streamed_is_fresh_until_the_next);
+    tcase_add_loop_test(tests, nothing_else_is_fresh, 0, 5);
     tcase_add_test(tests, a_step_is_not_begun_ahead_where_the_version_before_is_still_read);
     tcase_add_test(tests, state_is_kept_twice_only_where_steps_go_all_the_way);
     tcase_add_loop_test(tests, ranks_gather_sums_only_for_hyperparameters_that_need_them, 0, 10);

@@ -43,6 +43,7 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
         const float *from[(states) + 1];                                                           \
         float *to[(states) + 1];                                                                   \
         bool streamed[(states) + 1];                                                               \
+        float *fresh = block->fresh;                                                               \
         float next[(states) + 1][PD_LINE_ELEMENTS];                                                \
         double squares[PD_LINE_ELEMENTS] = {0};                                                    \
         size_t i = 0;                                                                              \
@@ -76,11 +77,17 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
             for (int k = 0; k <= (states); k++) {                                                  \
                 pd_kernel_put_line(to[k] + i, next[k], streamed[k]);                               \
             }                                                                                      \
+            if (fresh != NULL) {                                                                   \
+                pd_kernel_put_line(fresh + i, next[states], false);                                \
+            }                                                                                      \
         }                                                                                          \
         if (block->streamed) {                                                                     \
             pd_kernel_end_streaming();                                                             \
         }                                                                                          \
         name##_from(block, (uint32_t)i, c);                                                        \
+        if (fresh != NULL) {                                                                       \
+            memcpy(fresh + i, to[states] + i, (block->count - i) * sizeof *fresh);                 \
+        }                                                                                          \
         if (block->squares != NULL) {                                                              \
             for (size_t j = 0; i < block->count; i++, j++) {                                       \
                 squares[j] += (double)block->gradient[i] * (double)block->gradient[i];             \
