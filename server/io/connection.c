@@ -18,7 +18,9 @@ enum {
     LINGER_MS_MAX = 1000,      /* of which so much waits for the peer's end */
     STAGE_BYTES = 4096,        /* of what must not move in a write that does not end at once */
     TRY_BYTES_MAX = 64 * 1024, /* frames up to here are written without a turn of the loop */
-    READS_MAX = 32,            /* of one connection in one turn of the loop */
+    /* Of one connection in one turn of the loop, each of up to PD_READ_BYTES_MAX: what several
+     * workers push of the same block is then still in the second-level cache when all have. */
+    READS_MAX = 2,
 };
 
 enum connection_state {
