@@ -77,8 +77,8 @@ void pd_optimizer_state_run(struct pd_tensor_state *state, uint32_t pass,
 /* Whether that run gives the sums of squares of the gradient, for a block that wants them. */
 bool pd_optimizer_state_gives_squares(const struct pd_tensor_state *state);
 
-/* Whether steps beside of this shard are written past the caches, and for whom they are sent at
- * once, into a fresh copy too. */
+/* Whether a rule's run writes the blocks of this shard past the caches, and gives a fresh copy of
+ * the parameters, for a block that wants one. */
 bool pd_optimizer_state_is_streamed(const struct pd_optimizer_state *state);
 
 /* Multiply the momentum buffers of `count` elements from `begin` of the tensor on. */

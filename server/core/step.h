@@ -97,8 +97,9 @@ void pd_step_forget(struct pd_step_machine *machine);
 const struct pd_order *pd_step_order(const struct pd_step_machine *machine);
 /* Leading elements of the lane that the spare buffer holds of the next version. */
 uint64_t pd_step_next_elements(const struct pd_step_machine *machine);
-/* The part of them that the last turn has written past the caches, as it is sent in float32, where
- * steps go all the way ahead; `bytes` stay until the next turn. */
+/* Where steps go all the way ahead and are written past the caches: the parameters that the last
+ * turn has computed, as bytes of the buffer they are in.
+ * `bytes` stay until the next turn. */
 struct pd_fresh pd_step_fresh(const struct pd_step_machine *machine);
 
 /* What pd_step_advance wants next. */

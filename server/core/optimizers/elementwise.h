@@ -14,8 +14,8 @@
  * which takes the state from the block's `state` to its `state_next`, and leaves the gradient as it
  * is. A streamed block is written past the caches, a whole cache line at a time: it need not be
  * read before, which saves a third of what a step moves; and what it reads is asked for ahead. Sums
- * of squares, where they are wanted, cost nothing by the way: the loop waits for memory or, in
- * cache, for divisions. */
+ * of squares and a fresh copy of the parameters, where they are wanted, cost nothing by the way:
+ * the loop waits for memory or, in cache, for divisions. */
 #ifndef PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 #define PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 
