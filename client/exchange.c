@@ -265,6 +265,10 @@ static enum pd_status on_unasked(struct pd_connection *connection, const struct 
     if (message->kind == PD_MESSAGE_ERROR && !message->error.fatal) {
         return PD_OK;
     }
+    if (message->kind == PD_MESSAGE_SETTLED && message->settled.again) {
+        connection->next = (struct pd_position){.step = message->settled.pulled.version - 1};
+        return PD_OK;
+    }
     if (message->kind == PD_MESSAGE_ERROR) {
         pd_error_set(&connection->fault, (enum pd_status)message->error.status, "%s",
                      message->error.text);

@@ -45,7 +45,7 @@ struct pd_connection {
     uint32_t attempt;        /* failures in a row */
     uint64_t retry_ms;       /* CLOSED: not before */
     uint64_t sent_ms;        /* when something last left: a lease runs from here */
-    struct pd_position next; /* as the last Welcome said: all pushes before it are accepted */
+    struct pd_position next; /* as the rank said last: all pushes before it are accepted */
     struct pd_error fault;   /* why it was lost last */
 };
 

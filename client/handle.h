@@ -43,9 +43,8 @@ struct paramd_client {
     struct pd_tensor_list model; /* once registered */
     bool registered;
     struct pd_registered lanes;
-    struct pd_position acknowledged[PD_RANK_COUNT_MAX]; /* by lane: all pushes before it */
-    struct pd_position next;                            /* of the next push */
-    struct pd_position next_hessian;                    /* of the next estimate of the Hessian */
+    struct pd_position next;         /* of the next push */
+    struct pd_position next_hessian; /* of the next estimate of the Hessian */
     bool has_version;
     uint64_t version;  /* pulled last */
     uint32_t lr_count; /* by group; 0 before the first step, when lrs[0] is 0, too */

@@ -210,9 +210,12 @@ enum pd_status pd_request_welcomed(struct pd_request *request, const struct pd_w
     if (request->kind == PD_REQUEST_GREET ||
         (request->kind == PD_REQUEST_VALUES && request->asked_before && welcome->has_version)) {
         request->state = PD_REQUEST_DONE;
-    } else if (request->kind == PD_REQUEST_PUSH && !request->accepted && !request->push.hessian &&
-               pd_position_is_after(next, request->push.step, request->push.micro_batch)) {
-        accept_push(request);
+    } else if (request->kind == PD_REQUEST_PUSH && !request->push.hessian) {
+        /* What was accepted before may have been taken back. */
+        request->accepted = false;
+        if (pd_position_is_after(next, request->push.step, request->push.micro_batch)) {
+            accept_push(request);
+        }
     }
     return PD_OK;
 }
@@ -289,14 +292,19 @@ static enum pd_status take_pulled(struct pd_request *request, const struct pd_pu
     return PD_OK;
 }
 
-/* The rank says whether what it sent ahead counts. */
+/* The rank says whether what it sent ahead counts, or that it needs the push again. */
 static enum pd_status take_settled(struct pd_request *request, const struct pd_settled *settled,
                                    struct pd_error *error)
 {
-    if (settled->pulled.version != request->pulled.version) {
+    if (settled->pulled.version != request->push.step + 1) {
         return pd_error_set(error, PD_EPROTOCOL,
-                            "settled was version %" PRIu64 ", sent was version %" PRIu64,
-                            settled->pulled.version, request->pulled.version);
+                            "settled was version %" PRIu64 ", pushed for was version %" PRIu64,
+                            settled->pulled.version, request->push.step + 1);
+    }
+    if (settled->again) {
+        request->accepted = false;
+        request->state = PD_REQUEST_ASKING;
+        return PD_OK;
     }
     if (!settled->applied) {
         request->state = PD_REQUEST_WAITING;
@@ -309,6 +317,17 @@ static enum pd_status take_settled(struct pd_request *request, const struct pd_s
     request->pulled = settled->pulled;
     request->state = PD_REQUEST_DONE;
     return PD_OK;
+}
+
+/* A push may be asked for again before anything has come ahead, too, or while it is about to be
+ * pulled what it makes. */
+static bool is_settled_by(const struct pd_request *request, const struct pd_message *message)
+{
+    bool asked_again =
+        request->kind == PD_REQUEST_PUSH && request->push.ahead && message->settled.again;
+
+    return message->kind == PD_MESSAGE_SETTLED &&
+           (request->state == PD_REQUEST_SETTLING || asked_again);
 }
 
 static enum pd_status take_pushed(struct pd_request *request, const struct pd_pushed *pushed,
@@ -395,8 +414,7 @@ enum pd_status pd_request_answered(struct pd_request *request, const struct pd_m
     if (message->kind == PD_MESSAGE_ERROR) {
         return take_error(request, &message->error, error);
     }
-    if (request->state == PD_REQUEST_SETTLING && message->kind == PD_MESSAGE_SETTLED &&
-        payload_bytes == 0) {
+    if (is_settled_by(request, message) && payload_bytes == 0) {
         return take_settled(request, &message->settled, error);
     }
     if (request->state != PD_REQUEST_WAITING || !answers(request, message->kind)) {

@@ -7,7 +7,8 @@
  *      ^              |  \ answer                     | payload       \ payload of a Pulled ahead
  *      |              |   `------------> DONE <-------+--- applied --- SETTLING
  *      |              | damaged on the way            | damaged          |
- *      `--------------+-------------------------------+------------------' void: WAITING
+ *      `--------------+-------------------------------+------------------' void: WAITING, or
+ *                                                                          ASKING if asked again
  *
  * After a lost connection every state but DONE goes back to ASKING, and the Welcome of the next one
  * says whether a push in doubt has been accepted: then only its parameters, if wanted, are asked

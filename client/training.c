@@ -34,13 +34,17 @@ static enum pd_status attach_lanes(struct paramd_client *client, struct pd_error
     return PD_OK;
 }
 
-/* Whatever the call came to, a push that a lane has accepted is not sent to it again. */
-static void note_acknowledged(struct paramd_client *client)
+/* Whatever the call came to, a push that a lane has accepted is not sent to it again, unless its
+ * rank says that it needs it. */
+static void note_accepted(struct paramd_client *client)
 {
     for (uint32_t i = 0; i < client->lanes.lane_count; i++) {
         const struct pd_request *request = &client->requests[i];
-        if (request->kind == PD_REQUEST_PUSH && request->accepted && !request->push.hessian) {
-            client->acknowledged[i] = after(&request->push);
+        struct pd_connection *connection =
+            pd_exchange_find(&client->exchange, client->lanes.lanes[i].rank);
+        if (connection != NULL && request->kind == PD_REQUEST_PUSH && request->accepted &&
+            !request->push.hessian) {
+            connection->next = after(&request->push);
         }
     }
 }
@@ -56,7 +60,7 @@ static enum pd_status run_lanes(struct paramd_client *client, const struct pd_ca
         if (status == PD_OK) {
             status = pd_parallel_run(&client->exchange, call, error);
         }
-        note_acknowledged(client);
+        note_accepted(client);
     } while (status == PD_OK && pd_requests_settle(client->requests, client->lanes.lane_count) > 0);
     return status;
 }
@@ -185,7 +189,9 @@ static enum pd_status offer_model(struct paramd_client *client, float *const *va
         return status;
     }
     client->next = (struct pd_position){.step = client->lanes.step, .micro_batch = 0};
-    memset(client->acknowledged, 0, sizeof client->acknowledged);
+    for (uint32_t i = 0; i < client->exchange.connection_count; i++) {
+        client->exchange.connections[i]->next = (struct pd_position){0};
+    }
     return pull_lanes(client, &call, client->lanes.step, values, error);
 }
 
@@ -256,19 +262,13 @@ static void note_absent(const struct paramd_client *client, const struct pd_requ
     }
 }
 
-/* What a lane has accepted, as it said in answers and, after a reconnect between calls, in its
- * Welcome. */
+/* What a lane has accepted, as it said in an answer or in the Welcome after a reconnect. */
 static struct pd_position accepted_by(struct paramd_client *client, uint32_t lane_index)
 {
-    struct pd_position accepted = client->acknowledged[lane_index];
     const struct pd_connection *connection =
         pd_exchange_find(&client->exchange, client->lanes.lanes[lane_index].rank);
 
-    if (connection != NULL &&
-        pd_position_is_after(connection->next, accepted.step, accepted.micro_batch)) {
-        return connection->next;
-    }
-    return accepted;
+    return connection != NULL ? connection->next : (struct pd_position){0};
 }
 
 /* Whether parameters may be written while gradients are still being sent: they are not if an array

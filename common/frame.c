@@ -14,10 +14,10 @@ static const uint8_t magic[4] = {'P', 'R', 'M', 'D'};
 
 /*            prefix, header                 place                     all bytes
  *   HEADER ------------------> WAIT_PLACE ---------> PAYLOAD ---------------------+
- *     ^  \                                                                        |
+ *     ^  \                         ^------------------/   the place is full       |
  *     |   +-- no payload: stays                                        checksum   v
  *     +-----------------------------------------------------------------------  TRAILER
- *   FAILED from HEADER, for good. */
+ *   FAILED from HEADER, for good. drop: from WAIT_PLACE to PAYLOAD, which then goes to its end. */
 enum state {
     STATE_HEADER,
     STATE_WAIT_PLACE,
@@ -32,7 +32,8 @@ struct pd_frame_reader {
     struct pd_prefix prefix; /* of the last message */
     struct pd_message message;
     struct pd_checksum *checksum;
-    uint8_t *destination; /* NULL: the payload is dropped */
+    uint8_t *destination; /* of the payload's next byte; NULL: it is dropped */
+    uint64_t placed;      /* bytes of the payload that have a place, or are dropped */
     uint64_t payload_received;
     uint8_t *buffer; /* bytes [begin, end) are in and not yet used */
     size_t capacity;
@@ -138,9 +139,10 @@ void pd_frame_reader_destroy(struct pd_frame_reader *reader)
     pd_heap_free(reader);
 }
 
-static uint64_t payload_left(const struct pd_frame_reader *reader)
+/* Bytes that the payload's place still takes. */
+static uint64_t place_left(const struct pd_frame_reader *reader)
 {
-    return reader->prefix.payload_bytes - reader->payload_received;
+    return reader->placed - reader->payload_received;
 }
 
 /* All that is free of the buffer, with what is in it at the front. */
@@ -168,13 +170,13 @@ size_t pd_frame_reader_gather(struct pd_frame_reader *reader,
         return 0;
     }
     if (reader->state == STATE_PAYLOAD && reader->destination != NULL) {
-        uint64_t left = payload_left(reader);
+        uint64_t left = place_left(reader);
         size_t byte_count = left < PD_READ_BYTES_MAX ? (size_t)left : PD_READ_BYTES_MAX;
-        pieces[piece_count++] = (struct iovec){
-            .iov_base = reader->destination + reader->payload_received, .iov_len = byte_count};
+        pieces[piece_count++] =
+            (struct iovec){.iov_base = reader->destination, .iov_len = byte_count};
         reader->offered_payload_bytes = byte_count;
         reader->offered_bytes = byte_count;
-        if (byte_count < left) {
+        if (reader->payload_received + byte_count < reader->prefix.payload_bytes) {
             return piece_count;
         }
     }
@@ -190,8 +192,13 @@ static void receive_payload(struct pd_frame_reader *reader, const uint8_t *bytes
         pd_checksum_update(reader->checksum, bytes, byte_count);
     }
     reader->payload_received += byte_count;
-    if (payload_left(reader) == 0) {
+    if (reader->destination != NULL) {
+        reader->destination += byte_count;
+    }
+    if (reader->payload_received == reader->prefix.payload_bytes) {
         reader->state = STATE_TRAILER;
+    } else if (place_left(reader) == 0) {
+        reader->state = STATE_WAIT_PLACE;
     }
 }
 
@@ -199,15 +206,14 @@ static void receive_payload(struct pd_frame_reader *reader, const uint8_t *bytes
 static void drain_buffer(struct pd_frame_reader *reader)
 {
     size_t byte_count = reader->end - reader->begin;
-    if (byte_count > payload_left(reader)) {
-        byte_count = (size_t)payload_left(reader);
+    if (byte_count > place_left(reader)) {
+        byte_count = (size_t)place_left(reader);
     }
     if (byte_count == 0) {
         return;
     }
     if (reader->destination != NULL) {
-        memcpy(reader->destination + reader->payload_received, reader->buffer + reader->begin,
-               byte_count);
+        memcpy(reader->destination, reader->buffer + reader->begin, byte_count);
     }
     receive_payload(reader, reader->buffer + reader->begin, byte_count);
     reader->begin += byte_count;
@@ -220,7 +226,7 @@ void pd_frame_reader_filled(struct pd_frame_reader *reader, size_t byte_count)
         byte_count < reader->offered_payload_bytes ? byte_count : reader->offered_payload_bytes;
 
     if (payload_bytes > 0) {
-        receive_payload(reader, reader->destination + reader->payload_received, payload_bytes);
+        receive_payload(reader, reader->destination, payload_bytes);
     }
     reader->end += byte_count - payload_bytes;
     reader->offered_bytes = 0;
@@ -301,6 +307,7 @@ static enum pd_frame_event next_header(struct pd_frame_reader *reader)
     reader->prefix = prefix;
     reader->begin += needed;
     reader->payload_received = 0;
+    reader->placed = 0;
     reader->checksum_ok = true;
     reader->state = prefix.payload_bytes > 0 ? STATE_WAIT_PLACE : STATE_HEADER;
     return PD_FRAME_MESSAGE;
@@ -344,10 +351,24 @@ enum pd_frame_event pd_frame_reader_next(struct pd_frame_reader *reader, struct 
     return event;
 }
 
-void pd_frame_reader_place(struct pd_frame_reader *reader, void *destination)
+void pd_frame_reader_place(struct pd_frame_reader *reader, void *destination, uint64_t byte_count)
 {
     PD_ASSERT(reader->state == STATE_WAIT_PLACE);
+    PD_ASSERT(destination != NULL && byte_count > 0);
+    PD_ASSERT(byte_count <= reader->prefix.payload_bytes - reader->payload_received);
     reader->destination = destination;
+    reader->placed = reader->payload_received + byte_count;
+    reader->state = STATE_PAYLOAD;
+    drain_buffer(reader);
+}
+
+void pd_frame_reader_drop(struct pd_frame_reader *reader)
+{
+    if (reader->state != STATE_WAIT_PLACE && reader->state != STATE_PAYLOAD) {
+        return;
+    }
+    reader->destination = NULL;
+    reader->placed = reader->prefix.payload_bytes;
     reader->state = STATE_PAYLOAD;
     drain_buffer(reader);
 }

@@ -64,13 +64,16 @@ size_t pd_frame_reader_gather(struct pd_frame_reader *reader,
 void pd_frame_reader_filled(struct pd_frame_reader *reader, size_t byte_count);
 
 /* What has become whole. After MESSAGE with payload_bytes > 0 call pd_frame_reader_place before the
- * next call; until then next says MORE. */
+ * next call, and again whenever the place is full before the payload is in; until then next says
+ * MORE. */
 PD_MUST_CHECK
 enum pd_frame_event pd_frame_reader_next(struct pd_frame_reader *reader, struct pd_error *error);
 
-/* Where the payload goes: `destination` of payload_bytes bytes, or NULL to read and drop it.
- * Ownership: written to until PD_FRAME_PAYLOAD or destroy. */
-void pd_frame_reader_place(struct pd_frame_reader *reader, void *destination);
+/* Where the next `byte_count` bytes of the payload go: at least one, at most those that are left.
+ * Ownership: written to until they are in, drop or destroy. */
+void pd_frame_reader_place(struct pd_frame_reader *reader, void *destination, uint64_t byte_count);
+/* Read what is not in yet of the payload, and drop it; placed or not. */
+void pd_frame_reader_drop(struct pd_frame_reader *reader);
 
 /* The message of the last MESSAGE; the reader's, valid until the next MESSAGE or destroy. */
 const struct pd_message *pd_frame_reader_message(const struct pd_frame_reader *reader);

@@ -64,6 +64,7 @@ enum pd_report_kind {
     PD_REPORT_VALUES = 5,
     PD_REPORT_NONFINITE = 6,
     PD_REPORT_DRAIN = 7,
+    PD_REPORT_UNDONE = 8,
 };
 
 /* Texts are NUL-terminated and hold no control characters; a longer one does not decode. */
@@ -178,6 +179,7 @@ struct pd_pulled {
 
 struct pd_settled {
     bool applied;
+    bool again; /* not applied, and the push is to be sent again */
     struct pd_pulled pulled;
 };
 

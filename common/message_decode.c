@@ -300,6 +300,7 @@ static void take_settled(struct checker *checker, const Paramd__Settled *from,
         return;
     }
     to->applied = from->applied != 0;
+    to->again = from->again != 0;
     take_pulled(checker, from->pulled, &to->pulled);
 }
 
@@ -386,7 +387,7 @@ static void take_order(struct checker *checker, const Paramd__Order *from, struc
 
 static void take_report(struct checker *checker, const Paramd__Report *from, struct pd_report *to)
 {
-    check_number(checker, "kind", from->kind, PD_REPORT_EXECUTED, PD_REPORT_DRAIN);
+    check_number(checker, "kind", from->kind, PD_REPORT_EXECUTED, PD_REPORT_UNDONE);
     check_text(checker, "text", from->text, to->text, sizeof to->text);
     to->kind = (enum pd_report_kind)from->kind;
     to->order_index = from->order_index;

@@ -233,6 +233,7 @@ static void pack_settled(struct packer *packer, const struct pd_settled *from)
     paramd__settled__init(&to);
     lend_pulled(&from->pulled, &pulled);
     to.applied = from->applied;
+    to.again = from->again;
     to.pulled = &pulled;
     pack(packer, &to.base);
 }

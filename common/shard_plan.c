@@ -190,6 +190,39 @@ void pd_shard_plan_destroy(struct pd_shard_plan *plan)
     pd_heap_free(plan);
 }
 
+/* The block that begins with that element. */
+static const struct pd_block *find_block(const struct pd_shard_plan *plan, uint64_t element_begin)
+{
+    uint64_t low = 0;
+    uint64_t high = plan->block_count;
+
+    while (high - low > 1) {
+        uint64_t middle = low + (high - low) / 2;
+        if (plan->blocks[middle].element_begin <= element_begin) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    PD_ASSERT(plan->blocks[low].element_begin == element_begin);
+    return &plan->blocks[low];
+}
+
+uint64_t pd_shard_plan_run(const struct pd_shard_plan *plan, uint64_t element_begin,
+                           uint64_t element_end, uint64_t element_max)
+{
+    const struct pd_block *block = find_block(plan, element_begin);
+    uint64_t count = block->element_count;
+
+    for (block++; element_begin + count < element_end; block++) {
+        if (count + block->element_count > element_max) {
+            break;
+        }
+        count += block->element_count;
+    }
+    return count;
+}
+
 uint32_t pd_shard_plan_lane_of(const struct pd_shard_plan *plan, uint32_t rank)
 {
     PD_ASSERT(rank < plan->rank_count);

@@ -48,6 +48,11 @@ enum pd_status pd_shard_plan_create(struct pd_shard_plan **out, const struct pd_
                                     uint32_t lane_count, struct pd_error *error);
 void pd_shard_plan_destroy(struct pd_shard_plan *plan);
 
+/* Elements of the whole blocks from `element_begin` on, which is a block's, as many as are in
+ * `element_max` and before `element_end`, but at least one block. */
+uint64_t pd_shard_plan_run(const struct pd_shard_plan *plan, uint64_t element_begin,
+                           uint64_t element_end, uint64_t element_max);
+
 uint32_t pd_shard_plan_lane_of(const struct pd_shard_plan *plan, uint32_t rank);
 uint32_t pd_shard_plan_replica_of(const struct pd_shard_plan *plan, uint32_t rank);
 

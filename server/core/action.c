@@ -124,11 +124,18 @@ void pd_actions_release(struct pd_actions *actions, pd_connection_id connection,
     action->payload_ready = payload_ready;
 }
 
-void pd_actions_place(struct pd_actions *actions, pd_connection_id connection, void *destination)
+void pd_actions_place(struct pd_actions *actions, pd_connection_id connection, void *destination,
+                      uint64_t byte_count)
 {
     struct pd_action *action = append(actions, PD_ACTION_PLACE);
     action->connection = connection;
     action->destination = destination;
+    action->place_bytes = byte_count;
+}
+
+void pd_actions_drop(struct pd_actions *actions, pd_connection_id connection)
+{
+    append(actions, PD_ACTION_DROP)->connection = connection;
 }
 
 void pd_actions_close(struct pd_actions *actions, pd_connection_id connection, bool flush)

@@ -12,8 +12,9 @@ enum pd_action_kind {
     PD_ACTION_RELEASE, /* more of a payload that a SEND held back may leave: its first
                         * `payload_ready`
                         */
-    PD_ACTION_PLACE,   /* the payload announced on `connection` goes to `destination`, NULL: dropped
-                        */
+    PD_ACTION_PLACE,   /* the next `place_bytes` of the payload that comes on `connection` go to
+                        * `destination` */
+    PD_ACTION_DROP,    /* what is not in yet of that payload is read and dropped */
     PD_ACTION_CLOSE,   /* stop reading, send what is queued if `flush`, close; CLOSED follows */
     PD_ACTION_COLLECTIVE, /* enter `collective` on the MPI thread; COLLECTIVE follows */
     PD_ACTION_WORK,       /* a WORK event, once sockets have had their turn */
@@ -37,6 +38,7 @@ struct pd_action {
                                of a connection holds any back */
     bool checksum; /* SEND: the shell appends XXH3-64 of header and payload (prefix has the flag) */
     void *destination;                      /* PLACE */
+    uint64_t place_bytes;                   /* PLACE: a PROGRESS says when they are in */
     bool flush;                             /* CLOSE */
     const struct pd_collective *collective; /* COLLECTIVE: the engine's until done */
     size_t text_offset;                     /* LOG, ABORT: NUL-terminated */
@@ -74,7 +76,10 @@ void pd_actions_convert(struct pd_actions *actions, enum pd_dtype dtype);
 void pd_actions_hold_back(struct pd_actions *actions, uint64_t payload_ready);
 void pd_actions_release(struct pd_actions *actions, pd_connection_id connection,
                         uint64_t payload_ready);
-void pd_actions_place(struct pd_actions *actions, pd_connection_id connection, void *destination);
+void pd_actions_place(struct pd_actions *actions, pd_connection_id connection, void *destination,
+                      uint64_t byte_count);
+/* The payload is dropped, or what is left of it. */
+void pd_actions_drop(struct pd_actions *actions, pd_connection_id connection);
 void pd_actions_close(struct pd_actions *actions, pd_connection_id connection, bool flush);
 void pd_actions_collective(struct pd_actions *actions, const struct pd_collective *collective);
 void pd_actions_simple(struct pd_actions *actions, enum pd_action_kind kind);

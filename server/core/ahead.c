@@ -4,6 +4,10 @@
 #include "common/assert.h"
 #include "server/core/engine_state.h"
 
+/* A push comes piece by piece: so many, or of so many elements, and at least one block. */
+#define PIECE_COUNT_MIN 64u
+#define PIECE_ELEMENTS_MAX 65536u
+
 void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order)
 {
     pd_ahead_forget(engine);
@@ -14,6 +18,45 @@ void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order)
         return;
     }
     pd_engine_recycle(engine, order);
+}
+
+bool pd_ahead_may_spend(const struct pd_engine *engine, const struct pd_push *push)
+{
+    return pd_step_spends(engine->step) && push->pull && push->ahead && push->last &&
+           push->micro_batch == 0 && !push->hessian;
+}
+
+void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
+                    struct pd_contribution *contribution)
+{
+    const struct pd_range *lane = &engine->store.lane;
+    size_t element_bytes = pd_dtype_bytes((enum pd_dtype)contribution->push.dtype);
+    uint64_t count = lane->element_count;
+
+    /* What need not be kept comes a block, or several small ones, at a time: in turns to the same
+     * place, if it is used up as it comes. */
+    if (contribution->repeatable) {
+        uint64_t most = count / PIECE_COUNT_MIN < PIECE_ELEMENTS_MAX ? count / PIECE_COUNT_MIN
+                                                                     : PIECE_ELEMENTS_MAX;
+        count = pd_shard_plan_run(engine->plan, lane->element_begin + contribution->placed,
+                                  lane->element_begin + lane->element_count, most);
+    }
+    void *place = pd_contribution_place(contribution, count);
+    pd_actions_place(engine->actions, connection, place, count * element_bytes);
+}
+
+void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection)
+{
+    const struct pd_session *session = &engine->sessions[connection];
+
+    if (session->payload != PD_SESSION_PAYLOAD_PUSH) {
+        return;
+    }
+    struct pd_worker *worker = pd_roster_find(engine->roster, session->worker_id);
+    struct pd_contribution *contribution = pd_roster_contribution(worker, session->push.hessian);
+    if (pd_contribution_wants_place(contribution)) {
+        pd_ahead_place(engine, connection, contribution);
+    }
 }
 
 void pd_ahead_advance(struct pd_engine *engine)
@@ -120,21 +163,47 @@ void pd_ahead_send(struct pd_engine *engine)
 /* ---- The end ---- */
 
 /* What is left of the payload goes out as it is: the worker throws it away. Its push, once it is
- * whole, is answered as any other. */
-static void make_void(struct pd_engine *engine, const struct pd_worker *worker, uint64_t version)
+ * whole, is answered as any other, unless it has to come again. */
+static void make_void(struct pd_engine *engine, const struct pd_worker *worker, uint64_t version,
+                      bool again)
 {
     struct pd_session *session = &engine->sessions[worker->connection];
 
     pd_ahead_leave(engine, worker->connection);
     struct pd_message message;
     message.kind = PD_MESSAGE_SETTLED;
-    message.settled = (struct pd_settled){.pulled = {.version = version}};
+    message.settled = (struct pd_settled){.again = again, .pulled = {.version = version}};
     pd_engine_send(engine, worker->connection, &message);
     if (pd_contribution_has_pushes(&worker->contribution, version - 1)) {
         session->pull_waiting = true;
         session->pull = (struct pd_pull){.min_version = version, .dtype = session->ahead_dtype};
         session->pull_ahead = true;
     }
+}
+
+/* A push that is used up in part is as if it had never come. False when nothing of it is. */
+static bool take_back(struct pd_engine *engine, struct pd_worker *worker)
+{
+    struct pd_contribution *contribution = &worker->contribution;
+    struct pd_report report = {
+        .kind = PD_REPORT_UNDONE, .worker_id = worker->id, .step = contribution->push.step};
+
+    if (!pd_contribution_is_spent(contribution)) {
+        return false;
+    }
+    if (contribution->state == PD_CONTRIBUTION_RECEIVING) {
+        engine->sessions[worker->connection].payload = PD_SESSION_PAYLOAD_DROPPED;
+        pd_actions_drop(engine->actions, worker->connection);
+        pd_contribution_drop_payload(contribution);
+        return true;
+    }
+    pd_contribution_take_back(contribution);
+    pd_engine_report(engine, &report);
+    if (worker->connection != PD_CONNECTION_NONE) {
+        engine->sessions[worker->connection].pull_waiting = false;
+        engine->sessions[worker->connection].told_again = true;
+    }
+    return true;
 }
 
 void pd_ahead_leave(struct pd_engine *engine, pd_connection_id connection)
@@ -162,6 +231,7 @@ static void send_applied(struct pd_engine *engine, pd_connection_id connection)
 
     message.kind = PD_MESSAGE_SETTLED;
     message.settled.applied = true;
+    message.settled.again = false;
     pd_serve_describe(engine, &pull, &message.settled.pulled);
     go_on_sending(engine, connection, engine->store.lane.element_count);
     session->ahead = PD_SESSION_AHEAD_NONE;
@@ -169,7 +239,7 @@ static void send_applied(struct pd_engine *engine, pd_connection_id connection)
     pd_engine_send(engine, connection, &message);
 }
 
-static void settle_all(struct pd_engine *engine, uint64_t version, bool applied)
+void pd_ahead_settle(struct pd_engine *engine, bool applied)
 {
     for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
         const struct pd_worker *worker = &engine->roster->workers[slot];
@@ -181,17 +251,13 @@ static void settle_all(struct pd_engine *engine, uint64_t version, bool applied)
         if (applied) {
             send_applied(engine, connection);
         } else {
-            make_void(engine, worker, version);
+            make_void(engine, worker, engine->store.version, false);
         }
     }
 }
 
-void pd_ahead_settle(struct pd_engine *engine, bool applied)
-{
-    settle_all(engine, engine->store.version, applied);
-}
-
-void pd_ahead_forget(struct pd_engine *engine)
+/* `undone`: what it has used up is needed again. */
+static void forget(struct pd_engine *engine, bool undone)
 {
     if (engine->foreseen == NULL) {
         return;
@@ -199,13 +265,26 @@ void pd_ahead_forget(struct pd_engine *engine)
     pd_step_forget(engine->step);
     pd_engine_recycle(engine, engine->foreseen);
     engine->foreseen = NULL;
-    settle_all(engine, engine->store.version + 1, false);
+    for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
+        struct pd_worker *worker = &engine->roster->workers[slot];
+        bool again = worker->present && undone && take_back(engine, worker);
+        pd_connection_id connection = worker->present ? worker->connection : PD_CONNECTION_NONE;
+        if (connection != PD_CONNECTION_NONE &&
+            (again || engine->sessions[connection].ahead == PD_SESSION_AHEAD_OPEN)) {
+            make_void(engine, worker, engine->store.version + 1, again);
+        }
+    }
+}
+
+void pd_ahead_forget(struct pd_engine *engine)
+{
+    forget(engine, true);
 }
 
 void pd_ahead_confirm(struct pd_engine *engine, const struct pd_order *order)
 {
     if (!order->foreseen) {
-        pd_ahead_forget(engine);
+        forget(engine, !order->skip);
     }
     pd_step_begin(engine->step, order);
     if (engine->foreseen != NULL) {

@@ -99,13 +99,115 @@ enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contrib
     return contribution->state == PD_CONTRIBUTION_IDLE ? PD_PUSH_ACCEPT : PD_PUSH_WAIT;
 }
 
-void pd_contribution_begin(struct pd_contribution *contribution, const struct pd_push *push)
+void pd_contribution_begin(struct pd_contribution *contribution, const struct pd_push *push,
+                           bool repeatable)
 {
     PD_ASSERT(contribution->state == PD_CONTRIBUTION_IDLE);
     PD_ASSERT(contribution->payload != NULL);
     pd_push_copy(&contribution->push, push);
     contribution->received = 0;
+    contribution->placed = 0;
+    contribution->repeatable = repeatable;
+    contribution->spent = 0;
+    contribution->run_count = 0;
     contribution->state = PD_CONTRIBUTION_RECEIVING;
+}
+
+/* The first element of a run that is not spent, and the one behind its last. */
+static void unspent(const struct pd_contribution *contribution, uint32_t run, uint64_t *begin,
+                    uint64_t *end)
+{
+    const struct pd_contribution_run *runs = contribution->runs;
+    bool last = run + 1 == contribution->run_count;
+
+    *begin = runs[run].begin > contribution->spent ? runs[run].begin : contribution->spent;
+    *end = last ? contribution->placed : runs[run + 1].begin;
+}
+
+/* Whether nothing that is still needed lies in those elements of the buffer. */
+static bool is_free(const struct pd_contribution *contribution, uint64_t offset, uint64_t count)
+{
+    for (uint32_t run = 0; run < contribution->run_count; run++) {
+        uint64_t base = contribution->runs[run].offset;
+        uint64_t begin;
+        uint64_t end;
+        unspent(contribution, run, &begin, &end);
+        begin += base - contribution->runs[run].begin;
+        end += base - contribution->runs[run].begin;
+        if (begin < offset + count && offset < end) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void forget_spent_runs(struct pd_contribution *contribution)
+{
+    struct pd_contribution_run *runs = contribution->runs;
+
+    if (contribution->spent == contribution->placed) {
+        contribution->run_count = 0;
+    }
+    while (contribution->run_count > 1 && runs[1].begin <= contribution->spent) {
+        contribution->run_count--;
+        memmove(&runs[0], &runs[1], contribution->run_count * sizeof runs[0]);
+    }
+}
+
+void *pd_contribution_place(struct pd_contribution *contribution, uint64_t element_count)
+{
+    struct pd_contribution_run *runs = contribution->runs;
+    uint64_t placed = contribution->placed;
+
+    PD_ASSERT(contribution->state == PD_CONTRIBUTION_RECEIVING);
+    PD_ASSERT(element_count <= contribution->element_count - placed);
+    forget_spent_runs(contribution);
+    uint32_t count = contribution->run_count;
+    bool first_is_free = is_free(contribution, 0, element_count);
+    uint64_t behind = count > 0 ? runs[count - 1].offset + placed - runs[count - 1].begin : 0;
+    if (count == 0 || (first_is_free && count + 1 < PD_CONTRIBUTION_RUN_COUNT_MAX)) {
+        runs[contribution->run_count++] = (struct pd_contribution_run){.begin = placed};
+        behind = 0;
+    } else if (!is_free(contribution, behind, element_count)) {
+        /* No element lies behind its number: from there on all is free. */
+        PD_ASSERT(count < PD_CONTRIBUTION_RUN_COUNT_MAX);
+        runs[contribution->run_count++] =
+            (struct pd_contribution_run){.begin = placed, .offset = placed};
+        behind = placed;
+    }
+    contribution->placed += element_count;
+    return (char *)contribution->payload +
+           behind * pd_dtype_bytes((enum pd_dtype)contribution->push.dtype);
+}
+
+bool pd_contribution_wants_place(const struct pd_contribution *contribution)
+{
+    size_t element_bytes = pd_dtype_bytes((enum pd_dtype)contribution->push.dtype);
+
+    return contribution->placed < contribution->element_count &&
+           contribution->received == contribution->placed * element_bytes;
+}
+
+void pd_contribution_spend(struct pd_contribution *contribution, uint64_t element_end)
+{
+    PD_ASSERT(contribution->repeatable);
+    PD_ASSERT(element_end >= contribution->spent);
+    PD_ASSERT(element_end <= contribution->placed);
+    contribution->spent = element_end;
+}
+
+bool pd_contribution_is_spent(const struct pd_contribution *contribution)
+{
+    return contribution->state != PD_CONTRIBUTION_IDLE && contribution->spent > 0;
+}
+
+void pd_contribution_take_back(struct pd_contribution *contribution)
+{
+    PD_ASSERT(contribution->state == PD_CONTRIBUTION_HELD);
+    PD_ASSERT(contribution->repeatable);
+    contribution->next_step = contribution->push.step;
+    contribution->next_micro_batch = 0;
+    contribution->state = PD_CONTRIBUTION_IDLE;
 }
 
 void pd_contribution_receive(struct pd_contribution *contribution, uint64_t byte_count)
@@ -206,19 +308,33 @@ bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element
     return true;
 }
 
+void *pd_contribution_elements(const struct pd_contribution *contribution, uint64_t begin)
+{
+    if (contribution->in_sum) {
+        return contribution->sum + begin;
+    }
+    PD_ASSERT(begin >= contribution->spent);
+    PD_ASSERT(contribution->run_count > 0);
+    uint32_t run = contribution->run_count - 1;
+    while (contribution->runs[run].begin > begin) {
+        PD_ASSERT(run > 0);
+        run--;
+    }
+    uint64_t offset = contribution->runs[run].offset + begin - contribution->runs[run].begin;
+    return (char *)contribution->payload +
+           offset * pd_dtype_bytes((enum pd_dtype)contribution->push.dtype);
+}
+
 struct pd_source pd_contribution_source(const struct pd_contribution *contribution, uint64_t begin,
                                         double weight)
 {
     struct pd_source source = {.weight = (float)weight, .dtype = PD_DTYPE_FLOAT32};
 
-    if (contribution->in_sum) {
-        source.elements = contribution->sum + begin;
-    } else {
+    if (!contribution->in_sum) {
         source.dtype = contribution->push.dtype;
         source.weight = (float)(weight * inverse_scale(&contribution->push));
-        source.elements =
-            (const char *)contribution->payload + begin * pd_dtype_bytes(source.dtype);
     }
+    source.elements = pd_contribution_elements(contribution, begin);
     return source;
 }
 

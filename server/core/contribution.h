@@ -4,9 +4,12 @@
  *
  *        begin            finish_payload (last, first micro-batch)
  *   IDLE ------> RECEIVING ---------------------------------------> HELD
- *    ^  ^ drop_payload |  \ finish_payload                           | release
+ *    ^  ^ drop_payload |  \ finish_payload                           | release, take_back
  *    |  `--------------'   `-> FOLDING --fold, last--> HELD          v
  *    `----------------------------'  fold, not last                 IDLE
+ *
+ * One that is repeatable need not be kept: what a step ahead of its order has used of it is spent,
+ * and if that step is void the worker has to push again.
  *
  * A micro-batch counts once its payload is whole: it is then added to the sum of the contribution
  * (or, if it is the only one, held as it came). Pushes are expected in order; `next_step` and
@@ -26,8 +29,17 @@ enum pd_contribution_state {
     PD_CONTRIBUTION_HELD,
 };
 
+/* Of what is not used up yet; see pd_contribution_place. */
+#define PD_CONTRIBUTION_RUN_COUNT_MAX 4u
+
+/* Elements from `begin` on lie from element `offset` of the payload's buffer on. */
+struct pd_contribution_run {
+    uint64_t begin;
+    uint64_t offset;
+};
+
 /* Embedded in the roster's entry. Invariants: unless IDLE it has its buffers; `sum` is one of them
- * when accumulation_steps > 1. */
+ * when accumulation_steps > 1. spent <= placed; runs have rising begins, and offsets no larger. */
 struct pd_contribution {
     enum pd_contribution_state state;
     uint64_t element_count; /* of the lane */
@@ -42,7 +54,12 @@ struct pd_contribution {
     bool in_sum;           /* the contribution is in `sum`; else the payload is all of it */
     bool taken;            /* it has been added up before its step closes */
     uint64_t received;     /* RECEIVING: bytes of the payload that are in */
-    uint64_t folded;       /* elements folded so far */
+    uint64_t placed;       /* leading elements of the payload that have a place */
+    bool repeatable;       /* its worker has the gradient until the step is closed */
+    uint64_t spent;        /* leading elements that are used up: their place is free */
+    uint32_t run_count;
+    struct pd_contribution_run runs[PD_CONTRIBUTION_RUN_COUNT_MAX];
+    uint64_t folded; /* elements folded so far */
 };
 
 /* Borrow its buffers, unless it has them. Errors: PD_ENOMEM; it has none then. */
@@ -67,8 +84,20 @@ enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contrib
                                            const struct pd_push *push, uint64_t version,
                                            uint64_t accumulation_steps, struct pd_error *error);
 
-/* Take an accepted push; the payload is to be written to `payload`. */
-void pd_contribution_begin(struct pd_contribution *contribution, const struct pd_push *push);
+/* Take an accepted push. */
+void pd_contribution_begin(struct pd_contribution *contribution, const struct pd_push *push,
+                           bool repeatable);
+/* Where the payload's next `element_count` elements go, in one piece: where elements were that are
+ * spent, so that what comes stays in cache, or else behind all others. */
+void *pd_contribution_place(struct pd_contribution *contribution, uint64_t element_count);
+/* Whether all its places are full, and more of the payload comes. */
+bool pd_contribution_wants_place(const struct pd_contribution *contribution);
+/* The elements before `element_end` of a repeatable one are used up. */
+void pd_contribution_spend(struct pd_contribution *contribution, uint64_t element_end);
+/* Whether some of it is used up, so that it is no use unless the step that has done so closes. */
+bool pd_contribution_is_spent(const struct pd_contribution *contribution);
+/* Of one that is HELD: as if its push had never come. */
+void pd_contribution_take_back(struct pd_contribution *contribution);
 /* So many bytes of the payload are in. */
 void pd_contribution_receive(struct pd_contribution *contribution, uint64_t byte_count);
 /* Whether it is, or will be when its payload is whole, a contribution to that step in one
@@ -91,8 +120,10 @@ bool pd_contribution_is_complete(const struct pd_contribution *contribution, uin
 PD_MUST_CHECK
 bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element_count);
 
-/* The source of elements [begin, ...) of this contribution for a sum; `weight` is of one unit of
- * samples. */
+/* Where the elements of this contribution from `begin` on are, which are not spent, as far as the
+ * next that was placed. */
+void *pd_contribution_elements(const struct pd_contribution *contribution, uint64_t begin);
+/* Those elements as a source for a sum; `weight` is of one unit of samples. */
 struct pd_source pd_contribution_source(const struct pd_contribution *contribution, uint64_t begin,
                                         double weight);
 

@@ -725,6 +725,9 @@ void pd_engine_step(struct pd_engine *engine, const struct pd_event *event,
     if (engine->step != NULL) {
         actions->fresh = pd_step_fresh(engine->step);
     }
+    if (event->kind == PD_EVENT_PROGRESS && event->received) {
+        pd_ahead_go_on(engine, event->connection);
+    }
     engine->actions = NULL;
 }
 

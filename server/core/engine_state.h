@@ -129,6 +129,15 @@ enum pd_status pd_push_check(const struct pd_engine *engine, const struct pd_wor
 
 /* An order ahead: begin what it foresees, if this rank can. */
 void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order);
+/* Whether a step ahead may use up what this push brings: its worker stays with it until the step is
+ * closed, and can be asked to push again. */
+bool pd_ahead_may_spend(const struct pd_engine *engine, const struct pd_push *push);
+/* Where the next bytes of a push go, which has begun. */
+void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
+                    struct pd_contribution *contribution);
+/* Bytes have come in, and been used where they can be: the rest of the push may need its next
+ * place. */
+void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection);
 /* Bytes may have come in: a turn of work, and what it made to the workers that take it. */
 void pd_ahead_advance(struct pd_engine *engine);
 /* More of the next version may be there: begin or go on sending it to the workers whose push asked
@@ -138,7 +147,7 @@ void pd_ahead_send(struct pd_engine *engine);
 void pd_ahead_confirm(struct pd_engine *engine, const struct pd_order *order);
 /* What has come of this worker's push is void, or the worker is gone. */
 void pd_ahead_lose(struct pd_engine *engine, const struct pd_worker *worker);
-/* Forget what was foreseen; the workers are told. */
+/* Forget what was foreseen; the workers are told, and those whose push it used up push again. */
 void pd_ahead_forget(struct pd_engine *engine);
 /* The step is closed: tell the workers that were sent its version whether it counts. */
 void pd_ahead_settle(struct pd_engine *engine, bool applied);

@@ -10,7 +10,8 @@ typedef uint32_t pd_connection_id;
 
 enum pd_event_kind {
     PD_EVENT_OPENED,   /* a connection exists: `connection`, `peer`, `outgoing` */
-    PD_EVENT_MESSAGE,  /* a header arrived; if payload_bytes > 0 the connection waits for PLACE */
+    PD_EVENT_MESSAGE,  /* a header arrived; if payload_bytes > 0 the connection waits for PLACE or
+                        * DROP, and again whenever a place is full before the payload is in */
     PD_EVENT_PAYLOAD,  /* that payload is in, `checksum_ok` says whole or damaged */
     PD_EVENT_PROGRESS, /* bytes moved on the connection: received, or sent by the peer's reading */
     PD_EVENT_SENT,     /* the payload of the connection's last SEND has left; its buffer is free */

@@ -34,6 +34,7 @@ struct pd_given {
     uint64_t unit_samples; /* of the first micro-batch that has any */
     double loss_sum;       /* weighted by samples */
     uint64_t loss_samples;
+    bool undone;                 /* what was whole on some lane is so on none any more */
     struct pd_tensor_set absent; /* from every micro-batch that has samples */
 };
 
@@ -197,6 +198,11 @@ void pd_leader_advance(struct pd_engine *engine);
 struct pd_order *pd_leader_new_order(struct pd_engine *engine, enum pd_order_kind kind);
 /* The parts of an order are in leader->issue: give it its index, send it, queue it here. */
 void pd_leader_issue(struct pd_engine *engine);
+/* Whether there is an order ahead of the step in collection that counts on that worker. */
+bool pd_leader_foresees(const struct pd_leader *leader, uint32_t worker_id);
+/* The order that is made next has all ranks forget what is foreseen. No step closes before they
+ * have done so, and said which pushes have to come again. */
+void pd_leader_withdraw_ahead(struct pd_leader *leader);
 /* How many orders, from the first, every rank has carried out. */
 uint64_t pd_leader_executed_by_all(const struct pd_engine *engine);
 /* A rank has linked up. */
@@ -299,6 +305,8 @@ bool pd_member_needs_rank(const struct pd_engine *engine, const struct pd_member
                           uint32_t rank);
 void pd_member_leave(struct pd_engine *engine, struct pd_member *member,
                      const struct pd_leave *leave);
+/* What came of its gradient on that lane is void, and comes again. */
+void pd_member_undone(struct pd_member *member, uint32_t lane);
 /* A worker that pushes for a step it takes no part in is evicted. */
 void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, uint32_t lane,
                            const struct pd_report *report);

@@ -434,8 +434,22 @@ static void advance_registration(struct pd_engine *engine, struct pd_member *mem
 
 /* ---- Contributing ---- */
 
+/* Nothing of what was given is on any lane any more: what comes now is all there is. */
+static void begin_anew(struct pd_given *given)
+{
+    given->undone = false;
+    given->micro_batches = 0;
+    given->samples = 0;
+    given->unit_samples = 0;
+    given->loss_sum = 0.0;
+    given->loss_samples = 0;
+}
+
 static void collect(struct pd_given *given, uint32_t lane, const struct pd_report *report)
 {
+    if (given->undone) {
+        begin_anew(given);
+    }
     given->lane_micro_batches[lane] = report->micro_batch + 1;
     if (report->last) {
         given->lanes_last |= 1ull << lane;
@@ -474,6 +488,18 @@ void pd_member_contributed(struct pd_engine *engine, struct pd_member *member, u
         return;
     }
     collect(report->hessian ? &member->hessian : &member->gradient, lane, report);
+}
+
+void pd_member_undone(struct pd_member *member, uint32_t lane)
+{
+    struct pd_given *given = &member->gradient;
+
+    given->lanes_last &= ~(1ull << lane);
+    given->lane_micro_batches[lane] = 0;
+    given->undone = true;
+    for (uint32_t i = 0; i < PD_RANK_COUNT_MAX; i++) {
+        given->undone = given->undone && given->lane_micro_batches[i] == 0;
+    }
 }
 
 static bool is_whole(const struct pd_engine *engine, const struct pd_given *given)
@@ -561,6 +587,9 @@ static void order_departure(struct pd_engine *engine, const struct pd_member *me
 
     order->worker_id = member->id;
     snprintf(order->reason, sizeof order->reason, "%s", reason);
+    if (pd_leader_foresees(leader, member->id)) {
+        pd_leader_withdraw_ahead(leader);
+    }
     if (leader->has_initializer && leader->initializer == member->id) {
         leader->has_initializer = false;
     }

@@ -313,14 +313,46 @@ void pd_leader_close_collection(struct pd_leader *leader)
     leader->step_next++;
 }
 
+/* Whether there is an order ahead of the step in collection. */
+static bool is_foreseen(const struct pd_leader *leader)
+{
+    return leader->foreseen && leader->ahead.step == leader->step_next;
+}
+
+/* Tell the ranks what the next step will be. */
+static void issue_ahead(struct pd_engine *engine, const struct pd_order *order)
+{
+    struct pd_leader *leader = engine->leader;
+
+    leader->foreseen = true;
+    pd_order_copy(&leader->ahead, order);
+    pd_leader_issue(engine);
+}
+
+bool pd_leader_foresees(const struct pd_leader *leader, uint32_t worker_id)
+{
+    for (uint32_t i = 0; is_foreseen(leader) && i < leader->ahead.contributor_count; i++) {
+        if (leader->ahead.contributors[i] == worker_id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void pd_leader_withdraw_ahead(struct pd_leader *leader)
+{
+    leader->foreseen = false;
+    leader->barrier = leader->order_next + 1;
+}
+
 /* Whether a step is what the order ahead of it said. */
 static bool is_as_foreseen(const struct pd_leader *leader, const struct pd_order *order)
 {
     const struct pd_order *ahead = &leader->ahead;
     size_t count = order->contributor_count;
 
-    return leader->foreseen && order->kind == PD_ORDER_STEP && ahead->step == order->step &&
-           !order->skip && ahead->contributor_count == order->contributor_count &&
+    return is_foreseen(leader) && order->kind == PD_ORDER_STEP && !order->skip &&
+           ahead->contributor_count == order->contributor_count &&
            memcmp(ahead->contributors, order->contributors,
                   count * sizeof order->contributors[0]) == 0 &&
            memcmp(ahead->weights, order->weights, count * sizeof order->weights[0]) == 0 &&
@@ -348,6 +380,14 @@ static void issue_hessian(struct pd_engine *engine)
     }
 }
 
+/* Whether a step has to be foreseen anew. What the ranks have used up ahead is of no use for one
+ * that is other than they were told: they say which pushes have to come again. */
+static bool needs_ahead(const struct pd_engine *engine, const struct pd_order *order)
+{
+    return is_foreseen(engine->leader) && !order->foreseen && !order->skip &&
+           pd_step_spends(engine->step);
+}
+
 static void issue_step(struct pd_engine *engine)
 {
     struct pd_leader *leader = engine->leader;
@@ -362,6 +402,13 @@ static void issue_step(struct pd_engine *engine)
         order->skip = true;
         snprintf(order->reason, sizeof order->reason, "no worker had samples");
     }
+    order->foreseen = is_as_foreseen(leader, order);
+    if (needs_ahead(engine, order)) {
+        pd_leader_withdraw_ahead(leader);
+        order->kind = PD_ORDER_AHEAD;
+        issue_ahead(engine, order);
+        return;
+    }
     if (pd_search_sweeps(leader)) {
         pd_search_fill_order(engine, order, &collected);
     } else {
@@ -371,7 +418,6 @@ static void issue_step(struct pd_engine *engine)
     if (order->skip || order->kind != PD_ORDER_STEP) {
         leader->barrier = leader->order_next + 1;
     }
-    order->foreseen = is_as_foreseen(leader, order);
     pd_leader_issue(engine);
     pd_leader_close_collection(leader);
 }
@@ -439,7 +485,7 @@ static void foresee_step(struct pd_engine *engine)
     if (!pd_leader_steps_are_open(engine) || leader->drain != PD_DRAIN_NONE ||
         pd_search_sweeps(leader) ||
         !pd_step_may_go_ahead(engine->config, engine->plan, engine->store.lane.element_count) ||
-        (leader->foreseen && leader->ahead.step == leader->step_next)) {
+        is_foreseen(leader)) {
         return;
     }
     uint32_t count = foresee_shares(engine, shares);
@@ -448,9 +494,7 @@ static void foresee_step(struct pd_engine *engine)
     }
     struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_AHEAD);
     if (fill_step(engine, order, shares, count) > 0) {
-        leader->foreseen = true;
-        pd_order_copy(&leader->ahead, order);
-        pd_leader_issue(engine);
+        issue_ahead(engine, order);
     }
 }
 
@@ -593,6 +637,11 @@ void pd_leader_report(struct pd_engine *engine, uint32_t rank, const struct pd_r
         break;
     case PD_REPORT_NONFINITE:
         on_nonfinite(engine, report);
+        break;
+    case PD_REPORT_UNDONE:
+        if (member != NULL && report->step == leader->step_next) {
+            pd_member_undone(member, rank % engine->lane_count);
+        }
         break;
     case PD_REPORT_DRAIN:
         pd_leader_drain(engine, report->text, true);

@@ -94,7 +94,7 @@ enum pd_status pd_search_begin(struct pd_engine *engine, const struct pd_range_o
         .wait_index = leader->order_next,
     };
     pd_leader_new_order(engine, PD_ORDER_SNAPSHOT);
-    leader->barrier = leader->order_next + 1;
+    pd_leader_withdraw_ahead(leader);
     pd_leader_issue(engine);
     pd_actions_log(engine->actions,
                    "lr-find: %" PRIu64 " learning rates from %g to %g, from step %" PRIu64 " on",

@@ -297,7 +297,7 @@ static void drop_payload(struct pd_engine *engine, const struct pd_event *event)
         return;
     }
     session_at(engine, event->connection)->payload = PD_SESSION_PAYLOAD_DROPPED;
-    pd_actions_place(engine->actions, event->connection, NULL);
+    pd_actions_drop(engine->actions, event->connection);
 }
 
 static void send_pushed(struct pd_engine *engine, pd_connection_id connection,
@@ -375,7 +375,7 @@ static void refuse_push(struct pd_engine *engine, pd_connection_id connection,
                         const struct pd_error *error)
 {
     session_at(engine, connection)->payload = PD_SESSION_PAYLOAD_DROPPED;
-    pd_actions_place(engine->actions, connection, NULL);
+    pd_actions_drop(engine->actions, connection);
     pd_session_refuse(engine, connection, error, false);
 }
 
@@ -397,10 +397,11 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
             refuse_push(engine, connection, &error);
             return;
         }
-        pd_contribution_begin(contribution, push);
+        pd_contribution_begin(contribution, push, pd_ahead_may_spend(engine, push));
         keep_push(session, push);
+        session->told_again = false;
         session->payload = PD_SESSION_PAYLOAD_PUSH;
-        pd_actions_place(engine->actions, connection, contribution->payload);
+        pd_ahead_place(engine, connection, contribution);
         if (engine->leader != NULL) {
             engine->leader->pushed = true;
         }
@@ -410,7 +411,7 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
         return;
     case PD_PUSH_DUPLICATE:
         session->payload = PD_SESSION_PAYLOAD_DROPPED;
-        pd_actions_place(engine->actions, connection, NULL);
+        pd_actions_drop(engine->actions, connection);
         answer_push(engine, connection, push, true);
         return;
     case PD_PUSH_REFUSE:
@@ -474,7 +475,8 @@ static void on_values(struct pd_engine *engine, const struct pd_event *event)
             return;
         }
         session->payload = PD_SESSION_PAYLOAD_VALUES;
-        pd_actions_place(engine->actions, event->connection, pd_param_store_served(&engine->store));
+        pd_actions_place(engine->actions, event->connection, pd_param_store_served(&engine->store),
+                         event->payload_bytes);
         return;
     }
     drop_payload(engine, event);
@@ -490,9 +492,6 @@ static void push_arrived(struct pd_engine *engine, pd_connection_id connection, 
     struct pd_report report;
     struct pd_error error;
 
-    if (session->ahead == PD_SESSION_AHEAD_VOID) {
-        session->sent_ms = engine->now_ms; /* from now on it has to read */
-    }
     if (!checksum_ok) {
         pd_contribution_drop_payload(contribution);
         pd_ahead_lose(engine, worker);
@@ -548,6 +547,9 @@ void pd_session_payload(struct pd_engine *engine, const struct pd_event *event)
 
     session->payload = PD_SESSION_PAYLOAD_NONE;
     session->received_ms = engine->now_ms;
+    if (session->ahead == PD_SESSION_AHEAD_VOID) {
+        session->sent_ms = engine->now_ms; /* from now on it has to read */
+    }
     if (payload == PD_SESSION_PAYLOAD_PUSH) {
         push_arrived(engine, event->connection, event->checksum_ok);
     } else if (payload == PD_SESSION_PAYLOAD_VALUES) {
@@ -646,6 +648,11 @@ static void on_pull(struct pd_engine *engine, const struct pd_event *event)
 {
     const struct pd_pull *pull = &event->message->pull;
     struct pd_error error;
+
+    if (session_at(engine, event->connection)->told_again &&
+        pull->min_version == engine->store.version + 1) {
+        return;
+    }
     enum pd_status status = pd_serve_pull(engine, event->connection, pull->min_version, pull->dtype,
                                           pull->averaged, &error);
 
@@ -806,7 +813,7 @@ static bool has_to_read(const struct pd_session *session)
 {
     return session->sending && session->ahead != PD_SESSION_AHEAD_OPEN &&
            !(session->ahead == PD_SESSION_AHEAD_VOID &&
-             session->payload == PD_SESSION_PAYLOAD_PUSH);
+             session->payload != PD_SESSION_PAYLOAD_NONE);
 }
 
 /* The deadline a session is over, as an error; PD_OK when it is in time. */

@@ -54,6 +54,7 @@ struct pd_session {
     bool pull_waiting;   /* `pull` waits for its version */
     struct pd_pull pull;
     bool pull_ahead; /* it came with a push, and may be answered ahead */
+    bool told_again; /* to push: a pull of what that makes was sent before it has read that */
     bool sending;    /* a payload is on its way out */
     enum pd_session_ahead ahead;
     uint32_t ahead_dtype;   /* of that payload, not NONE */

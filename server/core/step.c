@@ -54,10 +54,7 @@ static bool allocate_taken(struct pd_step_machine *machine)
  * in them. */
 static bool needs_fresh(const struct pd_step_machine *machine)
 {
-    return machine->fused &&
-           pd_step_may_go_ahead(machine->config, machine->plan,
-                                machine->store->lane.element_count) &&
-           machine->plan->block_elements <= PD_STEP_TURN_ELEMENTS &&
+    return pd_step_spends(machine) && machine->plan->block_elements <= PD_STEP_TURN_ELEMENTS &&
            pd_optimizer_state_is_streamed(&machine->optimizer_state);
 }
 
@@ -69,6 +66,7 @@ static bool allocate(struct pd_step_machine *machine)
     machine->tensor_misses = pd_heap_zalloc(machine->model->count, sizeof(uint64_t));
     machine->sources = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->sources);
     machine->contributions = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->contributions);
+    machine->source_workers = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof(uint32_t));
     machine->gradient = pd_heap_zalloc(
         machine->fused ? machine->config->block_size : store->shard.element_count, sizeof(float));
     if (needs_fresh(machine)) {
@@ -93,8 +91,8 @@ static bool allocate(struct pd_step_machine *machine)
         return false;
     }
     return machine->tensor_misses != NULL && machine->sources != NULL &&
-           machine->contributions != NULL && machine->partials != NULL &&
-           machine->gathered != NULL && machine->gradient != NULL;
+           machine->contributions != NULL && machine->source_workers != NULL &&
+           machine->partials != NULL && machine->gathered != NULL && machine->gradient != NULL;
 }
 
 /* Whether steps may be computed beside what is served, before they are known to count. */
@@ -198,6 +196,7 @@ void pd_step_destroy(struct pd_step_machine *machine)
     }
     pd_heap_free(machine->fresh_elements);
     pd_heap_free(machine->gradient);
+    pd_heap_free(machine->source_workers);
     pd_heap_free(machine->contributions);
     pd_heap_free(machine->sources);
     pd_heap_free(machine->tensor_misses);
@@ -280,10 +279,17 @@ bool pd_step_work_ahead(struct pd_step_machine *machine)
 void pd_step_forget(struct pd_step_machine *machine)
 {
     PD_ASSERT(machine->ahead);
+    pd_step_forget_taken(machine);
     machine->ahead = false;
     machine->lone = NULL;
     machine->order = NULL;
     machine->state = PD_STEP_IDLE;
+}
+
+bool pd_step_spends(const struct pd_step_machine *machine)
+{
+    return machine->fused &&
+           pd_step_may_go_ahead(machine->config, machine->plan, machine->store->lane.element_count);
 }
 
 const struct pd_order *pd_step_order(const struct pd_step_machine *machine)
@@ -575,6 +581,9 @@ bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct 
             pd_roster_contribution(worker, pd_step_is_estimate(order));
         for (uint64_t index = 0; index < lane->block_count; index++) {
             const struct pd_block *block = &machine->plan->blocks[lane->block_begin + index];
+            if (in_lane(machine, block) < contribution->spent) {
+                continue;
+            }
             uint32_t at = pd_step_find_in_block(machine, &order->absent, contribution, block);
             if (at < block->element_count) {
                 *worker_id = worker->id;

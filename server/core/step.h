@@ -15,7 +15,8 @@
  * order AHEAD says the step will be; blocks are taken as they are in from everybody. If the step's
  * order then says the same, SUM goes on from there, else it is forgotten. Where the rule allows it
  * (see may_fuse in step.c), SUM brings parameters and state on too, beside the old ones: they count
- * once NORMS has found the step finite. In small lanes it does so without going ahead.
+ * once NORMS has found the step finite; contributions that their workers can push again are then
+ * used up ahead, block by block. In small lanes it does so without going ahead.
  *
  * With replicas SUM adds up across them, too, bucket by bucket: while one is exchanged the next is
  * summed, and then the first is combined. The new parameters of a bucket are gathered while those
@@ -92,6 +93,9 @@ bool pd_step_foresee(struct pd_step_machine *machine, const struct pd_order *ord
 bool pd_step_work_ahead(struct pd_step_machine *machine);
 /* The step will not be as foreseen: as if it had not begun. */
 void pd_step_forget(struct pd_step_machine *machine);
+
+/* Whether steps ahead use repeatable contributions up: see contribution.h. */
+bool pd_step_spends(const struct pd_step_machine *machine);
 
 /* The order of the step under way, or foreseen; NULL when IDLE. */
 const struct pd_order *pd_step_order(const struct pd_step_machine *machine);

@@ -168,7 +168,7 @@ static struct pd_source own_source(struct pd_step_machine *machine, const struct
     if (alone && machine->sources[0].weight >= 1.0f && machine->sources[0].weight <= 1.0f) {
         struct pd_source source = machine->sources[0];
         source.elements =
-            (const char *)source.elements + in_lane(machine, block) * pd_dtype_bytes(source.dtype);
+            pd_contribution_elements(machine->contributions[0], in_lane(machine, block));
         source.weight *= machine->scale;
         return source;
     }

@@ -45,7 +45,7 @@ struct pd_step_buckets {
     struct pd_step_slot slots[PD_STEP_SLOT_COUNT];
 };
 
-/* What has been added up of the step in collection before its order. */
+/* What has been added up, or used by a step ahead, of the step in collection before its order. */
 struct pd_taken {
     float *sum;     /* lane elements; NULL without workers.staging_limit */
     double samples; /* that weigh 1 in it; 0: nothing is in it */
@@ -80,10 +80,11 @@ struct pd_step_machine {
     uint64_t next_block;    /* of the lane in AVERAGE, else of the shard */
     uint32_t pass;          /* of the rule, in UPDATE and TENSOR_SUMS */
     uint32_t source_count;
-    struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements at the lane's beginning */
-    const struct pd_contribution **contributions; /* what the sources are of */
+    struct pd_source *sources; /* PD_WORKER_COUNT_MAX: their elements those of the last block */
+    struct pd_contribution **contributions; /* what the sources are of */
+    uint32_t *source_workers;               /* and whose */
     float scale; /* what their weighted sum is multiplied by: the first one weighs 1 in it */
-    float *lone; /* the lane's gradient where it came, if that is already the average; else NULL */
+    const struct pd_contribution *lone; /* the one that is the average as it came; else NULL */
 
     struct pd_taken taken[2]; /* of gradients, and of estimates of the Hessian */
 
@@ -131,7 +132,7 @@ static inline float *block_gradient(const struct pd_step_machine *machine,
                                     const struct pd_block *block)
 {
     if (machine->lone != NULL) {
-        return machine->lone + in_lane(machine, block);
+        return pd_contribution_elements(machine->lone, in_lane(machine, block));
     }
     return machine->fused ? machine->gradient : machine->gradient + in_shard(machine, block);
 }
@@ -188,6 +189,11 @@ void pd_step_add_sources(struct pd_step_machine *machine, const struct pd_block 
 
 /* What is taken of what the order sums. */
 struct pd_taken *pd_step_taken(struct pd_step_machine *machine, const struct pd_order *order);
+/* Before elements of a source are given up: once they are, nobody can say any more whose were not
+ * finite. `absent`: of a tensor that the worker gave nothing for, and others may have; that makes
+ * way for what others gave. */
+void pd_step_note_nonfinite(struct pd_step_machine *machine, uint32_t source,
+                            const struct pd_block *block, bool absent);
 /* Add the contribution of a take order to that, for a turn; true when it is added. */
 bool pd_step_turn_take(struct pd_step_machine *machine);
 

@@ -26,7 +26,7 @@ struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
 
 /* A gradient that is the average as it came is not copied, unless something has to be made of it
  * before the step is decided. */
-static float *find_lone(struct pd_step_machine *machine)
+static const struct pd_contribution *find_lone(struct pd_step_machine *machine)
 {
     const struct pd_source *source = &machine->sources[0];
 
@@ -41,8 +41,7 @@ static float *find_lone(struct pd_step_machine *machine)
             return NULL;
         }
     }
-    const struct pd_contribution *contribution = machine->contributions[0];
-    return contribution->in_sum ? contribution->sum : contribution->payload;
+    return machine->contributions[0];
 }
 
 void pd_step_collect(struct pd_step_machine *machine)
@@ -55,10 +54,11 @@ void pd_step_collect(struct pd_step_machine *machine)
         if (worker == NULL || !(machine->order->weights[i] > 0.0)) {
             continue;
         }
-        const struct pd_contribution *contribution =
+        struct pd_contribution *contribution =
             pd_roster_contribution(worker, pd_step_is_estimate(machine->order));
         unit = unit > 0.0 ? unit : machine->order->weights[i];
         machine->contributions[machine->source_count] = contribution;
+        machine->source_workers[machine->source_count] = worker->id;
         machine->sources[machine->source_count++] =
             pd_contribution_source(contribution, 0, machine->order->weights[i] / unit);
     }
@@ -95,14 +95,9 @@ void pd_step_add_sources(struct pd_step_machine *machine, const struct pd_block 
     uint64_t begin = in_lane(machine, block);
 
     for (uint32_t i = 0; i < machine->source_count; i++) {
-        sources[i].elements =
-            (const char *)sources[i].elements + begin * pd_dtype_bytes(sources[i].dtype);
+        sources[i].elements = pd_contribution_elements(machine->contributions[i], begin);
     }
     pd_reduce_scaled(out, first, sources, machine->source_count, scale, block->element_count);
-    for (uint32_t i = 0; i < machine->source_count; i++) {
-        sources[i].elements =
-            (const char *)sources[i].elements - begin * pd_dtype_bytes(sources[i].dtype);
-    }
 }
 
 void pd_step_sum_block(struct pd_step_machine *machine, const struct pd_block *block, float *out)
@@ -169,6 +164,25 @@ uint64_t pd_step_blocks_in(const struct pd_step_machine *machine)
     return end;
 }
 
+/* Block `index` is done ahead of the order: what it used of contributions that can be pushed again
+ * need not be kept. */
+static void spend(struct pd_step_machine *machine, uint64_t index)
+{
+    const struct pd_block *block = shard_block(machine, index);
+    bool finite = isfinite(machine->partials[PD_NORM_PART_COUNT * index]);
+
+    for (uint32_t i = 0; i < machine->source_count; i++) {
+        if (!machine->contributions[i]->repeatable) {
+            continue;
+        }
+        if (!finite) {
+            pd_step_note_nonfinite(machine, i, block, false);
+        }
+        pd_contribution_spend(machine->contributions[i],
+                              in_lane(machine, block) + block->element_count);
+    }
+}
+
 void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end)
 {
     const struct pd_range *lane = &machine->store->lane;
@@ -182,6 +196,9 @@ void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end)
         pd_step_measure_block(machine, machine->next_block);
         if (machine->fused) {
             pd_step_update_block(machine, machine->next_block);
+        }
+        if (machine->ahead && machine->fused) {
+            spend(machine, machine->next_block);
         }
         machine->turn_elements += block->element_count;
         machine->next_block++;

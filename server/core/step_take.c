@@ -8,22 +8,20 @@ struct pd_taken *pd_step_taken(struct pd_step_machine *machine, const struct pd_
     return &machine->taken[pd_step_is_estimate(order)];
 }
 
-/* Once the elements are given up, nobody can say any more whose were not finite. Those of a tensor
- * that the worker gave nothing for may turn out not to matter: they make way for others. */
-static void note_nonfinite(struct pd_step_machine *machine, const struct pd_block *block)
+void pd_step_note_nonfinite(struct pd_step_machine *machine, uint32_t source,
+                            const struct pd_block *block, bool absent)
 {
     static const struct pd_tensor_set none;
     struct pd_taken *taken = pd_step_taken(machine, machine->order);
-    bool absent = pd_tensor_set_has(&machine->order->absent, block->tensor_index);
 
     if (taken->nonfinite && (absent || !taken->absent)) {
         return;
     }
-    uint32_t element = pd_step_find_in_block(machine, &none, machine->contributions[0], block);
+    uint32_t element = pd_step_find_in_block(machine, &none, machine->contributions[source], block);
     if (element < block->element_count) {
         taken->nonfinite = true;
         taken->absent = absent;
-        taken->worker_id = machine->order->contributors[0];
+        taken->worker_id = machine->source_workers[source];
         taken->block = block;
         taken->element = element;
     }
@@ -40,7 +38,8 @@ bool pd_step_turn_take(struct pd_step_machine *machine)
             &machine->plan->blocks[lane->block_begin + machine->next_block];
         pd_step_add_sources(machine, block, taken->sum + in_lane(machine, block),
                             !(taken->samples > 0.0), 1.0f);
-        note_nonfinite(machine, block);
+        pd_step_note_nonfinite(machine, 0, block,
+                               pd_tensor_set_has(&machine->order->absent, block->tensor_index));
         machine->turn_elements += block->element_count;
         machine->next_block++;
     }

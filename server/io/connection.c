@@ -434,13 +434,23 @@ void pd_connection_release(struct pd_connection *connection, uint64_t payload_re
     write_more(connection);
 }
 
-void pd_connection_place(struct pd_connection *connection, void *destination)
+void pd_connection_place(struct pd_connection *connection, void *destination, uint64_t byte_count)
 {
     if (connection->state != STATE_OPEN) {
         return;
     }
-    pd_frame_reader_place(connection->reader, destination);
+    pd_frame_reader_place(connection->reader, destination, byte_count);
+    /* What came with the header may have filled it. */
+    connection->received_owed |= pd_frame_reader_waits(connection->reader);
     pd_loop_owe(connection->loop, connection);
+}
+
+void pd_connection_drop(struct pd_connection *connection)
+{
+    if (connection->state == STATE_OPEN) {
+        pd_frame_reader_drop(connection->reader);
+        pd_loop_owe(connection->loop, connection);
+    }
 }
 
 void pd_connection_close(struct pd_connection *connection, bool flush)
@@ -531,13 +541,15 @@ void pd_connection_advance(struct pd_connection *connection)
 {
     struct pd_event event = {.connection = connection->id};
 
-    if (connection->received_owed && is_fed(connection)) {
+    /* What is done about it may make it owed again: a place that is full at once. */
+    bool received = connection->received_owed;
+    connection->received_owed = false;
+    if (received && is_fed(connection)) {
         event.kind = PD_EVENT_PROGRESS;
         event.received = true;
         event.payload_bytes = pd_frame_reader_payload_received(connection->reader);
         pd_loop_emit(connection->loop, &event);
     }
-    connection->received_owed = false;
     if (connection->sent_owed && is_fed(connection)) {
         connection->sent_owed = false;
         event.kind = PD_EVENT_PROGRESS;

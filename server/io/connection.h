@@ -31,7 +31,8 @@ void pd_connection_send(struct pd_connection *connection, const struct pd_action
                         const uint8_t *frame, const uint64_t *sum);
 /* More of a payload that was held back may leave. */
 void pd_connection_release(struct pd_connection *connection, uint64_t payload_ready);
-void pd_connection_place(struct pd_connection *connection, void *destination);
+void pd_connection_place(struct pd_connection *connection, void *destination, uint64_t byte_count);
+void pd_connection_drop(struct pd_connection *connection);
 void pd_connection_close(struct pd_connection *connection, bool flush);
 
 /* Write what a connection that delays has collected. */

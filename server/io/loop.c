@@ -247,7 +247,10 @@ static void carry_out(struct pd_loop *loop, size_t index)
         pd_connection_release(connection_of(loop, action), action->payload_ready);
         break;
     case PD_ACTION_PLACE:
-        pd_connection_place(connection_of(loop, action), action->destination);
+        pd_connection_place(connection_of(loop, action), action->destination, action->place_bytes);
+        break;
+    case PD_ACTION_DROP:
+        pd_connection_drop(connection_of(loop, action));
         break;
     case PD_ACTION_CLOSE:
         pd_connection_close(connection_of(loop, action), action->flush);

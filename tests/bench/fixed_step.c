@@ -31,7 +31,7 @@ struct script {
     struct pd_engine *engine;
     struct pd_actions actions;
     uint64_t entropy;
-    void *destination; /* of the announced payload */
+    uint64_t placed; /* bytes of the announced payload that have a place */
     bool work_asked;
     uint32_t payloads_sent;
 };
@@ -52,7 +52,7 @@ static void feed(struct script *script, struct pd_event *event)
         const struct pd_action *action = &script->actions.items[i];
         switch (action->kind) {
         case PD_ACTION_PLACE:
-            script->destination = action->destination;
+            script->placed += action->place_bytes;
             break;
         case PD_ACTION_WORK:
             script->work_asked = true;
@@ -89,22 +89,23 @@ static void say(struct script *script, pd_connection_id connection,
                              .message = message,
                              .payload_bytes = byte_count};
 
-    script->destination = NULL;
+    script->placed = 0;
     feed(script, &event);
     if (!has_payload) {
         work(script);
         return;
     }
-    if (script->destination == NULL) {
-        fail("no place for a payload");
-    }
-    for (size_t begin = 0; begin < byte_count; begin += PIECE_BYTES) {
-        size_t left = byte_count - begin;
-        size_t piece = left < PIECE_BYTES ? left : PIECE_BYTES;
+    for (size_t begin = 0; begin < byte_count;) {
+        size_t piece = script->placed - begin;
+        piece = piece < PIECE_BYTES ? piece : PIECE_BYTES;
+        if (piece == 0) {
+            fail("no place for a payload");
+        }
+        begin += piece;
         event = (struct pd_event){.kind = PD_EVENT_PROGRESS,
                                   .connection = connection,
                                   .received = true,
-                                  .payload_bytes = begin + piece};
+                                  .payload_bytes = begin};
         feed(script, &event);
         work(script);
     }

@@ -9,8 +9,22 @@
 #include <string.h>
 
 #define PLACE_BYTES_MAX 65536u
+#define PART_BYTES 100u
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t byte_count);
+
+/* Give the next part of a payload its place, or none to one that is too long. */
+static void place_some(struct pd_frame_reader *reader, uint8_t *place)
+{
+    uint64_t received = pd_frame_reader_payload_received(reader);
+    uint64_t left = pd_frame_reader_payload_bytes(reader) - received;
+
+    if (place == NULL) {
+        pd_frame_reader_drop(reader);
+    } else {
+        pd_frame_reader_place(reader, place + received, left < PART_BYTES ? left : PART_BYTES);
+    }
+}
 
 /* Take what is whole; false when the stream is no use any more. `place` holds the payload read. */
 static bool take_events(struct pd_frame_reader *reader, uint8_t **place)
@@ -19,7 +33,11 @@ static bool take_events(struct pd_frame_reader *reader, uint8_t **place)
     for (;;) {
         switch (pd_frame_reader_next(reader, &error)) {
         case PD_FRAME_MORE:
-            return true;
+            if (!pd_frame_reader_waits(reader)) {
+                return true;
+            }
+            place_some(reader, *place);
+            break;
         case PD_FRAME_FAILED:
             PD_ASSERT(error.status != PD_OK);
             PD_ASSERT(error.message[0] != '\0');
@@ -29,7 +47,7 @@ static bool take_events(struct pd_frame_reader *reader, uint8_t **place)
             if (payload_bytes > 0) {
                 PD_ASSERT(pd_frame_reader_waits(reader));
                 *place = payload_bytes <= PLACE_BYTES_MAX ? pd_heap_zalloc(payload_bytes, 1) : NULL;
-                pd_frame_reader_place(reader, *place);
+                place_some(reader, *place);
             }
             break;
         }

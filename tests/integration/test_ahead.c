@@ -188,16 +188,23 @@ static void make_model(struct pd_tensor_list *model, uint64_t element_count)
     ck_assert_int_eq(pd_tensor_list_append(model, "w", 1, 1, &element_count, &error), PD_OK);
 }
 
+static void push_lane(struct peer_worker *worker, uint32_t i, uint64_t step, const float *gradient,
+                      bool ahead)
+{
+    const struct pd_lane *lane = &worker->registered.lanes[i];
+    struct pd_message message = peer_worker_push_message(worker, i, step, 1);
+
+    message.push.pull = true;
+    message.push.ahead = ahead;
+    peer_send(worker->lanes[i], &message, gradient + lane->element_begin,
+              lane->element_count * sizeof *gradient);
+}
+
 /* Push a whole gradient, for whose parameters an answer is wanted. */
 static void push(struct peer_worker *worker, uint64_t step, const float *gradient, bool ahead)
 {
     for (uint32_t i = 0; i < worker->registered.lane_count; i++) {
-        const struct pd_lane *lane = &worker->registered.lanes[i];
-        struct pd_message message = peer_worker_push_message(worker, i, step, 1);
-        message.push.pull = true;
-        message.push.ahead = ahead;
-        peer_send(worker->lanes[i], &message, gradient + lane->element_begin,
-                  lane->element_count * sizeof *gradient);
+        push_lane(worker, i, step, gradient, ahead);
     }
 }
 
@@ -240,23 +247,40 @@ static void await_bytes(struct peer *peer)
     ck_assert_int_eq(poll(&readable, 1, PROCESS_DEADLINE_MS), 1);
 }
 
-/* Receive version 1 on a lane; returns how many payloads before it were void. */
-static uint32_t receive(struct peer *lane, float *got)
+/* One lane of the survivor. All are read at once: one may wait for what another needs again. */
+struct survivor {
+    pthread_t thread;
+    struct peer_worker *worker;
+    uint32_t lane;
+    const float *gradient;
+    float *got;
+    uint32_t void_count; /* answers */
+};
+
+/* Receive version 1, and push again what the rank says is void. */
+static void *receive(void *argument)
 {
-    uint32_t void_count = 0;
+    struct survivor *survivor = argument;
+    struct peer *lane = survivor->worker->lanes[survivor->lane];
     bool final = false;
 
     while (!final) {
-        const struct pd_message *message = peer_expect(lane, PD_MESSAGE_PULLED);
-        ck_assert_uint_eq(message->pulled.version, 1);
-        final = !message->pulled.ahead;
-        memcpy(got, peer_payload(lane), peer_payload_bytes(lane));
-        if (!final) {
-            final = peer_expect(lane, PD_MESSAGE_SETTLED)->settled.applied;
-            void_count += !final;
+        const struct pd_message *message = peer_receive(lane);
+        ck_assert(message != NULL &&
+                  (message->kind == PD_MESSAGE_PULLED || message->kind == PD_MESSAGE_SETTLED));
+        if (message->kind == PD_MESSAGE_PULLED) {
+            ck_assert_uint_eq(message->pulled.version, 1);
+            final = !message->pulled.ahead;
+            memcpy(survivor->got, peer_payload(lane), peer_payload_bytes(lane));
+            continue;
+        }
+        final = message->settled.applied;
+        survivor->void_count += !final;
+        if (message->settled.again) {
+            push_lane(survivor->worker, survivor->lane, 0, survivor->gradient, true);
         }
     }
-    return void_count;
+    return NULL;
 }
 
 /* The survivor holds blocks that the victim had a part in. They are void, and the step is made of
@@ -280,16 +304,23 @@ START_TEST(worker_killed_midway_leaves_no_trace)
     await_bytes(worker.lanes[0]);
     ck_assert_int_eq(kill(victim, SIGKILL), 0);
     ck_assert_int_eq(waitpid(victim, NULL, 0), victim);
+    struct survivor survivors[PD_RANK_COUNT_MAX];
+    for (uint32_t i = 0; i < worker.registered.lane_count; i++) {
+        survivors[i] = (struct survivor){.worker = &worker,
+                                         .lane = i,
+                                         .gradient = gradient,
+                                         .got = got + worker.registered.lanes[i].element_begin};
+        ck_assert_int_eq(pthread_create(&survivors[i].thread, NULL, receive, &survivors[i]), 0);
+    }
     uint32_t void_count = 0;
     for (uint32_t i = 0; i < worker.registered.lane_count; i++) {
-        const struct pd_lane *lane = &worker.registered.lanes[i];
-        void_count += receive(worker.lanes[i], got);
-        for (uint32_t k = 0; k < lane->element_count; k++) {
-            uint32_t element = (uint32_t)lane->element_begin + k;
-            ck_assert_float_eq(got[k], values[element] - gradient[element]);
-        }
+        ck_assert_int_eq(pthread_join(survivors[i].thread, NULL), 0);
+        void_count += survivors[i].void_count;
     }
     ck_assert_uint_ge(void_count, 1);
+    for (uint32_t i = 0; i < ELEMENTS; i++) {
+        ck_assert_float_eq(got[i], values[i] - gradient[i]);
+    }
     peer_worker_finish(&worker);
     cluster_drain(&cluster);
     cluster_stop(&cluster);

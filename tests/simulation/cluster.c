@@ -50,6 +50,37 @@ static void check_version(struct sim_rank *rank)
     }
 }
 
+/* Whether what is in a slot of the roster is whole, and used up in part. */
+static bool is_spent(const struct sim_rank *rank, uint32_t slot)
+{
+    const struct pd_worker *worker = &rank->engine->roster->workers[slot];
+
+    return worker->present && worker->contribution.state == PD_CONTRIBUTION_HELD &&
+           pd_contribution_is_spent(&worker->contribution);
+}
+
+/* Take the event in, and look which pushes the rank takes back at it. */
+static void step_engine(struct sim_rank *rank, struct pd_event *event)
+{
+    const struct sim_observer *observer = &rank->cluster->observer;
+    struct pd_roster *roster = rank->engine->roster;
+    bool spent[PD_WORKER_COUNT_MAX];
+    uint32_t count = rank->engine->foreseen != NULL ? roster->slot_end : 0;
+
+    for (uint32_t slot = 0; slot < count; slot++) {
+        spent[slot] = is_spent(rank, slot);
+    }
+    pd_engine_step(rank->engine, event, &rank->actions);
+    for (uint32_t slot = 0; slot < count && observer->undone != NULL; slot++) {
+        const struct pd_worker *worker = &roster->workers[slot];
+        const struct pd_contribution *contribution = &worker->contribution;
+        if (spent[slot] && worker->present && contribution->state == PD_CONTRIBUTION_IDLE &&
+            contribution->next_step == contribution->push.step) {
+            observer->undone(observer->context, rank, worker->id, contribution->push.step);
+        }
+    }
+}
+
 static void feed(struct sim_rank *rank, struct pd_event *event)
 {
     struct sim_agenda *agenda = rank->cluster->agenda;
@@ -61,7 +92,7 @@ static void feed(struct sim_rank *rank, struct pd_event *event)
     event->entropy = sim_random(agenda);
     pd_actions_reset(&rank->actions);
     size_t allocations = pd_heap_allocations();
-    pd_engine_step(rank->engine, event, &rank->actions);
+    step_engine(rank, event);
     rank->allocations += pd_heap_allocations() - allocations;
     for (size_t i = 0; i < rank->actions.count && rank->state == SIM_RANK_RUNNING; i++) {
         carry_out(rank, &rank->actions.items[i]);
@@ -394,7 +425,11 @@ static void carry_out(struct sim_rank *rank, const struct pd_action *action)
         break;
     case PD_ACTION_PLACE:
         SIM_CHECK(agenda, link != NULL, "rank %u places on a closed connection", rank->rank);
-        sim_link_place(link, side, action->destination);
+        sim_link_place(link, side, action->destination, action->place_bytes);
+        break;
+    case PD_ACTION_DROP:
+        SIM_CHECK(agenda, link != NULL, "rank %u drops on a closed connection", rank->rank);
+        sim_link_drop(link, side);
         break;
     case PD_ACTION_CLOSE:
         SIM_CHECK(agenda, link != NULL, "rank %u closes a closed connection", rank->rank);

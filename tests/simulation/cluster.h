@@ -67,6 +67,8 @@ struct sim_observer {
     /* A push of that worker has arrived whole, where the engine wanted it. */
     void (*stored)(void *context, struct sim_rank *rank, uint32_t worker_id,
                    const struct pd_push *push);
+    /* The rank has used up what it got of that worker's push, for nothing. */
+    void (*undone)(void *context, struct sim_rank *rank, uint32_t worker_id, uint64_t step);
     void (*ended)(void *context, struct sim_rank *rank);
 };
 

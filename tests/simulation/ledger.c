@@ -119,6 +119,17 @@ void sim_ledger_stored(struct sim_ledger *ledger, uint32_t worker_id, const stru
     contribution->stored_us = ledger->agenda->now_us;
 }
 
+void sim_ledger_undone(struct sim_ledger *ledger, uint32_t worker_id, uint64_t step, uint32_t lane)
+{
+    struct sim_batch *batch = sim_ledger_batch(ledger, worker_id, step, false, 0);
+
+    SIM_CHECK(ledger->agenda, batch->stored_lanes >> lane & 1u,
+              "lane %u takes back a push of worker %u that it has not got", lane, worker_id);
+    batch->stored_lanes &= ~(1ull << lane);
+    batch->acked_lanes &= ~(1ull << lane);
+    batch->undone_lanes |= 1ull << lane;
+}
+
 /* ---- Orders ---- */
 
 static void on_join(struct sim_ledger *ledger, const struct pd_order *order)

@@ -24,6 +24,7 @@ struct sim_batch {
     uint64_t absent;       /* bit per tensor that it has no gradient for */
     uint64_t stored_lanes; /* bit per lane that it arrived on, whole */
     uint64_t acked_lanes;  /* bit per lane whose acknowledgement has come back */
+    uint64_t undone_lanes; /* that have taken it back */
 };
 
 /* One worker's gradient for one step, or the estimate of the Hessian it gives with it. */
@@ -86,6 +87,9 @@ struct sim_batch *sim_ledger_batch(struct sim_ledger *ledger, uint32_t worker_id
 /* A push arrived whole on a lane, at a place the engine gave: for the first time. */
 void sim_ledger_stored(struct sim_ledger *ledger, uint32_t worker_id, const struct pd_push *push,
                        uint32_t lane);
+
+/* What a lane had of a worker's only push to a step is used up for nothing. */
+void sim_ledger_undone(struct sim_ledger *ledger, uint32_t worker_id, uint64_t step, uint32_t lane);
 
 /* Rank 0 has issued an order. */
 void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order);

@@ -298,11 +298,13 @@ static void pop(struct sim_link *link, int from)
 
 static void deliver_some(void *context, uint64_t argument);
 
-/* Bytes of a payload that arrive at a time: half of it, or what the sender lets go. */
+/* Bytes of a payload that arrive at a time: half of it, or what the sender lets go, or what the
+ * receiver has a place for. */
 static uint64_t next_end(const struct sim_way *way, const struct sim_frame *frame)
 {
     uint64_t half = frame->payload_bytes / 2;
     uint64_t end = way->delivered < half ? half : frame->payload_bytes;
+    end = end < way->placed ? end : way->placed;
     return end < frame->payload_ready ? end : frame->payload_ready;
 }
 
@@ -328,7 +330,8 @@ static void take_in(struct sim_link *link, int from, const struct sim_frame *fra
     struct sim_way *way = &link->ways[from];
 
     if (way->destination != NULL && !link->ends[other(from)].shut) {
-        copy_out(way->destination + way->delivered, frame, way->delivered, end);
+        copy_out(way->destination, frame, way->delivered, end);
+        way->destination += end - way->delivered;
     }
     way->delivered = end;
 }
@@ -341,7 +344,7 @@ static void finish_payload(struct sim_link *link, int from, struct sim_frame *fr
 
     if (way->destination != NULL && !end->shut && link->faulty && frame->checksum &&
         sim_chance(link->network->agenda, link->network->damage_one_in)) {
-        way->destination[sim_below(link->network->agenda, frame->payload_bytes)] ^= 0x41;
+        way->destination[-1] ^= 0x41;
         link->network->damage_count++;
         ok = false;
     }
@@ -368,6 +371,14 @@ static void tell_progress(struct sim_link *link, int from)
     }
 }
 
+/* An end that closes takes nothing in any more, and has no places for it. */
+static void drop_if_shut(struct sim_link *link, int from)
+{
+    if (!link->cut && link->ends[other(from)].shut && link->ways[from].stage == SIM_STAGE_PLACE) {
+        sim_link_drop(link, other(from));
+    }
+}
+
 static void deliver_some(void *context, uint64_t argument)
 {
     struct sim_link *link = context;
@@ -384,10 +395,13 @@ static void deliver_some(void *context, uint64_t argument)
         return;
     }
     way->stalled = way->delivered == frame->payload_ready;
-    if (!way->stalled) {
+    if (way->delivered == way->placed) {
+        way->stage = SIM_STAGE_PLACE;
+    } else if (!way->stalled) {
         sim_after(link->network->agenda, delay_us(link, other(from)), deliver_some, link, argument);
     }
     tell_progress(link, from);
+    drop_if_shut(link, from);
 }
 
 void sim_link_release(struct sim_link *link, int side, uint64_t payload_ready)
@@ -403,14 +417,28 @@ void sim_link_release(struct sim_link *link, int side, uint64_t payload_ready)
         frame->payload_ready = payload_ready;
         if (i == way->begin && way->stalled) {
             way->stalled = false;
-            sim_after(link->network->agenda, delay_us(link, other(side)), deliver_some, link,
-                      argument_of(side, frame->serial));
+            if (way->stage == SIM_STAGE_PAYLOAD) {
+                sim_after(link->network->agenda, delay_us(link, other(side)), deliver_some, link,
+                          argument_of(side, frame->serial));
+            }
         }
         return;
     }
 }
 
-void sim_link_place(struct sim_link *link, int side, void *destination)
+/* The payload goes on, unless its sender holds it back. */
+static void go_on(struct sim_link *link, int side)
+{
+    struct sim_way *way = &link->ways[other(side)];
+
+    way->stage = SIM_STAGE_PAYLOAD;
+    if (!way->stalled) {
+        sim_after(link->network->agenda, delay_us(link, side), deliver_some, link,
+                  argument_of(other(side), way->frames[way->begin].serial));
+    }
+}
+
+void sim_link_place(struct sim_link *link, int side, void *destination, uint64_t byte_count)
 {
     struct sim_way *way = &link->ways[other(side)];
 
@@ -418,12 +446,25 @@ void sim_link_place(struct sim_link *link, int side, void *destination)
         return;
     }
     PD_ASSERT(way->stage == SIM_STAGE_PLACE);
-    way->stage = SIM_STAGE_PAYLOAD;
+    PD_ASSERT(way->placed == way->delivered);
+    PD_ASSERT(byte_count <= way->frames[way->begin].payload_bytes - way->delivered);
     way->destination = destination;
-    way->delivered = 0;
-    way->stalled = false;
-    sim_after(link->network->agenda, delay_us(link, side), deliver_some, link,
-              argument_of(other(side), way->frames[way->begin].serial));
+    way->placed += byte_count;
+    go_on(link, side);
+}
+
+void sim_link_drop(struct sim_link *link, int side)
+{
+    struct sim_way *way = &link->ways[other(side)];
+
+    if (link->cut || (way->stage != SIM_STAGE_PLACE && way->stage != SIM_STAGE_PAYLOAD)) {
+        return;
+    }
+    way->destination = NULL;
+    way->placed = way->frames[way->begin].payload_bytes;
+    if (way->stage == SIM_STAGE_PLACE) {
+        go_on(link, side);
+    }
 }
 
 /* Take a frame's header apart as a reader would. */
@@ -472,13 +513,17 @@ static void deliver_message(void *context, uint64_t argument)
     sim_trace(link->network->agenda, "link %" PRIu64 " side %d gets %s, %" PRIu64 " bytes",
               link->number, other(from), pd_message_kind_name(message->kind), payload_bytes);
     way->stage = SIM_STAGE_PLACE;
+    way->destination = NULL;
+    way->placed = 0;
+    way->delivered = 0;
+    way->stalled = false;
     end->calls->message(end->owner, link, other(from), message, payload_bytes, frame->checksum);
     pd_message_finish(message);
     if (!link->cut && payload_bytes == 0) {
         pop(link, from);
     }
-    if (!link->cut && payload_bytes > 0 && end->shut && way->stage == SIM_STAGE_PLACE) {
-        sim_link_place(link, other(from), NULL);
+    if (payload_bytes > 0) {
+        drop_if_shut(link, from);
     }
     (void)lost_now(link);
 }

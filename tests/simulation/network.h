@@ -15,7 +15,8 @@ struct sim_end_calls {
     uint64_t (*asleep_us)(void *owner);
     /* False refuses the connection. */
     bool (*opened)(void *owner, struct sim_link *link, int side);
-    /* With payload_bytes > 0 the stream waits for sim_link_place. */
+    /* With payload_bytes > 0 the stream waits for sim_link_place or drop, and again whenever a
+     * place is full. */
     void (*message)(void *owner, struct sim_link *link, int side, const struct pd_message *message,
                     uint64_t payload_bytes, bool has_checksum);
     void (*payload)(void *owner, struct sim_link *link, int side, bool checksum_ok);
@@ -63,10 +64,11 @@ struct sim_way {
     size_t end;
     size_t capacity;
     enum sim_stage stage;
-    uint8_t *destination;
-    uint64_t delivered; /* bytes of the payload */
-    bool stalled;       /* all that may go has gone */
-    bool ending;        /* its sender has closed: nothing follows what is queued */
+    uint8_t *destination; /* of the next byte */
+    uint64_t placed;      /* bytes of the payload that have a place, or are dropped */
+    uint64_t delivered;   /* bytes of the payload */
+    bool stalled;         /* all that may go has gone */
+    bool ending;          /* its sender has closed: nothing follows what is queued */
 };
 
 struct sim_link {
@@ -114,8 +116,10 @@ void sim_link_release(struct sim_link *link, int side, uint64_t payload_ready);
 void sim_link_say(struct sim_link *link, int side, const struct pd_message *message,
                   const void *payload, uint64_t payload_bytes, bool checksum);
 
-/* The payload announced to `side` goes there; NULL drops it. */
-void sim_link_place(struct sim_link *link, int side, void *destination);
+/* So many more bytes of the payload announced to `side` go there. */
+void sim_link_place(struct sim_link *link, int side, void *destination, uint64_t byte_count);
+/* What has not come of that payload is dropped. */
+void sim_link_drop(struct sim_link *link, int side);
 
 /* Close from one side, after what is queued when `flush`. That side is told, too. */
 void sim_link_close(struct sim_link *link, int side, bool flush);

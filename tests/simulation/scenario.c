@@ -153,7 +153,7 @@ static void peer_message(void *owner, struct sim_link *link, int side,
     if (payload_bytes > 0 && !peer->stalls) {
         free(peer->payload);
         peer->payload = sim_alloc(payload_bytes, 1);
-        sim_link_place(link, side, peer->payload);
+        sim_link_place(link, side, peer->payload, payload_bytes);
     }
 }
 

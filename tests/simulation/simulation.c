@@ -73,6 +73,13 @@ static void on_stored(void *context, struct sim_rank *rank, uint32_t worker_id,
                       rank->rank % simulation->cluster.lane_count);
 }
 
+static void on_undone(void *context, struct sim_rank *rank, uint32_t worker_id, uint64_t step)
+{
+    struct sim_simulation *simulation = context;
+    sim_ledger_undone(&simulation->ledger, worker_id, step,
+                      rank->rank % simulation->cluster.lane_count);
+}
+
 static void on_ended(void *context, struct sim_rank *rank)
 {
     struct sim_simulation *simulation = context;
@@ -148,7 +155,7 @@ static void caller_message(void *owner, struct sim_link *link, int side,
     if (message->kind == PD_MESSAGE_ADMIN_REPLY) {
         caller->reply = sim_alloc(payload_bytes + 1, 1);
         caller->reply_bytes = payload_bytes;
-        sim_link_place(link, 0, caller->reply);
+        sim_link_place(link, 0, caller->reply, payload_bytes);
     } else if (message->kind == PD_MESSAGE_ERROR) {
         snprintf(caller->error, sizeof caller->error, "%s", message->error.text);
         caller->done = true;
@@ -366,6 +373,7 @@ void sim_simulation_init(struct sim_simulation *simulation, const struct sim_pla
                                                          .order = on_order,
                                                          .version = on_version,
                                                          .stored = on_stored,
+                                                         .undone = on_undone,
                                                          .ended = on_ended};
     for (uint32_t i = 0; i < plan->worker_count; i++) {
         init_worker(simulation, i);

@@ -149,6 +149,7 @@ START_TEST(damaged_gradients_make_it_void_and_change_nothing)
     scenario->simulation.network.damage_one_in = 8;
     scenario_run_to(scenario, 0, SIM_PHASE_DONE, STEPS);
     ck_assert_uint_gt(scenario->simulation.network.damage_count, STEPS / 4);
+    ck_assert_uint_gt(scenario->simulation.workers[0].undone, 0);
     ck_assert_uint_eq(scenario_counted(scenario, "worker1"), STEPS);
     finish(scenario, 1);
 }
@@ -170,7 +171,7 @@ END_TEST
 START_TEST(rate_that_changes_in_the_middle_makes_it_void)
 {
     const double rate = 0.005;
-    struct scenario *scenario = create(50 + (uint64_t)_i, (uint32_t)_i);
+    struct scenario *scenario = create(54 + (uint64_t)_i, (uint32_t)_i);
 
     scenario_start(scenario);
     run_to_open_answer(scenario, 5);
@@ -181,6 +182,7 @@ START_TEST(rate_that_changes_in_the_middle_makes_it_void)
     ck_assert_uint_eq(scenario_steps(scenario), step);
     scenario_run_to_step(scenario, step + 2);
     ck_assert_uint_gt(scenario->simulation.workers[0].voided, voided);
+    ck_assert_uint_gt(scenario->simulation.workers[0].undone, 0);
     finish(scenario, 1);
 }
 END_TEST

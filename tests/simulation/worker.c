@@ -438,10 +438,11 @@ static void push_accepted(struct sim_contact *contact)
     struct sim_batch *batch = sim_ledger_batch(worker->ledger, worker->worker_id, worker->step,
                                                worker->estimating, pushed_micro_batch(worker));
 
-    SIM_CHECK(worker->agenda, (batch->stored_lanes >> contact->lane) & 1u,
+    /* What was undone since, the worker is about to be told of. */
+    SIM_CHECK(worker->agenda, ((batch->stored_lanes | batch->undone_lanes) >> contact->lane) & 1u,
               "rank %u accepts a push of '%s' that it has not got", contact->rank,
               worker->plan->name);
-    batch->acked_lanes |= 1ull << contact->lane;
+    batch->acked_lanes |= batch->stored_lanes & 1ull << contact->lane;
 }
 
 static void on_welcome(struct sim_contact *contact, const struct pd_welcome *welcome)
@@ -515,7 +516,7 @@ static void on_pulled(struct sim_contact *contact, const struct pd_pulled *pulle
 {
     struct sim_worker *worker = contact->worker;
     if (worker->phase == SIM_PHASE_LEAVING) {
-        sim_link_place(contact->link, 0, NULL);
+        sim_link_drop(contact->link, 0);
         return;
     }
     uint64_t expected_version =
@@ -536,7 +537,7 @@ static void on_pulled(struct sim_contact *contact, const struct pd_pulled *pulle
         push_accepted(contact);
     }
     contact->pulled = *pulled;
-    sim_link_place(contact->link, 0, contact->received);
+    sim_link_place(contact->link, 0, contact->received, payload_bytes);
 }
 
 static bool waits_for_payload(const struct sim_contact *contact)
@@ -587,13 +588,22 @@ static void on_settled(struct sim_contact *contact, const struct pd_settled *set
         return;
     }
     SIM_CHECK(worker->agenda,
-              contact->request == SIM_REQUEST_PUSH && !contact->done && contact->pulled.ahead &&
-                  settled->pulled.version == contact->pulled.version,
+              contact->request == SIM_REQUEST_PUSH && !contact->done &&
+                  (contact->pulled.ahead || settled->again) &&
+                  settled->pulled.version == worker->step + 1,
               "'%s' is told that version %" PRIu64 " is settled", worker->plan->name,
               settled->pulled.version);
+    worker->voided += !settled->applied;
     contact->pulled.ahead = false;
+    if (settled->again) {
+        SIM_CHECK(worker->agenda, worker->plan->ahead && !settled->applied,
+                  "'%s' is to push again what it can not", worker->plan->name);
+        worker->undone++;
+        contact->asked = false;
+        advance(contact);
+        return;
+    }
     if (!settled->applied) {
-        worker->voided++;
         return;
     }
     worker->applied++;

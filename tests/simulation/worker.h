@@ -130,6 +130,7 @@ struct sim_worker {
     uint32_t evictions; /* times it was told that it is gone */
     uint32_t applied;   /* payloads that came ahead and counted, and those that were void */
     uint32_t voided;
+    uint32_t undone;     /* pushes that had to come again */
     uint32_t duplicates; /* answers to second copies of a push */
     uint32_t refusals;   /* of any other kind */
     uint64_t steps_done;

@@ -149,7 +149,7 @@ static const struct pd_message *receive_any(struct fake_rank *fake)
                 pd_heap_free(fake->payload);
                 fake->payload = pd_heap_zalloc(fake->payload_bytes, 1);
                 PD_ASSERT(fake->payload != NULL);
-                pd_frame_reader_place(fake->reader, fake->payload);
+                pd_frame_reader_place(fake->reader, fake->payload, fake->payload_bytes);
             } else {
                 break;
             }

@@ -207,7 +207,7 @@ static void make_room(struct peer *peer)
     ck_assert_ptr_nonnull(peer->payload);
     ((char *)peer->payload)[peer->payload_bytes] = '\0';
     if (peer->payload_bytes > 0) {
-        pd_frame_reader_place(peer->reader, peer->payload);
+        pd_frame_reader_place(peer->reader, peer->payload, peer->payload_bytes);
     }
 }
 

@@ -53,6 +53,12 @@ static void note(struct engine_fixture *fixture, const struct pd_action *action)
     case PD_ACTION_PLACE:
         fixture->placed[action->connection] = action->destination;
         fixture->was_placed[action->connection] = true;
+        fixture->place_begin[action->connection] = fixture->place_end[action->connection];
+        fixture->place_end[action->connection] += action->place_bytes;
+        break;
+    case PD_ACTION_DROP:
+        fixture->placed[action->connection] = NULL;
+        fixture->was_placed[action->connection] = true;
         break;
     case PD_ACTION_CLOSE:
         fixture->closed[action->connection] = true;
@@ -165,6 +171,7 @@ void fixture_say(struct engine_fixture *fixture, pd_connection_id connection,
                              .payload_bytes = payload_bytes,
                              .has_checksum = true};
     fixture->was_placed[connection] = false;
+    fixture->place_end[connection] = 0;
     feed(fixture, &event);
 }
 
@@ -175,8 +182,14 @@ void fixture_payload(struct engine_fixture *fixture, pd_connection_id connection
         .kind = PD_EVENT_PAYLOAD, .connection = connection, .checksum_ok = checksum_ok};
 
     ck_assert(fixture->was_placed[connection]);
-    if (fixture->placed[connection] != NULL && bytes != NULL) {
-        memcpy(fixture->placed[connection], bytes, byte_count);
+    while (fixture->placed[connection] != NULL && bytes != NULL) {
+        uint64_t begin = fixture->place_begin[connection];
+        uint64_t end = fixture->place_end[connection];
+        if (end >= byte_count) {
+            memcpy(fixture->placed[connection], (const char *)bytes + begin, byte_count - begin);
+            break;
+        }
+        fixture_receive(fixture, connection, bytes, begin, end);
     }
     feed(fixture, &event);
 }
@@ -184,14 +197,20 @@ void fixture_payload(struct engine_fixture *fixture, pd_connection_id connection
 void fixture_receive(struct engine_fixture *fixture, pd_connection_id connection, const void *bytes,
                      uint64_t begin, uint64_t end)
 {
-    struct pd_event event = {.kind = PD_EVENT_PROGRESS,
-                             .connection = connection,
-                             .received = true,
-                             .payload_bytes = end};
+    struct pd_event event = {.kind = PD_EVENT_PROGRESS, .connection = connection, .received = true};
 
-    ck_assert_ptr_nonnull(fixture->placed[connection]);
-    memcpy((char *)fixture->placed[connection] + begin, (const char *)bytes + begin, end - begin);
-    feed(fixture, &event);
+    while (begin < end) {
+        uint64_t place_begin = fixture->place_begin[connection];
+        uint64_t place_end = fixture->place_end[connection];
+        uint64_t piece_end = end < place_end ? end : place_end;
+        ck_assert_ptr_nonnull(fixture->placed[connection]);
+        ck_assert_uint_lt(begin, piece_end);
+        memcpy((char *)fixture->placed[connection] + (begin - place_begin),
+               (const char *)bytes + begin, piece_end - begin);
+        event.payload_bytes = piece_end;
+        feed(fixture, &event);
+        begin = piece_end;
+    }
 }
 
 void fixture_sent_event(struct engine_fixture *fixture, pd_connection_id connection)

@@ -32,8 +32,10 @@ struct engine_fixture {
     char aborted[2 * PD_ERROR_BYTES_MAX];
     char logged[2 * PD_ERROR_BYTES_MAX]; /* the last line */
     const struct pd_collective *collective;
-    void *placed[64]; /* by connection: where its payload goes */
+    void *placed[64]; /* by connection: where the next bytes of its payload go; NULL: dropped */
     bool was_placed[64];
+    uint64_t place_begin[64]; /* the bytes of the payload that go there */
+    uint64_t place_end[64];
     bool closed[64];        /* asked to be */
     uint64_t may_leave[64]; /* bytes that may leave of the last payload sent there */
     struct pd_tensor_list model;

@@ -163,8 +163,9 @@ void step_job_announce(const struct step_job *job, struct step_rank *rank, uint3
         header->step = step;
         header->last = true;
         header->samples = 1;
-        pd_contribution_begin(contribution, header);
-        memset(contribution->payload, 0xff, contribution->element_count * sizeof(float));
+        pd_contribution_begin(contribution, header, false);
+        memset(pd_contribution_place(contribution, contribution->element_count), 0xff,
+               contribution->element_count * sizeof(float));
         pd_heap_free(header);
     }
 }

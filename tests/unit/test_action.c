@@ -95,7 +95,7 @@ START_TEST(each_builder_says_what_it_was_told)
 {
     struct pd_collective collective = {.order_index = 4};
     const struct pd_message ping = {.kind = PD_MESSAGE_PING};
-    pd_actions_place(&actions, 1, &collective);
+    pd_actions_place(&actions, 1, &collective, 8);
     pd_actions_close(&actions, 2, true);
     pd_actions_collective(&actions, &collective);
     pd_actions_simple(&actions, PD_ACTION_WORK);
@@ -104,6 +104,7 @@ START_TEST(each_builder_says_what_it_was_told)
     pd_actions_convert(&actions, PD_DTYPE_FLOAT16);
     pd_actions_hold_back(&actions, 6);
     ck_assert_ptr_eq(actions.items[0].destination, &collective);
+    ck_assert_uint_eq(actions.items[0].place_bytes, 8);
     ck_assert_uint_eq(actions.items[1].connection, 2);
     ck_assert(actions.items[1].flush);
     ck_assert_ptr_eq(actions.items[2].collective, &collective);

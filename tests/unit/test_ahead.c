@@ -126,6 +126,24 @@ static void expect_void(pd_connection_id connection, uint64_t version)
     ck_assert_uint_eq(f.may_leave[connection], last_payload(connection)->payload_bytes);
 }
 
+/* Told that with what came ahead its push is void, too. */
+static void expect_void_and_again(pd_connection_id connection, uint64_t version)
+{
+    expect_void(connection, version);
+    for (uint32_t i = 0; i < f.sent_count; i++) {
+        if (f.sent[i].connection == connection && f.sent[i].message->kind == PD_MESSAGE_SETTLED) {
+            ck_assert(f.sent[i].message->settled.again);
+        }
+    }
+}
+
+static void push_again(pd_connection_id connection, const float *gradient)
+{
+    fixture_sent_event(&f, connection);
+    announce(connection, 0);
+    end(connection, gradient);
+}
+
 static void expect_parameters(uint64_t version, const float *expected)
 {
     ck_assert_uint_eq(f.engine->store.version, version);
@@ -305,7 +323,7 @@ START_TEST(what_leaves_as_it_is_computed_is_fresh)
     fixture_receive(&f, B, gradient_b, FIRST_BLOCK, SECOND_BLOCK);
     expect_ahead(A, SECOND_BLOCK);
     expect_ahead(B, SECOND_BLOCK);
-    ck_assert_uint_eq(f.actions.count, 2);
+    ck_assert_uint_eq(f.actions.count, 3); /* what B sends next gets its place, too */
     ck_assert_ptr_eq(fresh->payload, last_payload(A)->payload);
     ck_assert_ptr_eq(fresh->payload, last_payload(B)->payload);
     ck_assert_uint_eq(fresh->begin, FIRST_BLOCK);
@@ -327,11 +345,13 @@ START_TEST(worker_lost_midway_makes_it_void)
     begin_both();
     end(A, gradient_a);
     fixture_close(&f, B);
-    expect_void(A, 1);
+    expect_void_and_again(A, 1);
     expect_parameters(0, initial());
     ck_assert_uint_eq(f.engine->store.buffers[1 - f.engine->store.served].users, 0);
 
     /* The worker still gets the rest of the void payload: its answer comes after that. */
+    announce(A, 0);
+    end(A, gradient_a);
     fixture_wait(&f, 3000);
     ck_assert(!f.closed[A]);
     ck_assert_uint_eq(f.engine->store.version, 1);
@@ -351,16 +371,18 @@ START_TEST(damaged_gradient_makes_it_void_and_is_sent_again)
     begin_both();
     fixture_payload(&f, B, gradient_a, BYTES, false);
     fixture_work(&f);
-    expect_void(A, 1);
+    expect_void_and_again(A, 1);
     expect_void(B, 1);
     fixture_expect_error(&f, B, PD_ECHECKSUM, false, "nothing of it counts: send it again");
     expect_parameters(0, initial());
 
-    fixture_sent_event(&f, A);
+    /* What A was sending when it was told is dropped. */
+    ck_assert_ptr_null(f.placed[A]);
+    end(A, gradient_a);
     fixture_sent_event(&f, B);
     announce(B, 0);
     end(B, gradient_b);
-    end(A, gradient_a);
+    push_again(A, gradient_a);
     expect_parameters(1, together);
     ck_assert_uint_eq(last_payload(B)->message->pulled.version, 1);
 }
@@ -386,6 +408,35 @@ START_TEST(nan_in_the_last_block_makes_it_void)
 }
 END_TEST
 
+/* Its elements are given up by the time the step is found to be broken. */
+START_TEST(nan_in_the_first_block_is_told_by_name)
+{
+    float broken[FIXTURE_ELEMENTS];
+    memcpy(broken, gradient_b, sizeof broken);
+    broken[1] = NAN;
+    announce(A, 0);
+    announce(B, 0);
+    fixture_receive(&f, A, gradient_a, 0, SECOND_BLOCK);
+    fixture_receive(&f, B, broken, 0, SECOND_BLOCK);
+    ck_assert_uint_gt(
+        pd_roster_find(f.engine->roster, f.engine->sessions[B].worker_id)->contribution.spent, 0);
+    end(A, gradient_a);
+    end(B, broken);
+    expect_void(A, 1);
+    ck_assert_ptr_nonnull(
+        strstr(f.engine->leader->last_skip_reason, "'b' is not finite: tensor 'w', element 1"));
+
+    /* It is not held against the next step. */
+    fixture_sent_event(&f, A);
+    fixture_sent_event(&f, B);
+    announce(A, 1);
+    announce(B, 1);
+    end(A, gradient_a);
+    end(B, gradient_b);
+    expect_parameters(2, together);
+}
+END_TEST
+
 START_TEST(changed_rate_makes_it_void)
 {
     struct pd_message admin = {.kind = PD_MESSAGE_ADMIN,
@@ -397,13 +448,18 @@ START_TEST(changed_rate_makes_it_void)
     ck_assert_int_eq(fixture_last(&f, ADMIN)->kind, PD_MESSAGE_ADMIN_REPLY);
     ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_SETTLED), 0);
     end(B, gradient_b);
-    expect_void(A, 1);
-    expect_void(B, 1);
+    expect_void_and_again(A, 1);
+    expect_void_and_again(B, 1);
+    ck_assert_uint_eq(f.engine->store.version, 0);
+
+    /* It is foreseen anew, at the new rate. */
+    ck_assert_ptr_nonnull(f.engine->foreseen);
+    push_again(A, gradient_a);
+    push_again(B, gradient_b);
     ck_assert_uint_eq(f.engine->store.version, 1);
     ck_assert_float_eq(pd_param_store_served(&f.engine->store)[0], 0);
-    fixture_sent_event(&f, A);
-    expect_plain_answer(A, 1);
-    ck_assert_double_eq(last_payload(A)->message->pulled.lrs[0], 0.5);
+    ck_assert(fixture_last(&f, A)->settled.applied);
+    ck_assert_double_eq(fixture_last(&f, A)->settled.pulled.lrs[0], 0.5);
 }
 END_TEST
 
@@ -452,8 +508,12 @@ START_TEST(worker_that_joins_midway_makes_it_void)
     end(B, gradient_b);
     expect_parameters(0, initial());
     end(C, gradient_a);
-    expect_void(A, 1);
-    expect_void(B, 1);
+    expect_void_and_again(A, 1);
+    expect_void_and_again(B, 1);
+    ck_assert_uint_eq(fixture_count(&f, C, PD_MESSAGE_SETTLED), 0);
+    push_again(A, gradient_a);
+    ck_assert_uint_eq(f.engine->store.version, 0);
+    push_again(B, gradient_b);
     ck_assert_uint_eq(f.engine->store.version, 1);
     ck_assert_float_eq_tol(pd_param_store_served(&f.engine->store)[0], 1.0f - 5.0f / 3.0f, 1e-6f);
 }
@@ -489,6 +549,36 @@ START_TEST(reconnected_worker_is_sent_all_of_it_anew)
 }
 END_TEST
 
+/* It had come back, was told that its push counts, and has asked for what that makes. */
+START_TEST(pull_that_crosses_the_word_to_push_again_is_void)
+{
+    struct pd_message hello = {.kind = PD_MESSAGE_HELLO,
+                               .hello = {.has_worker_id = true, .run_id = 99}};
+    const struct pd_message pull = {.kind = PD_MESSAGE_PULL, .pull = {.min_version = 1}};
+    hello.hello.worker_id = f.engine->sessions[A].worker_id;
+    hello.hello.token = pd_roster_find(f.engine->roster, hello.hello.worker_id)->token;
+    begin_both();
+    end(A, gradient_a);
+    fixture_close(&f, A);
+    fixture_open(&f, C);
+    fixture_say(&f, C, &hello, 0);
+    ck_assert_uint_eq(fixture_last(&f, C)->welcome.next_step, 1);
+    fixture_payload(&f, B, gradient_a, BYTES, false);
+    ck_assert_int_eq(fixture_last(&f, C)->kind, PD_MESSAGE_SETTLED);
+    ck_assert(fixture_last(&f, C)->settled.again);
+    fixture_say(&f, C, &pull, 0);
+
+    fixture_sent_event(&f, B);
+    announce(B, 0);
+    end(B, gradient_b);
+    announce(C, 0);
+    end(C, gradient_a);
+    ck_assert(!f.closed[C]);
+    expect_parameters(1, together);
+    ck_assert_uint_eq(fixture_count(&f, C, PD_MESSAGE_PULLED), 1);
+}
+END_TEST
+
 START_TEST(silent_worker_with_an_open_answer_is_evicted_when_its_lease_is_over)
 {
     struct pd_message ping = {.kind = PD_MESSAGE_PING};
@@ -502,7 +592,8 @@ START_TEST(silent_worker_with_an_open_answer_is_evicted_when_its_lease_is_over)
     ck_assert(f.closed[B]);
     ck_assert(!f.closed[A]);
     ck_assert_ptr_nonnull(strstr(f.logged, "evicted at step 0: the lease is over"));
-    expect_void(A, 1);
+    expect_void_and_again(A, 1);
+    push_again(A, gradient_a);
     ck_assert_uint_eq(f.engine->store.version, 1);
 }
 END_TEST
@@ -548,13 +639,13 @@ START_TEST(worker_that_still_pushes_need_not_read_what_is_void)
 {
     begin_both();
     fixture_close(&f, B);
-    expect_void(A, 1);
+    expect_void_and_again(A, 1);
     fixture_wait(&f, 5000);
-    fixture_receive(&f, A, gradient_a, FIRST_BLOCK, SECOND_BLOCK);
+    fixture_progress(&f, A, true);
     fixture_wait(&f, 5000);
     ck_assert(!f.closed[A]);
     end(A, gradient_a);
-    ck_assert_uint_eq(f.engine->store.version, 1);
+    ck_assert_uint_eq(f.engine->store.version, 0);
     fixture_wait(&f, 3500);
     ck_assert(!f.closed[A]);
     fixture_wait(&f, 1000);
@@ -711,7 +802,9 @@ START_TEST(gradient_that_is_the_average_as_it_came_is_let_go)
     fixture_enlist(&f, A, "a");
     announce(A, 0);
     fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
-    ck_assert_ptr_eq(f.engine->step->lone, f.placed[A]);
+    ck_assert_ptr_eq(
+        f.engine->step->lone,
+        &pd_roster_find(f.engine->roster, f.engine->sessions[A].worker_id)->contribution);
     fixture_payload(&f, A, gradient_a, BYTES, false);
     ck_assert_ptr_null(f.engine->step->lone);
     announce(A, 0);
@@ -737,11 +830,13 @@ int main(void)
     tcase_add_test(tests, worker_lost_midway_makes_it_void);
     tcase_add_test(tests, damaged_gradient_makes_it_void_and_is_sent_again);
     tcase_add_test(tests, nan_in_the_last_block_makes_it_void);
+    tcase_add_test(tests, nan_in_the_first_block_is_told_by_name);
     tcase_add_test(tests, changed_rate_makes_it_void);
     tcase_add_test(tests, pause_keeps_it_open_until_the_step_closes);
     tcase_add_test(tests, drain_makes_it_void);
     tcase_add_test(tests, worker_that_joins_midway_makes_it_void);
     tcase_add_test(tests, reconnected_worker_is_sent_all_of_it_anew);
+    tcase_add_test(tests, pull_that_crosses_the_word_to_push_again_is_void);
     tcase_add_test(tests, silent_worker_with_an_open_answer_is_evicted_when_its_lease_is_over);
     tcase_add_test(tests, worker_that_does_not_read_is_cut_off_once_it_is_settled);
     tcase_add_test(tests, worker_that_does_not_read_what_is_void_is_cut_off);

@@ -79,7 +79,7 @@ static void react_echo(struct pd_engine *engine, const struct pd_event *event,
     struct pd_message reply = {.kind = PD_MESSAGE_ADMIN_REPLY};
     if (event->kind == PD_EVENT_MESSAGE) {
         ck_assert_int_eq(event->message->kind, PD_MESSAGE_PUSH);
-        pd_actions_place(actions, event->connection, received);
+        pd_actions_place(actions, event->connection, received, event->payload_bytes);
     } else if (event->kind == PD_EVENT_PAYLOAD) {
         ck_assert(event->checksum_ok);
         pd_actions_send(actions, event->connection, &reply, received, reply_bytes(), true);
@@ -199,6 +199,52 @@ START_TEST(what_several_get_alike_has_the_right_sum_for_each)
 }
 END_TEST
 
+/* ---- Place after place ---- */
+
+enum { PART_BYTES = 16, PARTS_BYTES = 10 * PART_BYTES };
+
+static uint8_t parts[PARTS_BYTES];
+static uint64_t parts_placed;
+
+/* A new place whenever one is full. */
+static void react_part_by_part(struct pd_engine *engine, const struct pd_event *event,
+                               struct pd_actions *actions)
+{
+    bool full = event->kind == PD_EVENT_PROGRESS && event->received &&
+                event->payload_bytes == parts_placed && parts_placed < PARTS_BYTES;
+    (void)engine;
+
+    if (event->kind == PD_EVENT_MESSAGE || (parts_placed > 0 && full)) {
+        pd_actions_place(actions, event->connection, parts + parts_placed, PART_BYTES);
+        parts_placed += PART_BYTES;
+    }
+    exit_when_closed(event, actions);
+}
+
+static void converse_parts(struct scripted_rank *rank)
+{
+    uint8_t payload[PARTS_BYTES];
+    struct peer *peer = peer_connect(rank->address);
+    memset(payload, 'z', sizeof payload);
+    peer_send(peer, &push_message, payload, sizeof payload);
+    peer_close(peer);
+}
+
+/* All of it comes with the header, so that nothing is read that could tell of it again. */
+START_TEST(a_payload_goes_on_though_what_came_fills_one_place_after_the_other)
+{
+    struct scripted_rank rank;
+    parts_placed = 0;
+    scripted_rank_init(&rank, react_part_by_part);
+
+    ck_assert_int_eq(scripted_rank_run(&rank, converse_parts), 7);
+
+    ck_assert_uint_eq(parts_placed, PARTS_BYTES);
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_PAYLOAD], 1);
+    ck_assert_int_eq(parts[PARTS_BYTES - 1], 'z');
+}
+END_TEST
+
 /* ---- Several types of one array ---- */
 
 enum { PULLED_COUNT = 4 * 1000 * 1000 + 1, PULL_COUNT = 5 };
@@ -274,7 +320,7 @@ static void react_as_it_arrives(struct pd_engine *engine, const struct pd_event 
     struct pd_message reply = {.kind = PD_MESSAGE_ADMIN_REPLY};
     (void)engine;
     if (event->kind == PD_EVENT_MESSAGE) {
-        pd_actions_place(actions, event->connection, received);
+        pd_actions_place(actions, event->connection, received, event->payload_bytes);
         pd_actions_send(actions, event->connection, &reply, received, HELD_BYTES, true);
         pd_actions_hold_back(actions, 0);
     } else if (event->kind == PD_EVENT_PROGRESS && event->received) {
@@ -393,7 +439,7 @@ static void react_place(struct pd_engine *engine, const struct pd_event *event,
 {
     (void)engine;
     if (event->kind == PD_EVENT_MESSAGE && event->payload_bytes > 0) {
-        pd_actions_place(actions, event->connection, NULL);
+        pd_actions_drop(actions, event->connection);
     }
     exit_when_closed(event, actions);
 }
@@ -567,7 +613,7 @@ static void react_place_late(struct pd_engine *engine, const struct pd_event *ev
     if (event->kind == PD_EVENT_TICK && engine->counts[PD_EVENT_TICK] == 4) {
         ck_assert_uint_eq(engine->counts[PD_EVENT_MESSAGE], 1);
         asked_count = engine->counts[PD_EVENT_PROGRESS];
-        pd_actions_place(actions, waiting, answer);
+        pd_actions_place(actions, waiting, answer, ANSWER_BYTES);
     }
     exit_when_closed(event, actions);
 }
@@ -898,6 +944,7 @@ int main(void)
     Suite *suite = suite_create("connection");
     TCase *tcase = tcase_create("connection");
     tcase_set_timeout(tcase, 60);
+    tcase_add_test(tcase, a_payload_goes_on_though_what_came_fills_one_place_after_the_other);
     tcase_add_test(tcase, a_payload_arrives_and_leaves_whole_and_is_sent_once);
     tcase_add_loop_test(tcase, what_several_get_alike_has_the_right_sum_for_each, 0, 2);
     tcase_add_test(tcase, slow_readers_of_every_type_get_the_same_elements);

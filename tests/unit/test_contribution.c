@@ -38,9 +38,10 @@ static void take(const struct pd_push *push, float element)
 {
     ck_assert_int_eq(pd_contribution_judge(&contribution, push, push->step, STEPS, &error),
                      PD_PUSH_ACCEPT);
-    pd_contribution_begin(&contribution, push);
+    pd_contribution_begin(&contribution, push, false);
+    float *place = pd_contribution_place(&contribution, COUNT);
     for (uint32_t i = 0; i < COUNT; i++) {
-        ((float *)contribution.payload)[i] = element;
+        place[i] = element;
     }
     pd_contribution_finish_payload(&contribution);
     while (contribution.state == PD_CONTRIBUTION_FOLDING) {
@@ -98,7 +99,7 @@ START_TEST(elements_of_a_single_push_are_in_as_their_bytes_are)
     push.dtype = PD_DTYPE_BFLOAT16;
     ck_assert(!pd_contribution_is_single(&contribution, 7));
     ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 0);
-    pd_contribution_begin(&contribution, &push);
+    pd_contribution_begin(&contribution, &push, false);
     ck_assert(pd_contribution_is_single(&contribution, 7));
     ck_assert(!pd_contribution_is_single(&contribution, 6));
     ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 0);
@@ -108,7 +109,7 @@ START_TEST(elements_of_a_single_push_are_in_as_their_bytes_are)
     ck_assert(!pd_contribution_is_single(&contribution, 7));
     ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 0);
 
-    pd_contribution_begin(&contribution, &push);
+    pd_contribution_begin(&contribution, &push, false);
     ck_assert_uint_eq(pd_contribution_elements_in(&contribution), 0);
     pd_contribution_finish_payload(&contribution);
     ck_assert(pd_contribution_is_single(&contribution, 7));
@@ -124,7 +125,7 @@ START_TEST(one_of_several_micro_batches_is_no_single_push)
 {
     const struct pd_push first = push_of(7, 0, false, 1);
     const struct pd_push last = push_of(7, 1, true, 1);
-    pd_contribution_begin(&contribution, &first);
+    pd_contribution_begin(&contribution, &first, false);
     ck_assert(!pd_contribution_is_single(&contribution, 7));
     pd_contribution_drop_payload(&contribution);
     take(&first, 1);
@@ -157,7 +158,7 @@ START_TEST(half_received_push_leaves_no_trace)
     struct pd_push second = push_of(0, 1, true, 2);
     float factor;
     take(&first, 3);
-    pd_contribution_begin(&contribution, &second);
+    pd_contribution_begin(&contribution, &second, false);
     ((float *)contribution.payload)[0] = 1000;
     pd_contribution_drop_payload(&contribution);
     ck_assert_int_eq(judge(0, 1, true, 0), PD_PUSH_ACCEPT);
@@ -169,7 +170,7 @@ END_TEST
 START_TEST(micro_batch_waits_while_the_one_before_is_added)
 {
     struct pd_push push = push_of(0, 0, false, 1);
-    pd_contribution_begin(&contribution, &push);
+    pd_contribution_begin(&contribution, &push, false);
     pd_contribution_finish_payload(&contribution);
     ck_assert_int_eq(contribution.state, PD_CONTRIBUTION_FOLDING);
     ck_assert_int_eq(judge(0, 1, false, 0), PD_PUSH_WAIT);
@@ -216,6 +217,76 @@ START_TEST(single_micro_batch_is_held_as_it_came)
     struct pd_source source = pd_contribution_source(&contribution, 3, 0.5);
     ck_assert_int_eq(source.dtype, PD_DTYPE_FLOAT16);
     ck_assert_ptr_eq(source.elements, (const char *)contribution.payload + 6);
+}
+END_TEST
+
+enum { MANY = 1000, WIDTH = 37 };
+
+/* Elements are where they are looked up, however far what is spent stays behind what comes: two
+ * places never overlap. */
+START_TEST(what_is_spent_makes_room_for_what_comes)
+{
+    static struct pd_contribution many;
+    static uint16_t buffer[MANY];
+    struct pd_push push = push_of(7, 0, true, 1);
+    uint64_t lag_max = (uint64_t)_i;
+    uint64_t random = 12345 + (uint64_t)_i;
+    push.dtype = PD_DTYPE_FLOAT16;
+    many = (struct pd_contribution){.payload = buffer, .element_count = MANY};
+    pd_contribution_begin(&many, &push, true);
+    while (many.placed < MANY) {
+        random = random * 6364136223846793005ull + 1442695040888963407ull;
+        uint64_t count = 1 + (random >> 33) % WIDTH;
+        count = count < MANY - many.placed ? count : MANY - many.placed;
+        uint64_t begin = many.placed;
+        uint16_t *place = pd_contribution_place(&many, count);
+        ck_assert(place >= buffer && place + count <= buffer + MANY);
+        for (uint64_t i = 0; i < count; i++) {
+            place[i] = (uint16_t)(begin + i);
+        }
+        for (uint64_t i = many.spent; i < many.placed; i++) {
+            ck_assert_uint_eq(*(uint16_t *)pd_contribution_elements(&many, i), i);
+        }
+        uint64_t lag = lag_max > 0 ? (random >> 11) % lag_max : 0;
+        if (many.placed - many.spent > lag) {
+            pd_contribution_spend(&many, many.placed - lag);
+        }
+        ck_assert(lag_max > 0 || place == buffer);
+    }
+}
+END_TEST
+
+START_TEST(what_is_kept_lies_as_it_came)
+{
+    struct pd_push push = push_of(7, 0, true, 1);
+    pd_contribution_begin(&contribution, &push, true);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        ck_assert_ptr_eq(pd_contribution_place(&contribution, 1),
+                         (float *)contribution.payload + i);
+        ck_assert(!pd_contribution_wants_place(&contribution));
+        pd_contribution_receive(&contribution, (i + 1) * sizeof(float));
+        ck_assert_int_eq(pd_contribution_wants_place(&contribution), i + 1 < COUNT);
+    }
+}
+END_TEST
+
+START_TEST(push_that_is_taken_back_may_come_again)
+{
+    struct pd_push push = push_of(7, 0, true, 1);
+    pd_contribution_begin(&contribution, &push, true);
+    (void)pd_contribution_place(&contribution, COUNT);
+    ck_assert(!pd_contribution_is_spent(&contribution));
+    pd_contribution_spend(&contribution, 1);
+    ck_assert(pd_contribution_is_spent(&contribution));
+    pd_contribution_finish_payload(&contribution);
+    ck_assert(pd_contribution_is_complete(&contribution, 7));
+    ck_assert_int_eq(judge(7, 0, true, 7), PD_PUSH_DUPLICATE);
+    pd_contribution_take_back(&contribution);
+    ck_assert(!pd_contribution_is_spent(&contribution));
+    ck_assert(!pd_contribution_has_pushes(&contribution, 7));
+    ck_assert_int_eq(judge(7, 0, true, 7), PD_PUSH_ACCEPT);
+    take(&push, 4);
+    ck_assert(pd_contribution_is_complete(&contribution, 7));
 }
 END_TEST
 
@@ -277,6 +348,9 @@ int main(void)
     tcase_add_test(tests, micro_batches_weigh_by_their_samples_in_units_of_the_first);
     tcase_add_test(tests, micro_batch_without_samples_adds_nothing_whatever_it_holds);
     tcase_add_test(tests, single_micro_batch_is_held_as_it_came);
+    tcase_add_loop_test(tests, what_is_spent_makes_room_for_what_comes, 0, 120);
+    tcase_add_test(tests, what_is_kept_lies_as_it_came);
+    tcase_add_test(tests, push_that_is_taken_back_may_come_again);
     tcase_add_test(tests, next_step_starts_from_nothing);
     tcase_add_test(tests, pushes_for_the_step_in_collection_are_known);
     tcase_add_loop_test(tests, equip_survives_each_failed_allocation, 0, 2);

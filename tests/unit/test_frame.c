@@ -79,7 +79,11 @@ static void take_events(struct pd_frame_reader *reader, uint8_t *place, struct s
             seen->step_sum += pd_frame_reader_message(reader)->push.step;
             if (pd_frame_reader_payload_bytes(reader) > 0) {
                 ck_assert(pd_frame_reader_waits(reader));
-                pd_frame_reader_place(reader, place);
+                if (place != NULL) {
+                    pd_frame_reader_place(reader, place, pd_frame_reader_payload_bytes(reader));
+                } else {
+                    pd_frame_reader_drop(reader);
+                }
             }
             break;
         case PD_FRAME_PAYLOAD:
@@ -203,7 +207,7 @@ START_TEST(a_payload_is_read_straight_into_its_place)
     ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MORE);
     ck_assert_uint_eq(pd_frame_reader_gather(reader, rooms), 0);
 
-    pd_frame_reader_place(reader, place);
+    pd_frame_reader_place(reader, place, 100000);
     ck_assert_uint_eq(pd_frame_reader_gather(reader, rooms), 2);
     ck_assert_ptr_eq(rooms[0].iov_base, place + 10);
     ck_assert_uint_eq(rooms[0].iov_len, 100000 - 10);
@@ -232,7 +236,7 @@ START_TEST(a_long_payload_is_read_in_parts_that_end_with_nothing_else)
 
     (void)put(reader, 0, PD_PREFIX_BYTES);
     ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
-    pd_frame_reader_place(reader, place);
+    pd_frame_reader_place(reader, place, PD_READ_BYTES_MAX + 1);
     ck_assert_uint_eq(pd_frame_reader_gather(reader, rooms), 1);
     ck_assert_uint_eq(rooms[0].iov_len, PD_READ_BYTES_MAX);
     memset(rooms[0].iov_base, 0, rooms[0].iov_len);
@@ -242,6 +246,72 @@ START_TEST(a_long_payload_is_read_in_parts_that_end_with_nothing_else)
     ck_assert_uint_eq(rooms[0].iov_len, 1);
     pd_frame_reader_destroy(reader);
     free(place);
+}
+END_TEST
+
+/* Part by part, of which the first is full by what came with the header; the rest is dropped. */
+START_TEST(a_payload_goes_to_one_place_after_the_other)
+{
+    static uint8_t parts[3][4000];
+    static const size_t sizes[3] = {8, 4000, 3000};
+    struct pd_frame_reader *reader = create();
+    struct iovec rooms[PD_FRAME_PIECE_COUNT_MAX];
+    stream_bytes = 0;
+    append_push(1, 10000, true);
+    size_t position = stream_bytes - PD_CHECKSUM_BYTES - 10000 + 50;
+    size_t received = 0;
+
+    (void)put(reader, 0, position);
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
+    for (int part = 0; part < 3; part++) {
+        ck_assert(pd_frame_reader_waits(reader));
+        ck_assert_uint_eq(pd_frame_reader_gather(reader, rooms), 0);
+        pd_frame_reader_place(reader, parts[part], sizes[part]);
+        received += sizes[part];
+        if (part > 0) {
+            size_t left = received - (size_t)pd_frame_reader_payload_received(reader);
+            ck_assert_uint_eq(put(reader, position, 10000), left);
+            position += left;
+        }
+        ck_assert_uint_eq(pd_frame_reader_payload_received(reader), received);
+        ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MORE);
+        for (size_t i = 0; i < sizes[part]; i++) {
+            ck_assert_uint_eq(parts[part][i], (uint8_t)(received - sizes[part] + i + 1));
+        }
+    }
+    pd_frame_reader_drop(reader);
+    ck_assert(!pd_frame_reader_waits(reader));
+    (void)put(reader, position, stream_bytes - position);
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_PAYLOAD);
+    ck_assert(pd_frame_reader_checksum_ok(reader));
+    pd_frame_reader_drop(reader);
+    ck_assert(pd_frame_reader_idle(reader));
+    pd_frame_reader_destroy(reader);
+}
+END_TEST
+
+/* What is on its way to a place does not get there any more. */
+START_TEST(a_payload_can_be_dropped_at_any_time)
+{
+    static uint8_t place[10000];
+    struct pd_frame_reader *reader = create();
+    stream_bytes = 0;
+    append_push(1, 10000, true);
+    size_t position = stream_bytes - PD_CHECKSUM_BYTES - 5000;
+
+    (void)put(reader, 0, stream_bytes - PD_CHECKSUM_BYTES - 10000);
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_MESSAGE);
+    pd_frame_reader_place(reader, place, sizeof place);
+    (void)put(reader, position - 5000, 5000);
+    pd_frame_reader_drop(reader);
+    while (position < stream_bytes) {
+        position += put(reader, position, stream_bytes - position);
+    }
+    ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_PAYLOAD);
+    ck_assert(pd_frame_reader_checksum_ok(reader));
+    ck_assert_uint_eq(place[4999], (uint8_t)(4999 + 1));
+    ck_assert_uint_eq(place[5000], 0);
+    pd_frame_reader_destroy(reader);
 }
 END_TEST
 
@@ -438,7 +508,7 @@ START_TEST(the_example_in_the_protocol_readme_decodes_as_it_says)
     ck_assert(example->push.pull);
 
     ck_assert_uint_eq(pd_frame_reader_payload_bytes(reader), sizeof place);
-    pd_frame_reader_place(reader, place);
+    pd_frame_reader_place(reader, place, sizeof place);
     ck_assert_int_eq(pd_frame_reader_next(reader, &error), PD_FRAME_PAYLOAD);
     ck_assert(pd_frame_reader_has_checksum(reader));
     ck_assert(pd_frame_reader_checksum_ok(reader));
@@ -457,6 +527,8 @@ int main(void)
     tcase_set_timeout(cases, 60);
     tcase_add_loop_test(cases, frames_come_out_whole_however_the_stream_is_cut, 0, PIECE_COUNT);
     tcase_add_loop_test(cases, a_dropped_payload_does_not_disturb_the_stream, 0, PIECE_COUNT);
+    tcase_add_test(cases, a_payload_goes_to_one_place_after_the_other);
+    tcase_add_test(cases, a_payload_can_be_dropped_at_any_time);
     tcase_add_test(cases, reading_takes_nothing_from_the_heap);
     tcase_add_test(cases, a_payload_is_read_straight_into_its_place);
     tcase_add_test(cases, a_long_payload_is_read_in_parts_that_end_with_nothing_else);

@@ -229,6 +229,35 @@ START_TEST(contribution_counts_once_every_lane_has_it)
 }
 END_TEST
 
+/* The gradient that comes after one that was taken back may be of another batch. */
+START_TEST(what_comes_again_counts_as_it_comes)
+{
+    uint32_t id = begin_direct();
+    struct pd_member *member = pd_member_find(f.engine->leader, id);
+    struct pd_report given = {
+        .kind = PD_REPORT_CONTRIBUTED, .last = true, .samples = 1, .has_loss = true, .loss = 4.0};
+    pd_member_contributed(f.engine, member, 0, &given);
+    pd_member_contributed(f.engine, member, 1, &given);
+    ck_assert(pd_member_complete(f.engine, member));
+    pd_member_undone(member, 0);
+    ck_assert(!pd_member_complete(f.engine, member));
+    pd_member_contributed(f.engine, member, 0, &given);
+    ck_assert(pd_member_complete(f.engine, member));
+    ck_assert_uint_eq(member->gradient.samples, 1);
+
+    pd_member_undone(member, 0);
+    pd_member_undone(member, 1);
+    given.samples = 3;
+    given.loss = 2.0;
+    pd_member_contributed(f.engine, member, 1, &given);
+    pd_member_contributed(f.engine, member, 0, &given);
+    ck_assert(pd_member_complete(f.engine, member));
+    ck_assert_uint_eq(member->gradient.samples, 3);
+    ck_assert_uint_eq(member->gradient.unit_samples, 3);
+    ck_assert_double_eq(member->gradient.loss_sum, 6.0);
+}
+END_TEST
+
 /* It asks again on the new one: the answer to what it asked on the old one would come twice. */
 START_TEST(registration_is_answered_on_the_connection_it_was_asked_on)
 {
@@ -555,6 +584,7 @@ int main(void)
     tcase_add_test(tests, worker_that_has_joined_must_register_in_time);
     tcase_add_test(tests, worker_that_comes_back_has_its_time_to_register_anew);
     tcase_add_test(tests, values_come_from_another_when_their_supplier_does_not_give_them);
+    tcase_add_test(tests, what_comes_again_counts_as_it_comes);
     tcase_add_test(tests, struck_off_worker_is_told_before_its_rank_has_done_it);
     suite_add_tcase(suite, tests);
 

@@ -350,7 +350,7 @@ static const struct {
      "order: number of weights is 0, allowed are 1 to 1"},
     {PD_MESSAGE_ORDER, "\x10\x05\x82\x01\x08\0\0\0\0\0\0\0\0", 13, PD_EPROTOCOL,
      "order: number of momenta is 1, allowed are 0 to 0"},
-    {PD_MESSAGE_REPORT, "", 0, PD_EPROTOCOL, "report: kind is 0, allowed are 1 to 7"},
+    {PD_MESSAGE_REPORT, "", 0, PD_EPROTOCOL, "report: kind is 0, allowed are 1 to 8"},
     {PD_MESSAGE_RANK_HELLO, "\x08\x40", 2, PD_EPROTOCOL,
      "rank-hello: rank is 64, allowed are 0 to 63"},
     {(enum pd_message_kind)31, "", 0, PD_EPROTOCOL, "message of unknown kind 31"},

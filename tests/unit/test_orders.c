@@ -176,10 +176,15 @@ START_TEST(step_is_foreseen_as_soon_as_everybody_has_begun_to_push)
 }
 END_TEST
 
-START_TEST(step_is_not_as_foreseen_when_anything_it_takes_has_changed)
+START_TEST(step_is_foreseen_anew_when_anything_it_takes_has_changed)
 {
     struct pd_message admin = {.kind = PD_MESSAGE_ADMIN,
                                .admin = {.command = "set-lr", .has_value = true, .value = 0.25}};
+    const struct pd_message contributed = {
+        .kind = PD_MESSAGE_REPORT,
+        .report = {.kind = PD_REPORT_CONTRIBUTED, .last = true, .samples = 3}};
+    const struct pd_message undone = {.kind = PD_MESSAGE_REPORT,
+                                      .report = {.kind = PD_REPORT_UNDONE}};
     lead_two_ranks("compute_ahead: 1\noptimizer: {name: sgd, lr: 0.5}\n");
     fixture_greet(&f, 4);
     begin_push(3);
@@ -187,8 +192,17 @@ START_TEST(step_is_not_as_foreseen_when_anything_it_takes_has_changed)
     fixture_ranks_execute(&f);
     fixture_say(&f, 4, &admin, 0);
     ck_assert_int_eq(fixture_last(&f, 4)->kind, PD_MESSAGE_ADMIN_REPLY);
-    end_push(3);
-    ck_assert(!order_sent(PD_ORDER_STEP)->foreseen);
+    fixture_payload(&f, 3, NULL, 0, true);
+    fixture_say(&f, RANK_1, &contributed, 0);
+
+    /* Ranks may have used up what is needed again. */
+    ck_assert_ptr_null(order_sent(PD_ORDER_STEP));
+    ck_assert_double_eq(order_sent(PD_ORDER_AHEAD)->lrs[0], 0.25);
+    fixture_say(&f, RANK_1, &undone, 0);
+    fixture_ranks_execute(&f);
+    ck_assert_ptr_null(order_sent(PD_ORDER_STEP));
+    fixture_say(&f, RANK_1, &contributed, 0);
+    ck_assert(order_sent(PD_ORDER_STEP)->foreseen);
     ck_assert_double_eq(order_sent(PD_ORDER_STEP)->lrs[0], 0.25);
 }
 END_TEST
@@ -337,7 +351,7 @@ int main(void)
     tcase_add_test(tests, schedule_counts_applied_steps_only);
     tcase_add_test(tests, step_without_samples_is_skipped_with_its_reason);
     tcase_add_test(tests, step_is_foreseen_as_soon_as_everybody_has_begun_to_push);
-    tcase_add_test(tests, step_is_not_as_foreseen_when_anything_it_takes_has_changed);
+    tcase_add_test(tests, step_is_foreseen_anew_when_anything_it_takes_has_changed);
     tcase_add_loop_test(tests, nothing_is_foreseen_when_it_may_not_or_would_be_skipped, 0, 2);
     tcase_add_test(tests, paused_step_closes_on_resume);
     tcase_add_test(tests, start_says_which_ranks_it_waits_for);

@@ -255,6 +255,57 @@ START_TEST(parameters_ahead_that_are_void_are_waited_for_again)
 }
 END_TEST
 
+/* Whether it was known to be accepted or not, and whether anything had come ahead or not. */
+START_TEST(push_that_is_void_is_sent_again)
+{
+    const struct pd_welcome welcome = {.run_id = 7, .next_step = 4};
+    receive_ahead(true);
+    if (_i > 0) {
+        pd_request_lost(&request);
+        ck_assert_int_eq(pd_request_welcomed(&request, &welcome, 7, &error), PD_OK);
+        ck_assert(request.accepted);
+        pd_request_send(&request, &message, &payload);
+        ck_assert_int_eq(message.kind, PD_MESSAGE_PULL);
+    }
+    message.kind = PD_MESSAGE_SETTLED;
+    message.settled = (struct pd_settled){.again = true, .pulled = {.version = 4}};
+    ck_assert_int_eq(pd_request_answered(&request, &message, 0, &error), PD_OK);
+    ck_assert_int_eq(request.state, PD_REQUEST_ASKING);
+    ck_assert(!request.accepted);
+    pd_request_send(&request, &message, &payload);
+    ck_assert_int_eq(message.kind, PD_MESSAGE_PUSH);
+
+    message.kind = PD_MESSAGE_SETTLED;
+    message.settled = (struct pd_settled){.pulled = {.version = 4}};
+    ck_assert_int_eq(pd_request_answered(&request, &message, 0, &error), PD_EPROTOCOL);
+}
+END_TEST
+
+/* It comes in one read with the Welcome that said so; or nobody was there to be told, and another
+ * Welcome says so. */
+START_TEST(push_that_was_accepted_may_be_taken_back)
+{
+    struct pd_welcome welcome = {.run_id = 7, .next_step = 4};
+    receive_ahead(true);
+    pd_request_lost(&request);
+    ck_assert_int_eq(pd_request_welcomed(&request, &welcome, 7, &error), PD_OK);
+    ck_assert(request.accepted);
+    ck_assert_int_eq(request.state, PD_REQUEST_ASKING);
+    if (_i == 0) {
+        message.kind = PD_MESSAGE_SETTLED;
+        message.settled = (struct pd_settled){.again = true, .pulled = {.version = 4}};
+        ck_assert_int_eq(pd_request_answered(&request, &message, 0, &error), PD_OK);
+    } else {
+        welcome.next_step = 3;
+        pd_request_lost(&request);
+        ck_assert_int_eq(pd_request_welcomed(&request, &welcome, 7, &error), PD_OK);
+    }
+    ck_assert(!request.accepted);
+    pd_request_send(&request, &message, &payload);
+    ck_assert_int_eq(message.kind, PD_MESSAGE_PUSH);
+}
+END_TEST
+
 START_TEST(parameters_ahead_that_were_damaged_are_pulled_once_they_are_settled)
 {
     receive_ahead(false);
@@ -283,7 +334,7 @@ START_TEST(what_is_settled_is_the_version_that_was_sent)
     receive_ahead(true);
     message.settled.pulled.version = 5;
     ck_assert_int_eq(pd_request_answered(&request, &message, 0, &error), PD_EPROTOCOL);
-    ck_assert_str_eq(error.message, "settled was version 5, sent was version 4");
+    ck_assert_str_eq(error.message, "settled was version 5, pushed for was version 4");
 }
 END_TEST
 
@@ -434,6 +485,8 @@ int main(void)
     tcase_add_loop_test(tests, parameters_must_be_those_asked_for, 0, 7);
     tcase_add_test(tests, parameters_ahead_count_once_they_are_settled);
     tcase_add_test(tests, parameters_ahead_that_are_void_are_waited_for_again);
+    tcase_add_loop_test(tests, push_that_is_void_is_sent_again, 0, 2);
+    tcase_add_loop_test(tests, push_that_was_accepted_may_be_taken_back, 0, 2);
     tcase_add_test(tests, parameters_ahead_that_were_damaged_are_pulled_once_they_are_settled);
     tcase_add_test(tests, a_push_whose_answer_was_not_settled_is_in_doubt);
     tcase_add_test(tests, what_is_settled_is_the_version_that_was_sent);

@@ -142,6 +142,32 @@ START_TEST(blocks_do_not_depend_on_the_number_of_ranks)
 END_TEST
 
 /* Blocks of the size asked for would be too few to share them evenly. */
+/* Runs of whole blocks, each as long as it may be, cover the model. */
+START_TEST(runs_end_where_blocks_do)
+{
+    struct pd_tensor_list model;
+    make_model(&model, (uint64_t)_i);
+    struct pd_shard_plan *plan = make_plan(&model, 64, 1, 1);
+    uint64_t most = 1 + (uint64_t)_i * 20;
+    uint64_t block = 0;
+
+    for (uint64_t begin = 0; begin < model.element_count;) {
+        uint64_t count = pd_shard_plan_run(plan, begin, model.element_count, most);
+        uint64_t first = block;
+        ck_assert_uint_eq(plan->blocks[block].element_begin, begin);
+        begin += count;
+        while (block < plan->block_count && plan->blocks[block].element_begin < begin) {
+            block++;
+        }
+        ck_assert(count <= most || block == first + 1);
+        ck_assert(block == plan->block_count || (plan->blocks[block].element_begin == begin &&
+                                                 count + plan->blocks[block].element_count > most));
+    }
+    pd_shard_plan_destroy(plan);
+    pd_tensor_list_finish(&model);
+}
+END_TEST
+
 START_TEST(small_model_has_smaller_blocks_of_which_each_rank_gets_as_many)
 {
     static const struct {
@@ -259,6 +285,7 @@ int main(void)
     tcase_set_timeout(cases, 60);
     tcase_add_loop_test(cases, every_grid_covers_the_model_in_even_contiguous_parts, 0, 64);
     tcase_add_test(cases, blocks_do_not_depend_on_the_number_of_ranks);
+    tcase_add_loop_test(cases, runs_end_where_blocks_do, 0, 20);
     tcase_add_loop_test(cases, small_model_has_smaller_blocks_of_which_each_rank_gets_as_many, 0,
                         6);
     tcase_add_test(cases, ranks_beyond_the_blocks_own_nothing);
