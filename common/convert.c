@@ -74,28 +74,43 @@ static inline uint32_t from_float16(uint32_t bits)
     return sign | result;
 }
 
+/* Fetch the float32 that are converted, or written, two runs later: most of these loops' time is
+ * waiting for memory. They may be beyond the end of the array: nothing happens there. */
+static inline void fetch_ahead(const bits32 *elements, bool written)
+{
+    uintptr_t begin = (uintptr_t)elements + 2 * FETCHED_COUNT * sizeof *elements;
+
+    for (uint32_t i = 0; i < FETCHED_COUNT; i += FETCHED_LINE_COUNT) {
+        const void *line = (const void *)(begin + i * sizeof *elements);
+        if (written) {
+            __builtin_prefetch(line, 1);
+        } else {
+            __builtin_prefetch(line, 0);
+        }
+    }
+}
+
 PD_KERNEL
 static void bfloat16_to_float32(bits32 *restrict to, const bits16 *restrict from, size_t count)
 {
-    for (size_t i = 0; i < count; i++) {
-        to[i] = (uint32_t)from[i] << 16;
+    for (size_t begin = 0; begin < count; begin += FETCHED_COUNT) {
+        size_t end = count - begin < FETCHED_COUNT ? count : begin + FETCHED_COUNT;
+        fetch_ahead(to + begin, true);
+        for (size_t i = begin; i < end; i++) {
+            to[i] = (uint32_t)from[i] << 16;
+        }
     }
 }
 
 PD_KERNEL
 static void float16_to_float32(bits32 *restrict to, const bits16 *restrict from, size_t count)
 {
-    for (size_t i = 0; i < count; i++) {
-        to[i] = from_float16(from[i]);
-    }
-}
-
-/* Fetch what is converted two runs later: most of these loops' time is waiting for memory. It may
- * be beyond the end of the array. */
-static inline void fetch_ahead(const bits32 *from)
-{
-    for (uint32_t i = 0; i < FETCHED_COUNT; i += FETCHED_LINE_COUNT) {
-        __builtin_prefetch(from + 2 * FETCHED_COUNT + i);
+    for (size_t begin = 0; begin < count; begin += FETCHED_COUNT) {
+        size_t end = count - begin < FETCHED_COUNT ? count : begin + FETCHED_COUNT;
+        fetch_ahead(to + begin, true);
+        for (size_t i = begin; i < end; i++) {
+            to[i] = from_float16(from[i]);
+        }
     }
 }
 
@@ -104,7 +119,7 @@ static void float32_to_bfloat16(bits16 *restrict to, const bits32 *restrict from
 {
     for (size_t begin = 0; begin < count; begin += FETCHED_COUNT) {
         size_t end = count - begin < FETCHED_COUNT ? count : begin + FETCHED_COUNT;
-        fetch_ahead(from + begin);
+        fetch_ahead(from + begin, false);
         for (size_t i = begin; i < end; i++) {
             to[i] = (uint16_t)to_bfloat16(from[i]);
         }
@@ -116,7 +131,7 @@ static void float32_to_float16(bits16 *restrict to, const bits32 *restrict from,
 {
     for (size_t begin = 0; begin < count; begin += FETCHED_COUNT) {
         size_t end = count - begin < FETCHED_COUNT ? count : begin + FETCHED_COUNT;
-        fetch_ahead(from + begin);
+        fetch_ahead(from + begin, false);
         for (size_t i = begin; i < end; i++) {
             to[i] = (uint16_t)to_float16(from[i]);
         }
