@@ -163,9 +163,9 @@ void *pd_contribution_place(struct pd_contribution *contribution, uint64_t eleme
     PD_ASSERT(element_count <= contribution->element_count - placed);
     forget_spent_runs(contribution);
     uint32_t count = contribution->run_count;
-    bool first_is_free = is_free(contribution, 0, element_count);
     uint64_t behind = count > 0 ? runs[count - 1].offset + placed - runs[count - 1].begin : 0;
-    if (count == 0 || (first_is_free && count + 1 < PD_CONTRIBUTION_RUN_COUNT_MAX)) {
+    if (count == 0 ||
+        (count + 1 < PD_CONTRIBUTION_RUN_COUNT_MAX && is_free(contribution, 0, element_count))) {
         runs[contribution->run_count++] = (struct pd_contribution_run){.begin = placed};
         behind = 0;
     } else if (!is_free(contribution, behind, element_count)) {

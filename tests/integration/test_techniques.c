@@ -248,11 +248,11 @@ START_TEST(status_and_log_name_the_first_element_that_is_not_finite)
     gradient[trial.begins[DISCRIMINATOR] + 3] = -INFINITY;
     gradient[trial.begins[DISCRIMINATOR] + 4] = NAN;
     trial_step(&trial, gradient, 0);
+    process_await_error(trial.cluster.process, text); /* the rank that found it tells rank 0 */
     json_t *status = trial_ask(&trial, "status", 0, 0);
     const char *reason = json_string_value(json_object_get(status, "last_skip_reason"));
     ck_assert_msg(reason != NULL && strcmp(reason, text) == 0, "%s", reason);
     json_decref(status);
-    process_await_error(trial.cluster.process, text);
     trial_end(&trial);
 }
 END_TEST
