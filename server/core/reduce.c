@@ -118,9 +118,18 @@ static void scale_elements(float *elements, float scale, uint32_t count)
     }
 }
 
+static bool is_one(float factor)
+{
+    return factor >= 1.0f && factor <= 1.0f;
+}
+
 void pd_reduce_scaled(float *out, bool first, const struct pd_source *sources,
                       uint32_t source_count, float scale, uint32_t count)
 {
+    if (first && source_count == 1 && is_one(sources[0].weight) && is_one(scale)) {
+        pd_convert_to_float32(out, sources[0].elements, sources[0].dtype, count);
+        return;
+    }
     if (source_count == 0 && first) {
         memset(out, 0, count * sizeof *out);
     } else if (source_count == 0) {
