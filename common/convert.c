@@ -60,6 +60,11 @@ static inline uint32_t to_float16(uint32_t bits)
     return sign | result;
 }
 
+static inline uint32_t from_bfloat16(uint32_t bits)
+{
+    return bits << 16;
+}
+
 static inline uint32_t from_float16(uint32_t bits)
 {
     uint32_t sign = (bits & 0x8000u) << 16;
@@ -90,53 +95,25 @@ static inline void fetch_ahead(const bits32 *elements, bool written)
     }
 }
 
-PD_KERNEL
-static void bfloat16_to_float32(bits32 *restrict to, const bits16 *restrict from, size_t count)
-{
-    for (size_t begin = 0; begin < count; begin += FETCHED_COUNT) {
-        size_t end = count - begin < FETCHED_COUNT ? count : begin + FETCHED_COUNT;
-        fetch_ahead(to + begin, true);
-        for (size_t i = begin; i < end; i++) {
-            to[i] = (uint32_t)from[i] << 16;
-        }
+/* A loop `name` that puts `convert` of each element of `from` into `to`; `float32s` is the one of
+ * the two arrays that is float32, `written` whether that is `to`. */
+#define CONVERSION(name, to_type, from_type, convert, float32s, written)                           \
+    PD_KERNEL                                                                                      \
+    static void name(to_type *restrict to, const from_type *restrict from, size_t count)           \
+    {                                                                                              \
+        for (size_t begin = 0; begin < count; begin += FETCHED_COUNT) {                            \
+            size_t end = count - begin < FETCHED_COUNT ? count : begin + FETCHED_COUNT;            \
+            fetch_ahead((float32s) + begin, written);                                              \
+            for (size_t i = begin; i < end; i++) {                                                 \
+                to[i] = (to_type)convert(from[i]);                                                 \
+            }                                                                                      \
+        }                                                                                          \
     }
-}
 
-PD_KERNEL
-static void float16_to_float32(bits32 *restrict to, const bits16 *restrict from, size_t count)
-{
-    for (size_t begin = 0; begin < count; begin += FETCHED_COUNT) {
-        size_t end = count - begin < FETCHED_COUNT ? count : begin + FETCHED_COUNT;
-        fetch_ahead(to + begin, true);
-        for (size_t i = begin; i < end; i++) {
-            to[i] = from_float16(from[i]);
-        }
-    }
-}
-
-PD_KERNEL
-static void float32_to_bfloat16(bits16 *restrict to, const bits32 *restrict from, size_t count)
-{
-    for (size_t begin = 0; begin < count; begin += FETCHED_COUNT) {
-        size_t end = count - begin < FETCHED_COUNT ? count : begin + FETCHED_COUNT;
-        fetch_ahead(from + begin, false);
-        for (size_t i = begin; i < end; i++) {
-            to[i] = (uint16_t)to_bfloat16(from[i]);
-        }
-    }
-}
-
-PD_KERNEL
-static void float32_to_float16(bits16 *restrict to, const bits32 *restrict from, size_t count)
-{
-    for (size_t begin = 0; begin < count; begin += FETCHED_COUNT) {
-        size_t end = count - begin < FETCHED_COUNT ? count : begin + FETCHED_COUNT;
-        fetch_ahead(from + begin, false);
-        for (size_t i = begin; i < end; i++) {
-            to[i] = (uint16_t)to_float16(from[i]);
-        }
-    }
-}
+CONVERSION(bfloat16_to_float32, bits32, bits16, from_bfloat16, to, true)
+CONVERSION(float16_to_float32, bits32, bits16, from_float16, to, true)
+CONVERSION(float32_to_bfloat16, bits16, bits32, to_bfloat16, from, false)
+CONVERSION(float32_to_float16, bits16, bits32, to_float16, from, false)
 
 void pd_convert_to_float32(float *to, const void *from, enum pd_dtype from_dtype, size_t count)
 {

@@ -3,11 +3,15 @@
 #include "server/io/listener.h"
 #include "server/io/signals.h"
 
+#include <arpa/inet.h>
 #include <check.h>
 #include <inttypes.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 struct conversation {
     struct scripted_rank *rank;
@@ -60,6 +64,23 @@ void scripted_rank_init(struct scripted_rank *rank,
                       PD_OK,
                   "%s", error.message);
     (void)snprintf(rank->address, sizeof rank->address, "127.0.0.1:%" PRIu32, port);
+}
+
+int scripted_rank_connect(const struct scripted_rank *rank)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    address.sin_port = htons((uint16_t)atoi(strrchr(rank->address, ':') + 1));
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    return fd;
+}
+
+void scripted_exit_when_closed(const struct pd_event *event, struct pd_actions *actions)
+{
+    if (event->kind == PD_EVENT_CLOSED) {
+        pd_actions_exit(actions, 7);
+    }
 }
 
 static void *run_conversation(void *argument)

@@ -30,6 +30,12 @@ void scripted_rank_init(struct scripted_rank *rank,
                         void (*react)(struct pd_engine *engine, const struct pd_event *event,
                                       struct pd_actions *actions));
 
+/* A socket connected to it that has no reader behind it. Ownership: the caller's, for close. */
+int scripted_rank_connect(const struct scripted_rank *rank);
+
+/* For the end of a reaction: EXIT with code 7 once a connection is closed. */
+void scripted_exit_when_closed(const struct pd_event *event, struct pd_actions *actions);
+
 /* Run the loop here and `converse` in a thread (NULL: none) until the engine's EXIT and the
  * thread's end, then undo everything. Returns the exit code. Checks that no event was nested. */
 int scripted_rank_run(struct scripted_rank *rank, void (*converse)(struct scripted_rank *rank));
