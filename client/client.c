@@ -12,6 +12,8 @@
 #define PD_ADDRESS_DEFAULT "127.0.0.1:7070"
 #define PD_TIMEOUT_MS_DEFAULT 60000
 #define PD_CONNECT_TIMEOUT_MS_DEFAULT 10000
+#define PD_BUSY_POLL_US_DEFAULT 50
+#define PD_BUSY_POLL_US_MAX 10000
 
 _Static_assert((int)PARAMD_EDUPLICATE == (int)PD_EDUPLICATE, "statuses are those of the protocol");
 _Static_assert((int)PARAMD_EINTERRUPTED == (int)PD_STATUS_INTERRUPTED, "one number for both");
@@ -30,6 +32,7 @@ void paramd_options_init(struct paramd_options *options)
     options->checksum = 1;
     options->timeout_ms = PD_TIMEOUT_MS_DEFAULT;
     options->connect_timeout_ms = PD_CONNECT_TIMEOUT_MS_DEFAULT;
+    options->busy_poll_us = PD_BUSY_POLL_US_DEFAULT;
 }
 
 enum paramd_status pd_client_result(const struct pd_error *fault, struct paramd_error *error)
@@ -96,6 +99,11 @@ static enum pd_status check_options(const struct paramd_options *options, struct
                             "connect: dtypes %d and %d; allowed: 0 float32, 1 bfloat16, 2 float16",
                             options->push_dtype, options->pull_dtype);
     }
+    if (options->busy_poll_us < 0 || options->busy_poll_us > PD_BUSY_POLL_US_MAX) {
+        return pd_error_set(error, PD_EINVALID,
+                            "connect: busy_poll_us of %d; allowed: 0 to %d microseconds",
+                            options->busy_poll_us, PD_BUSY_POLL_US_MAX);
+    }
     return PD_OK;
 }
 
@@ -109,7 +117,7 @@ static enum pd_status create(struct paramd_client **out, const struct paramd_opt
     if (client == NULL) {
         return pd_error_set(error, PD_ENOMEM, "connect: out of memory for a handle");
     }
-    pd_exchange_init(&client->exchange);
+    pd_exchange_init(&client->exchange, (uint64_t)options->busy_poll_us * 1000);
     client->exchange.checksum = options->checksum != 0;
     client->exchange.interrupted = options->interrupted;
     client->exchange.interrupted_context = options->interrupted_context;

@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -17,9 +18,10 @@
 /* How long a session is taken up between calls; a call that begins meanwhile waits for it. */
 #define PD_RESUME_MS 500u
 
-void pd_exchange_init(struct pd_exchange *exchange)
+void pd_exchange_init(struct pd_exchange *exchange, uint64_t look_ns_max)
 {
     memset(exchange, 0, sizeof *exchange);
+    pd_busy_poll_init(&exchange->busy_poll, look_ns_max);
     if (gethostname(exchange->host, sizeof exchange->host - 1) != 0) {
         exchange->host[0] = '\0';
     }
@@ -575,7 +577,44 @@ static bool interrupted(struct pd_exchange *exchange, bool signalled)
     return exchange->interrupted(exchange->interrupted_context) != 0;
 }
 
-/* Wait for the sockets and serve those that are ready. */
+/* Whether everything has been sent, and no part of an answer has come yet. */
+static bool awaits_answers(const struct pd_exchange *exchange, const struct pollfd *polled)
+{
+    for (uint32_t i = 0; i < exchange->connection_count; i++) {
+        if ((polled[i].events & POLLOUT) != 0 ||
+            pd_receiver_in_payload(&exchange->connections[i]->receiver)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Wait for an answer; first look for it as long as was found to pay. A core that somebody else has
+ * use for, such as the rank that is to answer, is given away meanwhile. */
+static int poll_for_answers(struct pd_busy_poll *busy_poll, struct pollfd *polled, nfds_t count,
+                            int bound_ms)
+{
+    uint64_t begin_ns = pd_clock_ns();
+    uint64_t took_ns = 0;
+    int ready = 0;
+
+    while (ready == 0 && took_ns < busy_poll->look_ns) {
+        ready = poll(polled, count, 0);
+        if (ready == 0) {
+            (void)sched_yield();
+        }
+        took_ns = pd_clock_ns() - begin_ns;
+    }
+    if (ready == 0) {
+        ready = poll(polled, count, bound_ms);
+        took_ns = pd_clock_ns() - begin_ns;
+    }
+    pd_busy_poll_waited(busy_poll, took_ns);
+    return ready;
+}
+
+/* Wait for the sockets and serve those that are ready. While a program computes the rest of its
+ * gradients, its cores are not for looking. */
 static enum pd_status poll_once(struct pd_exchange *exchange, const struct pd_call *call,
                                 uint64_t now_ms, struct pd_error *error)
 {
@@ -588,7 +627,10 @@ static enum pd_status poll_once(struct pd_exchange *exchange, const struct pd_ca
         polled[i].revents = 0;
     }
     polled[count] = (struct pollfd){.fd = exchange->wake, .events = POLLIN};
-    int ready = poll(polled, count + 1, wait_bound_ms(wake_ms(exchange, call), now_ms));
+    int bound_ms = wait_bound_ms(wake_ms(exchange, call), now_ms);
+    int ready = call->gate == NULL && awaits_answers(exchange, polled)
+                    ? poll_for_answers(&exchange->busy_poll, polled, count + 1, bound_ms)
+                    : poll(polled, count + 1, bound_ms);
     bool woken = ready > 0 && polled[count].revents != 0;
     if (woken) {
         eventfd_t times;

@@ -1,5 +1,6 @@
 /* The connections of one handle, and the loop that carries requests over all of them at once.
- * client -> request -> [exchange] -> stream -> socket. Shell: it waits in poll.
+ * client -> request -> [exchange] -> stream -> socket. Shell: it waits in poll, and looks before it
+ * does as busy_poll says.
  * Owner: whoever holds the handle's lock.
  *
  * A connection:
@@ -14,6 +15,7 @@
 #ifndef PD_CLIENT_EXCHANGE_H
 #define PD_CLIENT_EXCHANGE_H
 
+#include "client/busy_poll.h"
 #include "client/request.h"
 #include "client/stream.h"
 
@@ -64,6 +66,7 @@ struct pd_exchange {
     bool draining;             /* the daemon said so */
     uint64_t draining_step;
     uint64_t random;
+    struct pd_busy_poll busy_poll;
     struct pd_connection *connections[PD_RANK_COUNT_MAX + 1];
     uint32_t connection_count;
 };
@@ -77,7 +80,8 @@ struct pd_call {
     const struct pd_gate *gate; /* its deadlines run from when this is open; NULL: from start_ms */
 };
 
-void pd_exchange_init(struct pd_exchange *exchange);
+/* No wait for an answer looks for it longer than `look_ns_max`; 0: none does. */
+void pd_exchange_init(struct pd_exchange *exchange, uint64_t look_ns_max);
 void pd_exchange_finish(struct pd_exchange *exchange);
 
 /* The connection to a rank, closed at first; every call with that rank gives the same one.

@@ -66,7 +66,8 @@ static uint32_t count_parts(const struct pd_exchange *exchange, const struct pd_
     return cores > 0 && count > (uint32_t)cores ? (uint32_t)cores : count;
 }
 
-/* Deal out the connections: those with requests in turn, the others to the first part. */
+/* Deal out the connections: those with requests in turn, the others to the first part. Threads that
+ * look for answers would take the cores from each other, and from ranks on this host. */
 static void deal_out(const struct pd_exchange *exchange, struct part *parts, uint32_t part_count,
                      struct common *common)
 {
@@ -78,6 +79,7 @@ static void deal_out(const struct pd_exchange *exchange, struct part *parts, uin
         own->connection_count = 0;
         own->wake = i == 0 ? exchange->wake : -1;
         own->random += i;
+        pd_busy_poll_init(&own->busy_poll, 0);
         own->interrupted = i == 0 ? has_failed_or_ask : has_failed;
         own->interrupted_context = common;
         parts[i].common = common;

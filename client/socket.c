@@ -13,12 +13,17 @@
 #include <time.h>
 #include <unistd.h>
 
-uint64_t pd_clock_ms(void)
+uint64_t pd_clock_ns(void)
 {
     struct timespec now;
 
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+uint64_t pd_clock_ms(void)
+{
+    return pd_clock_ns() / 1000000;
 }
 
 static enum pd_status split_address(const char *address, char host[PD_HOST_BYTES_MAX + 1],

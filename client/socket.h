@@ -11,8 +11,9 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-/* Monotonic milliseconds. */
+/* Monotonic time. */
 uint64_t pd_clock_ms(void);
+uint64_t pd_clock_ns(void);
 
 /* Begin connecting to the address number `address_index` that "host:port" or "[host]:port" stands
  * for; *address_count gets how many there are. The socket is non-blocking, without delay of small

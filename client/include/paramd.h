@@ -88,6 +88,12 @@ struct paramd_options {
     int64_t timeout_ms; /* deadline of each call; -1: none; default 60,000 */
     int64_t connect_timeout_ms; /* how long paramd_connect tries an address that nobody answers at;
                                    0: each of its addresses once; default 10,000 */
+    /* For how many microseconds a call may look for its answer before it sleeps, up to 10,000;
+     * 0: not at all; default 50. To be woken takes as long as a rank needs for a step of some
+     * 10,000 parameters, so that steps of small models are faster. It is done as long as answers
+     * come in time: with longer steps less than one wait in a thousand looks. Steps that
+     * paramd_step_begin began, and large models, never do. */
+    int busy_poll_us;
     /* Called about ten times a second while a call waits, and when a signal arrives in it; non-zero
      * ends the call with PARAMD_EINTERRUPTED. NULL: never. Must not call the library. */
     int (*interrupted)(void *context);

@@ -161,6 +161,9 @@ static enum pd_status connect_paramd(struct worker *worker, const char *address,
     options.pull_dtype = worker->options->wire;
     options.checksum = worker->options->checksum;
     options.timeout_ms = CALL_MS;
+    if (!worker->options->busy_poll) {
+        options.busy_poll_us = 0;
+    }
     if (paramd_connect(&options, &worker->client, &fault) != PARAMD_OK ||
         paramd_register(worker->client, worker->tensors, worker->tensor_count, worker->values,
                         &fault) != PARAMD_OK) {

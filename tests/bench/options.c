@@ -30,6 +30,7 @@ static const char usage[] =
     "  --clip NORM           clip to this global norm (default: not clipped)\n"
     "  --wire TYPE           float32, bfloat16 or float16, both ways (default float32)\n"
     "  --checksum on|off     sum payloads at both ends (default on)\n"
+    "  --busy-poll on|off    workers look for an answer before they sleep (default on)\n"
     "  --staging-limit N     bytes of gradients a rank holds, such as 200M (default: no limit)\n"
     "  --limit KIND          pair: two plain-socket servers with half of the parameters each,\n"
     "                        which take an AdamW step; echo: one that sends back what it got;\n"
@@ -51,6 +52,7 @@ enum {
     OPTION_CLIP,
     OPTION_WIRE,
     OPTION_CHECKSUM,
+    OPTION_BUSY_POLL,
     OPTION_STAGING_LIMIT,
     OPTION_LIMIT,
     OPTION_LIMIT_WORKERS,
@@ -70,6 +72,7 @@ static const struct option long_options[] = {
     {"clip", required_argument, NULL, OPTION_CLIP},
     {"wire", required_argument, NULL, OPTION_WIRE},
     {"checksum", required_argument, NULL, OPTION_CHECKSUM},
+    {"busy-poll", required_argument, NULL, OPTION_BUSY_POLL},
     {"staging-limit", required_argument, NULL, OPTION_STAGING_LIMIT},
     {"limit", required_argument, NULL, OPTION_LIMIT},
     {"limit-workers", required_argument, NULL, OPTION_LIMIT_WORKERS},
@@ -210,6 +213,12 @@ static bool take_word(struct bench_options *options, int option, const char *tex
         }
         options->checksum = index == 1;
         return true;
+    case OPTION_BUSY_POLL:
+        if (!parse_word("--busy-poll", text, switches, COUNT_OF(switches), &index)) {
+            return false;
+        }
+        options->busy_poll = index == 1;
+        return true;
     default:
         if (!parse_word("--limit", text, limits, COUNT_OF(limits), &index)) {
             return false;
@@ -247,6 +256,7 @@ static bool take(struct bench_options *options, int option, const char *text)
     case OPTION_AGGREGATION:
     case OPTION_WIRE:
     case OPTION_CHECKSUM:
+    case OPTION_BUSY_POLL:
     case OPTION_LIMIT:
         return take_word(options, option, text);
     default:
@@ -288,6 +298,7 @@ enum bench_options_result bench_options_parse(struct bench_options *options, int
         .clip = NAN,
         .wire = PARAMD_FLOAT32,
         .checksum = true,
+        .busy_poll = true,
         .limit = BENCH_LIMIT_PAIR,
         .iterations = 20,
         .seed = 1,

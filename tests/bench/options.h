@@ -34,6 +34,7 @@ struct bench_options {
     double clip;             /* largest global norm; NAN: none */
     int wire;                /* enum paramd_dtype, both ways */
     bool checksum;           /* at both ends */
+    bool busy_poll;          /* workers look for answers before they sleep */
     uint64_t staging_limit;  /* bytes of gradients a rank holds; 0: no limit */
     enum bench_limit limit;
     uint32_t limit_workers; /* of the limit, with as many bytes in all */

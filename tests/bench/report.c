@@ -35,15 +35,15 @@ json_t *report_settings(const struct bench_options *options)
     json_t *clip = isnan(options->clip) ? json_null() : json_real(options->clip);
     json_t *staging_limit =
         options->staging_limit > 0 ? json_integer((json_int_t)options->staging_limit) : json_null();
-    return json_pack("{s:s, s:I, s:I, s:I, s:s, s:s, s:o, s:s, s:b, s:o, s:s, s:I, s:I, s:I}",
-                     "command", bench_command_name(options->command), "params",
-                     (json_int_t)options->parameters, "workers", (json_int_t)options->workers,
-                     "shards", (json_int_t)options->shards, "aggregation", options->aggregation,
-                     "optimizer", options->optimizer, "clip", clip, "wire",
-                     bench_wire_name(options->wire), "checksum", options->checksum, "staging_limit",
-                     staging_limit, "limit", bench_limit_name(options->limit), "limit_workers",
-                     (json_int_t)options->limit_workers, "iters", (json_int_t)options->iterations,
-                     "seed", (json_int_t)options->seed);
+    return json_pack(
+        "{s:s, s:I, s:I, s:I, s:s, s:s, s:o, s:s, s:b, s:b, s:o, s:s, s:I, s:I, s:I}", "command",
+        bench_command_name(options->command), "params", (json_int_t)options->parameters, "workers",
+        (json_int_t)options->workers, "shards", (json_int_t)options->shards, "aggregation",
+        options->aggregation, "optimizer", options->optimizer, "clip", clip, "wire",
+        bench_wire_name(options->wire), "checksum", options->checksum, "busy_poll",
+        options->busy_poll, "staging_limit", staging_limit, "limit",
+        bench_limit_name(options->limit), "limit_workers", (json_int_t)options->limit_workers,
+        "iters", (json_int_t)options->iterations, "seed", (json_int_t)options->seed);
 }
 
 void report_print_settings(const struct bench_options *options)
@@ -58,8 +58,8 @@ void report_print_settings(const struct bench_options *options)
     if (options->staging_limit > 0) {
         printf("staging limit %" PRIu64 ", ", options->staging_limit);
     }
-    printf("wire %s, checksum %s\n", bench_wire_name(options->wire),
-           options->checksum ? "on" : "off");
+    printf("wire %s, checksum %s, busy poll %s\n", bench_wire_name(options->wire),
+           options->checksum ? "on" : "off", options->busy_poll ? "on" : "off");
 }
 
 void report_print_json(json_t *object)

@@ -12,7 +12,7 @@ import unittest
 PROGRAM = os.environ["PARAMD_BENCH"]
 SMALL = ["--params", "5000", "--iters", "3"]
 SETTINGS = {"command", "params", "workers", "shards", "aggregation", "optimizer", "clip", "wire", "checksum",
-            "staging_limit", "limit", "limit_workers", "iters", "seed"}  # yapf: disable
+            "busy_poll", "staging_limit", "limit", "limit_workers", "iters", "seed"}  # yapf: disable
 
 
 def run(*words):
@@ -42,6 +42,7 @@ class Options(unittest.TestCase):
             (["roundtrip", "--clip", "0"], "--clip 0: not a norm above 0"),
             (["roundtrip", "--wire", "int8"], "--wire int8: not float32, bfloat16 or float16"),
             (["roundtrip", "--checksum", "yes"], "--checksum yes: not off or on"),
+            (["roundtrip", "--busy-poll", "50"], "--busy-poll 50: not off or on"),
             (["roundtrip", "--limit", "sky"], "--limit sky: not pair, echo or none"),
             (["roundtrip", "--limit-workers", "2"], "--limit-workers 2: more than --workers 1"),
             (["roundtrip", "--iters", "0"], "--iters 0: not a whole number from 1 to 100000"),
@@ -59,7 +60,8 @@ class Options(unittest.TestCase):
         done = run("--help")
         self.assertEqual(done.returncode, 0)
         for word in ("limits", "kernel", "roundtrip", "scale", "--params", "--workers", "--shards", "--aggregation",
-                     "--optimizer", "--clip", "--wire", "--checksum", "--staging-limit", "--iters", "--seed", "--json"):
+                     "--optimizer", "--clip", "--wire", "--checksum", "--busy-poll", "--staging-limit", "--iters", "--seed",
+                     "--json"):
             self.assertIn(word, done.stdout)
 
 
@@ -87,14 +89,15 @@ class Roundtrip(unittest.TestCase):
     def test_ranks_and_workers_with_every_option(self):
         result = measured("roundtrip", "--workers", "3", "--shards", "2", "--aggregation", "allreduce",
                           "--optimizer", "lamb", "--clip", "0.5", "--wire", "bfloat16", "--checksum", "off",
-                          "--staging-limit", "20k", "--limit", "echo", "--limit-workers", "1", "--seed", "7",
-                          *SMALL)
+                          "--busy-poll", "off", "--staging-limit", "20k", "--limit", "echo", "--limit-workers", "1",
+                          "--seed", "7", *SMALL)
         self.check_times(result)
         self.assertEqual(result["aggregation"], "allreduce")
         self.assertEqual(result["optimizer"], "lamb")
         self.assertEqual(result["clip"], 0.5)
         self.assertEqual(result["wire"], "bfloat16")
         self.assertIs(result["checksum"], False)
+        self.assertIs(result["busy_poll"], False)
         self.assertEqual(result["staging_limit"], 20000)
         self.assertEqual((result["limit"], result["limit_workers"]), ("echo", 1))
         self.check_memory(result)

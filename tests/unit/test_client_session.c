@@ -5,9 +5,11 @@
 
 #include <check.h>
 #include <semaphore.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #define LARGE_COUNT 3000000u
 
@@ -432,6 +434,57 @@ START_TEST(an_observer_asks_without_joining)
 }
 END_TEST
 
+/* ---- Looking before sleeping ---- */
+
+#define PULLS_OF_A_ROUND 40u
+#define ROUND_COUNT_MAX 100u
+
+/* Answers come after a millisecond, in which the client either sleeps or looks for them. */
+static void answer_late(struct fake_rank *fake, void *context)
+{
+    const _Atomic bool *enough = context;
+    serve_start(fake, 1, 1);
+    fake_send_pulled(fake, &lanes[0], 0, served, 0);
+    do {
+        fake_receive(fake, PD_MESSAGE_PULL);
+        fake_idle(fake, 1);
+        fake_send_pulled(fake, &lanes[0], 0, served, 0);
+    } while (!atomic_load(enough));
+    fake_expect_end(fake);
+}
+
+/* How often this thread goes to sleep while it pulls. */
+static long sleeps_of_a_round(void)
+{
+    struct rusage before;
+    struct rusage after;
+
+    ck_assert_int_eq(getrusage(RUSAGE_THREAD, &before), 0);
+    for (uint32_t i = 0; i < PULLS_OF_A_ROUND; i++) {
+        ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, NULL, &error), PARAMD_OK);
+    }
+    ck_assert_int_eq(getrusage(RUSAGE_THREAD, &after), 0);
+    return after.ru_nvcsw - before.ru_nvcsw;
+}
+
+/* On a busy machine the thread may not run for longer than it is to look. */
+START_TEST(a_call_looks_for_its_answer_as_long_as_it_may)
+{
+    _Atomic bool enough = false;
+    uint32_t round = 1;
+    options.busy_poll_us = 10000;
+    set_lane(&lanes[0], &leader, 0, 6);
+    fake_rank_run(&leader, answer_late, &enough);
+    connect_and_register();
+    while (sleeps_of_a_round() > PULLS_OF_A_ROUND / 2 && round < ROUND_COUNT_MAX) {
+        round++;
+    }
+    ck_assert_uint_lt(round, ROUND_COUNT_MAX);
+    atomic_store(&enough, true);
+    ck_assert_int_eq(paramd_pull(client, PARAMD_CURRENT, values, NULL, &error), PARAMD_OK);
+}
+END_TEST
+
 /* ---- Wrong use ---- */
 
 START_TEST(options_that_are_not_allowed_are_refused_before_anything_is_tried)
@@ -443,6 +496,7 @@ START_TEST(options_that_are_not_allowed_are_refused_before_anything_is_tried)
     options.name = _i == 2 ? long_name : NULL;
     options.push_dtype = _i == 3 ? 3 : 0;
     options.pull_dtype = _i == 4 ? -1 : 0;
+    options.busy_poll_us = _i == 5 ? -1 : _i == 6 ? 10001 : 50;
     ck_assert_int_eq(paramd_connect(&options, &client, &error), PARAMD_EINVALID);
     ck_assert_int_eq(strncmp(error.message, "connect: ", 9), 0);
     ck_assert_ptr_null(client);
@@ -514,9 +568,10 @@ int main(void)
     tcase_add_test(tests, a_lane_that_does_not_read_holds_up_no_other);
     tcase_add_test(tests, two_byte_types_are_converted_on_the_way);
     tcase_add_test(tests, a_step_takes_nothing_from_the_heap);
+    tcase_add_test(tests, a_call_looks_for_its_answer_as_long_as_it_may);
     tcase_add_test(tests, an_observer_asks_without_joining);
     tcase_add_loop_test(tests, options_that_are_not_allowed_are_refused_before_anything_is_tried, 0,
-                        5);
+                        7);
     tcase_add_test(tests, a_model_that_is_none_is_refused_without_asking_the_daemon);
     tcase_add_test(tests, connecting_survives_each_failed_allocation);
     tcase_add_test(tests, statuses_have_names);

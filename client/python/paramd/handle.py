@@ -63,6 +63,7 @@ class Handle:
         checksum: bool = True,
         timeout: float | None = 60.0,
         connect_timeout: float = 10.0,
+        busy_poll_us: int = 50,
     ) -> None:
         self._pointer = ctypes.c_void_p()
         self._library = library.load()
@@ -88,6 +89,7 @@ class Handle:
         options.checksum = checksum
         options.timeout_ms = _milliseconds(timeout)
         options.connect_timeout_ms = _milliseconds(connect_timeout)
+        options.busy_poll_us = busy_poll_us
         options.interrupted = self._callback
         self._timeout = timeout
         self.address = options.address.decode()

@@ -39,6 +39,7 @@ class Options(ctypes.Structure):
         ("checksum", c_int),
         ("timeout_ms", c_int64),
         ("connect_timeout_ms", c_int64),
+        ("busy_poll_us", c_int),
         ("interrupted", Interrupted),
         ("interrupted_context", c_void_p),
     ]

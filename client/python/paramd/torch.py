@@ -121,7 +121,7 @@ class Optimizer(torch.optim.Optimizer):
         overlap: send during ``backward()``; False: in :meth:`step`. Needed when ``.grad.data`` is changed
             in between.
         bucket_bytes: gradients are handed out once so much of them is ready.
-        checksum, timeout, connect_timeout: as in :class:`paramd.Client`.
+        checksum, timeout, connect_timeout, busy_poll_us: as in :class:`paramd.Client`.
 
     Raises:
         ValueError: no parameter needs a gradient, or one is not of floating point.
@@ -144,6 +144,7 @@ class Optimizer(torch.optim.Optimizer):
         checksum: bool = True,
         timeout: float | None = 60.0,
         connect_timeout: float = 10.0,
+        busy_poll_us: int = 50,
     ) -> None:
         self._registered = False
         self._slots, self._frozen = _slots_of(model)
@@ -157,6 +158,7 @@ class Optimizer(torch.optim.Optimizer):
             checksum=checksum,
             timeout=timeout,
             connect_timeout=connect_timeout,
+            busy_poll_us=busy_poll_us,
         )
         try:
             self._register()
