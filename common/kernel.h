@@ -52,7 +52,7 @@ static inline bool pd_kernel_begins_line(const float *to)
 /* Ask for the line PD_LINE_AHEAD_BYTES behind this one; where there is no memory nothing happens.
  * By itself the processor follows this many arrays at once too late. */
 PD_KERNEL_STREAMS
-static inline void pd_kernel_ask_ahead(const float *line)
+static inline void pd_kernel_ask_ahead(const void *line)
 {
     _mm_prefetch((const char *)((uintptr_t)line + PD_LINE_AHEAD_BYTES), _MM_HINT_T0);
 }
@@ -66,6 +66,43 @@ static inline void pd_kernel_put_line(float *to, const float *line, bool streame
     } else {
         _mm512_storeu_ps(to, _mm512_loadu_ps(line));
     }
+}
+
+/* A line of 16-bit numbers to float32, and back: to the bit what common/convert.c does, but that a
+ * signalling NaN becomes quiet. */
+PD_KERNEL_STREAMS
+static inline void pd_kernel_widen_bfloat16(float *line, const void *from)
+{
+    __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)from));
+    _mm512_storeu_ps(line, _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)));
+}
+
+PD_KERNEL_STREAMS
+static inline void pd_kernel_widen_float16(float *line, const void *from)
+{
+    _mm512_storeu_ps(line, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i_u *)from)));
+}
+
+PD_KERNEL_STREAMS
+static inline void pd_kernel_round_to_bfloat16(void *to, const float *line)
+{
+    const __m512i infinity = _mm512_set1_epi32(0x7f800000);
+    __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(line));
+    __m512i upper = _mm512_srli_epi32(bits, 16);
+    __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+    __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+    __mmask16 nan = _mm512_cmpgt_epi32_mask(magnitude, infinity);
+    rounded = _mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256((__m256i_u *)to, _mm512_cvtepi32_epi16(rounded));
+}
+
+PD_KERNEL_STREAMS
+static inline void pd_kernel_round_to_float16(void *to, const float *line)
+{
+    __m256i rounded = _mm512_cvtps_ph(_mm512_loadu_ps(line), _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256((__m256i_u *)to, rounded);
 }
 
 /* After the last line: what other threads read next is there. */

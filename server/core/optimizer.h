@@ -98,12 +98,17 @@ struct pd_optimizer_block {
     /* Of rules that step beside: where the state goes, which may be `state`. */
     float *state_next[PD_OPTIMIZER_STATE_COUNT_MAX];
     bool streamed; /* what is written is more than the caches hold until somebody wants it */
+    /* Of rules that step beside, where pd_kernel_streams(): a gradient as it was pushed, in the
+     * place of `gradient`; NULL: it is there. */
+    const void *pushed;
+    enum pd_dtype pushed_dtype;
     /* Of rules that step beside, where pd_kernel_streams(): written are the sums of squares of the
      * gradient, element i's in number i modulo PD_REDUCE_LANE_COUNT; NULL: not wanted. */
     double *squares;
     /* Of a streamed block, where pd_kernel_streams(): written are the next parameters once more,
-     * into the caches; NULL: not wanted. */
-    float *fresh;
+     * into the caches, as `fresh_dtype`; NULL: not wanted. */
+    void *fresh;
+    enum pd_dtype fresh_dtype;
     float *vectors; /* state of the whole tensor, vector_count elements: only `begin` writes it */
     const double *sums; /* over the whole tensor, of the pass before; NULL in the first */
     double *partial;    /* written: the block's part of this pass's sums; NULL in the last */

@@ -6,6 +6,7 @@
 #ifndef PD_SERVER_CORE_STEP_STATE_H
 #define PD_SERVER_CORE_STEP_STATE_H
 
+#include "common/assert.h"
 #include "server/core/gradient_norms.h"
 #include "server/core/optimizer_state.h"
 #include "server/core/reduce.h"
@@ -93,8 +94,10 @@ struct pd_step_machine {
     struct pd_tensor_sums sums;
     float *gradient; /* shard elements; fused: one block */
     /* Where steps that go ahead are written past the caches: the new parameters of this turn's
-     * blocks once more, PD_STEP_TURN_ELEMENTS at most, and what they are; else NULL. */
+     * blocks once more, PD_STEP_TURN_ELEMENTS at most, in the type that those who are sent them
+     * ask for, or else float32, and what they are; else NULL. */
     float *fresh_elements;
+    enum pd_dtype fresh_dtype;
     struct pd_fresh fresh;
     double *partials; /* norms, then sums, of the shard's blocks: what this rank gives */
     double *gathered; /* those of all blocks in order; a lone rank's partials */
@@ -127,10 +130,17 @@ static inline uint64_t in_shard(const struct pd_step_machine *machine, const str
     return block->element_begin - machine->store->shard.element_begin;
 }
 
-/* Where the gradient of a block of the shard is, or goes. */
+/* Whether the gradient is a lone one in 16 bits: the rule reads it as it came. */
+static inline bool is_narrow(const struct pd_step_machine *machine)
+{
+    return machine->lone != NULL && machine->sources[0].dtype != PD_DTYPE_FLOAT32;
+}
+
+/* Where the gradient of a block of the shard is, or goes; it is not narrow. */
 static inline float *block_gradient(const struct pd_step_machine *machine,
                                     const struct pd_block *block)
 {
+    PD_ASSERT(!is_narrow(machine));
     if (machine->lone != NULL) {
         return pd_contribution_elements(machine->lone, in_lane(machine, block));
     }

@@ -24,6 +24,18 @@ struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
     return here && !taken ? worker : NULL;
 }
 
+/* Whether the rule takes the norms of all gradients by the way: it then reads 16 bits, too. */
+static bool reads_narrow(const struct pd_step_machine *machine)
+{
+    const struct pd_optimizer_state *state = &machine->optimizer_state;
+    bool reads = true;
+
+    for (uint32_t tensor = state->tensor_begin; reads && tensor < state->tensor_end; tensor++) {
+        reads = pd_step_updates_give_squares(machine, tensor);
+    }
+    return reads;
+}
+
 /* A gradient that is the average as it came is not copied, unless something has to be made of it
  * before the step is decided. */
 static const struct pd_contribution *find_lone(struct pd_step_machine *machine)
@@ -31,9 +43,8 @@ static const struct pd_contribution *find_lone(struct pd_step_machine *machine)
     const struct pd_source *source = &machine->sources[0];
 
     if (machine->plan->replica_count > 1 || machine->source_count != 1 ||
-        pd_step_taken(machine, machine->order)->samples > 0.0 ||
-        source->dtype != PD_DTYPE_FLOAT32 || source->weight != 1.0f || machine->scale != 1.0f ||
-        machine->config->outer) {
+        pd_step_taken(machine, machine->order)->samples > 0.0 || source->weight != 1.0f ||
+        machine->scale != 1.0f || machine->config->outer) {
         return NULL;
     }
     for (uint32_t group = 0; group < machine->config->group_count; group++) {
@@ -41,7 +52,28 @@ static const struct pd_contribution *find_lone(struct pd_step_machine *machine)
             return NULL;
         }
     }
+    if (source->dtype != PD_DTYPE_FLOAT32 && !reads_narrow(machine)) {
+        return NULL;
+    }
     return machine->contributions[0];
+}
+
+/* The type in which all contributors are answered that are answered with parameters; float32 where
+ * they differ. */
+static enum pd_dtype answer_dtype(const struct pd_step_machine *machine)
+{
+    enum pd_dtype dtype = PD_DTYPE_FLOAT32;
+    bool any = false;
+
+    for (uint32_t i = 0; i < machine->source_count; i++) {
+        const struct pd_push *push = &machine->contributions[i]->push;
+        if (push->pull && any && push->pull_dtype != dtype) {
+            return PD_DTYPE_FLOAT32;
+        }
+        dtype = push->pull ? (enum pd_dtype)push->pull_dtype : dtype;
+        any = any || push->pull;
+    }
+    return dtype;
 }
 
 void pd_step_collect(struct pd_step_machine *machine)
@@ -66,6 +98,7 @@ void pd_step_collect(struct pd_step_machine *machine)
     bool averages = machine->order->samples > 0;
     machine->scale = averages ? (float)(unit / (double)machine->order->samples) : 1.0f;
     machine->lone = averages ? find_lone(machine) : NULL;
+    machine->fresh_dtype = answer_dtype(machine);
 }
 
 bool pd_step_collect_ahead(struct pd_step_machine *machine)
@@ -118,12 +151,15 @@ void pd_step_measure_block(struct pd_step_machine *machine, uint64_t index)
     uint32_t group = machine->tensor_groups[block->tensor_index];
     double clip_value = machine->config->groups[group].clip.value;
     double *parts = &machine->partials[PD_NORM_PART_COUNT * index];
-    float *gradient = block_gradient(machine, block);
 
     if (rests(machine, block->tensor_index)) {
         memset(parts, 0, PD_NORM_PART_COUNT * sizeof *parts);
         return;
     }
+    if (is_narrow(machine)) {
+        return;
+    }
+    float *gradient = block_gradient(machine, block);
     if (pd_step_is_estimate(machine->order)) {
         pd_reduce_norms(gradient, block->element_count, 2, parts);
         return;

@@ -55,13 +55,19 @@ static struct pd_optimizer_block optimizer_block(struct pd_step_machine *machine
 {
     struct pd_param_store *store = machine->store;
     const struct pd_tensor *tensor = &machine->model->tensors[block->tensor_index];
-    return (struct pd_optimizer_block){
+    struct pd_optimizer_block view = {
         .begin = block->element_begin - tensor->element_begin,
         .count = block->element_count,
-        .gradient = block_gradient(machine, block),
         .parameters = pd_param_store_served(store) + in_lane(machine, block),
         .parameters_next = pd_param_store_spare(store) + in_lane(machine, block),
     };
+    if (is_narrow(machine)) {
+        view.pushed = pd_contribution_elements(machine->lone, in_lane(machine, block));
+        view.pushed_dtype = machine->sources[0].dtype;
+    } else {
+        view.gradient = block_gradient(machine, block);
+    }
+    return view;
 }
 
 bool pd_step_turn_estimate(struct pd_step_machine *machine)
@@ -107,26 +113,28 @@ bool pd_step_updates_give_squares(const struct pd_step_machine *machine, uint32_
 
 /* Where a block's new parameters go once more: behind those of the block before it, while there is
  * room. */
-static float *fresh_parameters(struct pd_step_machine *machine, const struct pd_block *block)
+static void *fresh_parameters(struct pd_step_machine *machine, const struct pd_block *block)
 {
     struct pd_fresh *fresh = &machine->fresh;
-    uint64_t begin = in_lane(machine, block) * sizeof(float);
-    uint64_t end = begin + block->element_count * sizeof(float);
+    uint64_t element_bytes = pd_dtype_bytes(machine->fresh_dtype);
+    uint64_t begin = in_lane(machine, block) * element_bytes;
+    uint64_t end = begin + block->element_count * element_bytes;
 
     if (machine->fresh_elements == NULL) {
         return NULL;
     }
     if (fresh->payload == NULL) {
         *fresh = (struct pd_fresh){.payload = pd_param_store_spare(machine->store),
+                                   .dtype = machine->fresh_dtype,
                                    .bytes = machine->fresh_elements,
                                    .begin = begin,
                                    .end = begin};
     }
-    if (begin != fresh->end || end - fresh->begin > PD_STEP_TURN_ELEMENTS * sizeof(float)) {
+    if (begin != fresh->end || end - fresh->begin > PD_STEP_TURN_ELEMENTS * element_bytes) {
         return NULL;
     }
     fresh->end = end;
-    return machine->fresh_elements + (begin - fresh->begin) / sizeof(float);
+    return (char *)machine->fresh_elements + (begin - fresh->begin);
 }
 
 void pd_step_update_block(struct pd_step_machine *machine, uint64_t index)
@@ -153,6 +161,7 @@ void pd_step_update_block(struct pd_step_machine *machine, uint64_t index)
     view.sums = sums_of(machine, block->tensor_index);
     view.squares = gives_squares ? squares : NULL;
     view.fresh = fresh_parameters(machine, block);
+    view.fresh_dtype = machine->fresh_dtype;
     pd_optimizer_state_run(pd_optimizer_state_of(&machine->optimizer_state, block->tensor_index),
                            machine->pass, &step, &view);
     if (gives_squares) {

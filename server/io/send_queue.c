@@ -30,20 +30,32 @@ void pd_send_room_freshen(struct pd_send_room *room, const struct pd_fresh *fres
     room->fresh = fresh != NULL ? *fresh : (struct pd_fresh){.payload = NULL};
 }
 
-/* Where to read a payload's bytes from `begin` on: up to `*end`, or to where they are somewhere
- * else. */
+/* Where the payload's bytes from `begin` on, as `dtype`, are fresh: up to `*end`, or to where they
+ * are not. NULL: not there, and up to `*end`, or to where they are. */
+static const void *find_fresh(const struct pd_fresh *fresh, const void *payload,
+                              enum pd_dtype dtype, uint64_t begin, uint64_t *end)
+{
+    bool meets = fresh->payload == payload && fresh->dtype == dtype && begin < fresh->end &&
+                 fresh->begin < *end;
+
+    if (meets && begin < fresh->begin) {
+        *end = fresh->begin;
+        return NULL;
+    }
+    if (!meets) {
+        return NULL;
+    }
+    *end = fresh->end < *end ? fresh->end : *end;
+    return (const char *)fresh->bytes + (begin - fresh->begin);
+}
+
+/* Where to read float32: up to `*end`, or to where they are somewhere else. */
 static const void *source(const struct pd_fresh *fresh, const void *payload, uint64_t begin,
                           uint64_t *end)
 {
-    bool meets = fresh->payload == payload && begin < fresh->end && fresh->begin < *end;
-    bool starts_inside = meets && fresh->begin <= begin;
+    const void *found = find_fresh(fresh, payload, PD_DTYPE_FLOAT32, begin, end);
 
-    if (starts_inside) {
-        *end = fresh->end < *end ? fresh->end : *end;
-        return (const char *)fresh->bytes + (begin - fresh->begin);
-    }
-    *end = meets ? fresh->begin : *end;
-    return (const char *)payload + begin;
+    return found != NULL ? found : (const char *)payload + begin;
 }
 
 static bool holds(const struct pd_send_room *room, const void *payload, enum pd_dtype dtype,
@@ -59,6 +71,10 @@ const uint8_t *pd_send_room_convert(struct pd_send_room *room, const void *paylo
     PD_ASSERT(begin < *end);
     if (dtype == PD_DTYPE_FLOAT32) {
         return source(&room->fresh, payload, begin, end);
+    }
+    const void *found = find_fresh(&room->fresh, payload, dtype, begin, end);
+    if (found != NULL) {
+        return found;
     }
     if (!holds(room, payload, dtype, begin)) {
         size_t element_bytes = pd_dtype_bytes(dtype);

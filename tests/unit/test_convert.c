@@ -1,4 +1,5 @@
 /* Tests of common/convert.c. */
+#include "common/kernel.h"
 #include "common/tensor.h"
 
 #include <check.h>
@@ -150,6 +151,55 @@ START_TEST(a_long_run_converts_like_its_elements)
 }
 END_TEST
 
+#ifdef PD_KERNEL_STREAMS
+/* Widen every pattern; a signalling NaN may become quiet. */
+START_TEST(a_line_widens_like_its_elements)
+{
+    enum pd_dtype dtype = (enum pd_dtype)_i;
+    float line[PD_LINE_ELEMENTS];
+
+    go_round(dtype);
+    for (uint32_t i = 0; i < PATTERN_COUNT && pd_kernel_streams(); i += PD_LINE_ELEMENTS) {
+        if (dtype == PD_DTYPE_BFLOAT16) {
+            pd_kernel_widen_bfloat16(line, &patterns[i]);
+        } else {
+            pd_kernel_widen_float16(line, &patterns[i]);
+        }
+        for (uint32_t k = 0; k < PD_LINE_ELEMENTS; k++) {
+            ck_assert(memcmp(&line[k], &values[i + k], sizeof line[k]) == 0 ||
+                      (isnan(line[k]) && isnan(values[i + k])));
+        }
+    }
+}
+END_TEST
+
+/* Every upper half, with lower ones about those where rounding changes. */
+START_TEST(a_line_rounds_like_its_elements)
+{
+    static const uint32_t lower[PD_LINE_ELEMENTS] = {0,      1,      0x0fff, 0x1000, 0x1001, 0x2fff,
+                                                     0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0xefff,
+                                                     0xf000, 0xf001, 0xfffe, 0xffff};
+    enum pd_dtype dtype = (enum pd_dtype)_i;
+    float line[PD_LINE_ELEMENTS];
+    uint16_t rounded[PD_LINE_ELEMENTS];
+    uint16_t expected[PD_LINE_ELEMENTS];
+
+    for (uint32_t upper = 0; upper < PATTERN_COUNT && pd_kernel_streams(); upper++) {
+        for (uint32_t k = 0; k < PD_LINE_ELEMENTS; k++) {
+            line[k] = from_bits(upper << 16 | lower[k]);
+            expected[k] = narrow(line[k], dtype);
+        }
+        if (dtype == PD_DTYPE_BFLOAT16) {
+            pd_kernel_round_to_bfloat16(rounded, line);
+        } else {
+            pd_kernel_round_to_float16(rounded, line);
+        }
+        ck_assert_mem_eq(rounded, expected, sizeof rounded);
+    }
+}
+END_TEST
+#endif
+
 START_TEST(float32_is_copied_bit_for_bit)
 {
     static const uint32_t bits[4] = {0x7f800001, 0x80000000, 1, 0x3f800000};
@@ -174,6 +224,12 @@ int main(void)
     tcase_add_test(cases, a_nan_stays_a_nan_whatever_its_payload);
     tcase_add_test(cases, casts_are_those_of_pytorch);
     tcase_add_test(cases, a_long_run_converts_like_its_elements);
+#ifdef PD_KERNEL_STREAMS
+    tcase_add_loop_test(cases, a_line_widens_like_its_elements, PD_DTYPE_BFLOAT16,
+                        PD_DTYPE_FLOAT16 + 1);
+    tcase_add_loop_test(cases, a_line_rounds_like_its_elements, PD_DTYPE_BFLOAT16,
+                        PD_DTYPE_FLOAT16 + 1);
+#endif
     tcase_add_test(cases, float32_is_copied_bit_for_bit);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);

@@ -125,6 +125,74 @@ START_TEST(a_step_beside_is_the_step_in_place_to_the_bit)
 }
 END_TEST
 
+/* Have the block's results written to `to`. */
+static void write_to(struct pd_optimizer_block *block, struct numbers *to)
+{
+    block->parameters_next = to->parameters;
+    for (uint32_t k = 0; k < PD_OPTIMIZER_STATE_COUNT_MAX; k++) {
+        block->state_next[k] = to->state[k];
+    }
+}
+
+/* From a gradient in 16 bits to a copy in them: what comes of the same numbers in float32. */
+START_TEST(a_step_beside_reads_and_writes_16_bits_as_they_convert)
+{
+    const struct pd_optimizer *rule = pd_optimizer_at((size_t)_i / FORM_COUNT);
+    enum pd_dtype dtype = _i % 2 == 0 ? PD_DTYPE_BFLOAT16 : PD_DTYPE_FLOAT16;
+    const uint16_t filler = 0xabab;
+    uint16_t pushed[ROOM];
+    uint16_t fresh[ROOM];
+    uint16_t converted[ROOM];
+    struct numbers before;
+    struct numbers expected;
+    struct numbers actual;
+    double squares[2][PD_REDUCE_LANE_COUNT];
+    struct pd_hyper hyper;
+
+    if (rule == NULL || !rule->beside || !pd_kernel_streams()) {
+        return;
+    }
+    choose_form(rule, _i % FORM_COUNT, &hyper);
+    fill(&before);
+    pd_convert_from_float32(pushed, dtype, before.gradient, ROOM);
+    pd_convert_to_float32(before.gradient, pushed, dtype, ROOM);
+    expected = before;
+    actual = before;
+    const struct pd_optimizer_step step = {.hyper = &hyper,
+                                           .lr = 1e-2,
+                                           .initial_lr = 1e-2,
+                                           .number = 7,
+                                           .group_number = 7,
+                                           .gradient_scale = 0.5,
+                                           .gradient_norm = 1};
+    struct pd_optimizer_block block = {.count = COUNT,
+                                       .gradient = before.gradient,
+                                       .parameters = before.parameters,
+                                       .streamed = _i % 3 == 0,
+                                       .squares = squares[0]};
+    for (uint32_t k = 0; k < PD_OPTIMIZER_STATE_COUNT_MAX; k++) {
+        block.state[k] = before.state[k];
+    }
+    write_to(&block, &expected);
+    rule->passes[0].run(&step, &block);
+    write_to(&block, &actual);
+    block.gradient = NULL;
+    block.pushed = pushed;
+    block.pushed_dtype = dtype;
+    block.fresh = fresh;
+    block.fresh_dtype = dtype;
+    block.squares = squares[1];
+    fresh[COUNT] = filler;
+    rule->passes[0].run(&step, &block);
+    ck_assert_msg(memcmp(&actual, &expected, sizeof actual) == 0, "%s from %s is another step",
+                  rule->name, pd_dtype_name(dtype));
+    ck_assert_mem_eq(squares[1], squares[0], sizeof squares[0]);
+    pd_convert_from_float32(converted, dtype, actual.parameters, COUNT);
+    ck_assert_mem_eq(fresh, converted, COUNT * sizeof *fresh);
+    ck_assert_uint_eq(fresh[COUNT], filler);
+}
+END_TEST
+
 START_TEST(a_step_beside_gives_the_squares_of_the_gradient_by_the_way)
 {
     const struct pd_optimizer *rule = pd_optimizer_find("adamw");
@@ -187,6 +255,8 @@ int main(void)
     Suite *suite = suite_create("elementwise");
     TCase *tests = tcase_create("beside");
     tcase_add_loop_test(tests, a_step_beside_is_the_step_in_place_to_the_bit, 0,
+                        rule_count() * FORM_COUNT);
+    tcase_add_loop_test(tests, a_step_beside_reads_and_writes_16_bits_as_they_convert, 0,
                         rule_count() * FORM_COUNT);
     tcase_add_loop_test(tests, a_step_beside_gives_the_squares_of_the_gradient_by_the_way, 0, 2);
     tcase_add_test(tests, every_rule_of_one_loop_over_elements_steps_beside);

@@ -391,6 +391,49 @@ START_TEST(what_is_fresh_is_converted_from_the_copy)
 }
 END_TEST
 
+/* In the type it goes out in it is not converted; in another one it is not used. */
+START_TEST(what_is_fresh_in_16_bits_leaves_as_that_alone)
+{
+    enum { FIRST = 1000, COUNT = ROOM_BYTES };
+    static uint8_t out[HEADER_BYTES + CONVERTED_BYTES + 8];
+    static uint16_t fresh_elements[COUNT];
+    bool used = _i < 2;
+    const struct pd_fresh fresh = {.payload = elements,
+                                   .dtype = used ? PD_DTYPE_BFLOAT16 : PD_DTYPE_FLOAT16,
+                                   .bytes = fresh_elements,
+                                   .begin = FIRST * sizeof(uint16_t),
+                                   .end = (FIRST + COUNT) * sizeof(uint16_t)};
+    struct pd_send_queue queue;
+    struct pd_error error = {0};
+    uint32_t payloads = 0;
+    uint64_t end = ELEMENT_COUNT * sizeof(float);
+    fill();
+    fill_elements(PD_DTYPE_BFLOAT16);
+    memset(fresh_elements, 0, sizeof fresh_elements);
+    if (used) {
+        memcpy(fresh_elements, converted + fresh.begin, sizeof fresh_elements);
+    }
+    pd_send_room_freshen(&room, &fresh);
+    ck_assert_ptr_eq(pd_send_room_convert(&room, elements, PD_DTYPE_FLOAT32, fresh.begin, &end),
+                     (const uint8_t *)elements + fresh.begin);
+    ck_assert_uint_eq(end, ELEMENT_COUNT * sizeof(float));
+    if (used) {
+        memset(elements + FIRST, 0, COUNT * sizeof *elements); /* nobody can have read it there */
+    }
+    ck_assert_int_eq(pd_send_queue_init(&queue, &error), PD_OK);
+    ck_assert_int_eq(pd_send_queue_push(&queue,
+                                        frame_of_elements(PD_DTYPE_BFLOAT16, CONVERTED_BYTES),
+                                        header, &error),
+                     PD_OK);
+
+    size_t total = drain(&queue, out, _i % 2 == 0 ? sizeof out : 333, &payloads);
+
+    expect_frame(out, total, converted, CONVERTED_BYTES);
+    pd_send_room_freshen(&room, NULL);
+    pd_send_queue_finish(&queue);
+}
+END_TEST
+
 /* ---- Sums and headers ---- */
 
 /* Whatever the socket takes at a time, a checksum that comes with a frame is the one behind it. */
@@ -553,6 +596,7 @@ int main(void)
     tcase_add_loop_test(tcase, what_does_not_leave_while_it_is_fresh_leaves_from_the_payload, 0, 2);
     tcase_add_test(tcase, what_is_fresh_of_another_payload_is_left_alone);
     tcase_add_loop_test(tcase, what_is_fresh_is_converted_from_the_copy, 0, 2);
+    tcase_add_loop_test(tcase, what_is_fresh_in_16_bits_leaves_as_that_alone, 0, 4);
     tcase_add_loop_test(tcase, known_checksum_is_not_taken_again, 0, 2);
     tcase_add_loop_test(tcase, headers_alone_leave_together, 0, 2);
     tcase_add_test(tcase, frames_leave_in_the_order_they_came);

@@ -244,47 +244,158 @@ START_TEST(a_forgotten_step_leaves_parameters_and_state_untouched)
 }
 END_TEST
 
-/* ---- What is fresh ---- */
+/* ---- Gradients in 16 bits ---- */
 
 enum {
     LARGE = (1 << 20) + 4 * 65536 + 77, /* written past the caches */
-    TURN_BYTES = PD_STEP_TURN_ELEMENTS * sizeof(float),
 };
 
-/* Of what the step has ready, the last so many bytes are in the copy. */
-static void expect_fresh(struct step_rank *rank, uint64_t byte_count)
+static struct pd_contribution *contribution_of(struct step_rank *rank, uint32_t worker)
+{
+    return pd_roster_contribution(pd_roster_find(rank->roster, worker), false);
+}
+
+/* An order ahead for those first workers. */
+static struct pd_order *order_ahead(uint32_t contributor_count)
+{
+    struct pd_order *order = pd_heap_zalloc(1, sizeof *order);
+
+    order->kind = PD_ORDER_AHEAD;
+    order->contributor_count = contributor_count;
+    for (uint32_t i = 0; i < contributor_count; i++) {
+        order->contributors[i] = i;
+        order->weights[i] = 1;
+    }
+    order->samples = contributor_count;
+    order->lr_count = 1;
+    order->lrs[0] = 0.1;
+    return order;
+}
+
+/* A step of one worker: its gradient is rounded to `dtype`, and pushed as that or, `widened`, as
+ * the float32 which that is. Leaves all that the step has changed, and the norm, to the caller, and
+ * returns whether the rule has read it as it came. */
+static bool step_narrow(const char *text, uint64_t large, enum pd_dtype dtype, bool widened,
+                        struct pd_snapshot *after, double *norm)
+{
+    struct pd_order *order = order_ahead(1);
+    struct step_job job;
+
+    step_job_init_grid(&job, text, 1, 1, large);
+    struct step_rank *rank = &job.ranks[0];
+    order->kind = PD_ORDER_STEP;
+    order->lr_count = job.config->group_count;
+    order->lrs[order->lr_count - 1] = 0.1;
+    step_job_announce(&job, rank, 0, false);
+    step_job_end_pushes(&job, rank, 0, false);
+    struct pd_contribution *contribution = contribution_of(rank, 0);
+    uint64_t count = contribution->element_count;
+    void *rounded = pd_heap_zalloc(count, pd_dtype_bytes(dtype));
+    pd_convert_from_float32(rounded, dtype, contribution->payload, count);
+    if (widened) {
+        pd_convert_to_float32(contribution->payload, rounded, dtype, count);
+    } else {
+        memcpy(contribution->payload, rounded, count * pd_dtype_bytes(dtype));
+        contribution->push.dtype = dtype;
+    }
+    pd_step_begin(rank->step, order);
+    bool reads = rank->step->lone != NULL && !widened;
+    while (pd_step_advance(rank->step) == PD_STEP_WANTS_WORK) {
+    }
+    *norm = pd_step_finish(rank->step).gradient_norm;
+    keep_everything(rank, after);
+    pd_heap_free(rounded);
+    step_job_finish(&job);
+    pd_heap_free(order);
+    return reads;
+}
+
+/* Read as it came or converted first, streamed or not, with norms taken by the way or not. */
+START_TEST(a_gradient_in_16_bits_makes_the_bits_of_its_float32)
+{
+    static const struct {
+        const char *text;
+        uint64_t large;
+        bool reads;
+    } cases[] = {
+        {"{compute_ahead: 1, optimizer: {name: adamw}}", LARGE, true},
+        {"{compute_ahead: 1, optimizer: {name: adamw}}", 0, true},
+        {"{compute_ahead: 1, block_size: 64, optimizer: {name: lion}, "
+         "groups: [{match: fc, frozen: true}]}",
+         0, true},
+        {"{compute_ahead: 1, optimizer: {name: sgd}, groups: [{match: fc, clip: {value: 0.1}}]}", 0,
+         false},
+        {"{compute_ahead: 1, optimizer: {name: adamw}, clip: {norm_type: 1}}", LARGE, false},
+        {"{compute_ahead: 1, optimizer: {name: lamb}}", 0, false},
+        {"{compute_ahead: 0, optimizer: {name: adamw}}", 0, false},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        for (uint32_t dtype = PD_DTYPE_BFLOAT16; dtype <= PD_DTYPE_FLOAT16; dtype++) {
+            struct pd_snapshot expected;
+            struct pd_snapshot actual;
+            double norms[2];
+            (void)step_narrow(cases[i].text, cases[i].large, (enum pd_dtype)dtype, true, &expected,
+                              &norms[0]);
+            bool reads = step_narrow(cases[i].text, cases[i].large, (enum pd_dtype)dtype, false,
+                                     &actual, &norms[1]);
+            ck_assert_int_eq(reads, cases[i].reads && pd_kernel_streams());
+            ck_assert_uint_eq(actual.copy_bytes, expected.copy_bytes);
+            ck_assert_mem_eq(actual.copy, expected.copy, expected.copy_bytes);
+            ck_assert_double_eq(norms[1], norms[0]);
+            pd_snapshot_finish(&expected);
+            pd_snapshot_finish(&actual);
+        }
+    }
+}
+END_TEST
+
+/* ---- What is fresh ---- */
+
+/* The copy is of the `count` parameters that end with element `end`, as `dtype`. */
+static void expect_copy(const struct pd_fresh *fresh, const float *parameters, uint64_t end,
+                        uint64_t count, enum pd_dtype dtype)
+{
+    uint64_t element_bytes = pd_dtype_bytes(dtype);
+    void *converted = pd_heap_zalloc(count, sizeof(float));
+
+    pd_convert_from_float32(converted, dtype, parameters + end - count, count);
+    ck_assert_ptr_eq(fresh->payload, parameters);
+    ck_assert_ptr_ne(fresh->bytes, parameters + end - count);
+    ck_assert_uint_eq(fresh->dtype, dtype);
+    ck_assert_uint_eq(fresh->end, end * element_bytes);
+    ck_assert_uint_eq(fresh->end - fresh->begin, count * element_bytes);
+    ck_assert_mem_eq(fresh->bytes, converted, count * element_bytes);
+    pd_heap_free(converted);
+}
+
+/* Of what the step has ready, the last so many parameters are in the copy. */
+static void expect_fresh(struct step_rank *rank, enum pd_dtype dtype)
 {
     struct pd_fresh fresh = pd_step_fresh(rank->step);
-    const char *parameters = (const char *)pd_param_store_spare(&rank->store);
 
-    ck_assert_ptr_eq(fresh.payload, parameters);
-    ck_assert_ptr_ne(fresh.bytes, parameters + fresh.begin);
-    ck_assert_uint_eq(fresh.end, pd_step_next_elements(rank->step) * sizeof(float));
-    ck_assert_uint_eq(fresh.end - fresh.begin, byte_count);
-    ck_assert_mem_eq(fresh.bytes, parameters + fresh.begin, byte_count);
+    expect_copy(&fresh, pd_param_store_spare(&rank->store), pd_step_next_elements(rank->step),
+                PD_STEP_TURN_ELEMENTS, dtype);
 }
 
 /* Foresee, with all of the gradients in; then the order comes in the middle of SUM. */
 START_TEST(what_a_turn_has_streamed_is_fresh_until_the_next)
 {
-    struct pd_order *order = pd_heap_zalloc(1, sizeof *order);
+    struct pd_order *order = order_ahead(1);
+    enum pd_dtype dtype = (enum pd_dtype)_i;
     struct step_job job;
 
     step_job_init_grid(&job, "{compute_ahead: 1, optimizer: {name: adamw}}", 1, 1, LARGE);
     struct step_rank *rank = &job.ranks[0];
-    order->kind = PD_ORDER_AHEAD;
-    order->contributor_count = 1;
-    order->weights[0] = 1;
-    order->samples = 1;
-    order->lr_count = 1;
-    order->lrs[0] = 0.1;
     step_job_announce(&job, rank, 0, false);
+    contribution_of(rank, 0)->push.pull = true;
+    contribution_of(rank, 0)->push.pull_dtype = dtype;
     step_job_end_pushes(&job, rank, 0, false);
     ck_assert(pd_step_foresee(rank->step, order));
     ck_assert_ptr_null(pd_step_fresh(rank->step).payload);
     ck_assert(pd_step_work_ahead(rank->step));
     if (pd_kernel_streams()) {
-        expect_fresh(rank, TURN_BYTES);
+        expect_fresh(rank, dtype);
     } else {
         ck_assert_ptr_null(pd_step_fresh(rank->step).payload);
     }
@@ -293,21 +404,55 @@ START_TEST(what_a_turn_has_streamed_is_fresh_until_the_next)
     pd_step_begin(rank->step, order);
     for (uint32_t turn = 1; turn < LARGE / PD_STEP_TURN_ELEMENTS && pd_kernel_streams(); turn++) {
         ck_assert_int_eq(pd_step_advance(rank->step), PD_STEP_WANTS_WORK);
-        expect_fresh(rank, TURN_BYTES);
+        expect_fresh(rank, dtype);
     }
     while (pd_step_advance(rank->step) == PD_STEP_WANTS_WORK) {
     }
     if (pd_kernel_streams()) {
         /* The last turn has served what it has computed. */
         struct pd_fresh fresh = pd_step_fresh(rank->step);
-        ck_assert_ptr_eq(fresh.payload, pd_param_store_served(&rank->store));
-        ck_assert_uint_eq(fresh.end - fresh.begin, LARGE % PD_STEP_TURN_ELEMENTS * sizeof(float));
-        ck_assert_mem_eq(fresh.bytes, (const char *)fresh.payload + fresh.begin,
-                         fresh.end - fresh.begin);
+        expect_copy(&fresh, pd_param_store_served(&rank->store), LARGE,
+                    LARGE % PD_STEP_TURN_ELEMENTS, dtype);
     }
     (void)pd_step_finish(rank->step);
     pd_heap_free(order);
     step_job_finish(&job);
+}
+END_TEST
+
+/* Those who pull nothing with their push have no say; where the others differ it is float32. */
+START_TEST(what_is_fresh_is_of_the_type_that_all_are_answered_in)
+{
+    static const struct {
+        bool pulls[WORKER_COUNT];
+        enum pd_dtype dtypes[WORKER_COUNT];
+        enum pd_dtype expected;
+    } cases[] = {
+        {{true, true}, {PD_DTYPE_FLOAT16, PD_DTYPE_FLOAT16}, PD_DTYPE_FLOAT16},
+        {{true, true}, {PD_DTYPE_FLOAT16, PD_DTYPE_BFLOAT16}, PD_DTYPE_FLOAT32},
+        {{true, true}, {PD_DTYPE_FLOAT32, PD_DTYPE_BFLOAT16}, PD_DTYPE_FLOAT32},
+        {{false, true}, {PD_DTYPE_FLOAT32, PD_DTYPE_BFLOAT16}, PD_DTYPE_BFLOAT16},
+        {{true, false}, {PD_DTYPE_BFLOAT16, PD_DTYPE_FLOAT32}, PD_DTYPE_BFLOAT16},
+        {{false, false}, {PD_DTYPE_BFLOAT16, PD_DTYPE_BFLOAT16}, PD_DTYPE_FLOAT32},
+    };
+    struct pd_order *order = order_ahead(WORKER_COUNT);
+    struct step_job job;
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        step_job_init(&job, "{compute_ahead: 1, optimizer: {name: adamw}}", 1);
+        struct step_rank *rank = &job.ranks[0];
+        step_job_announce(&job, rank, 0, false);
+        for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
+            contribution_of(rank, worker)->push.pull = cases[i].pulls[worker];
+            contribution_of(rank, worker)->push.pull_dtype = cases[i].dtypes[worker];
+        }
+        step_job_end_pushes(&job, rank, 0, false);
+        ck_assert(pd_step_foresee(rank->step, order));
+        (void)pd_step_work_ahead(rank->step);
+        ck_assert_uint_eq(rank->step->fresh_dtype, cases[i].expected);
+        step_job_finish(&job);
+    }
+    pd_heap_free(order);
 }
 END_TEST
 
@@ -436,7 +581,9 @@ int main(void)
                         optimizer_count());
     tcase_add_loop_test(tests, what_needs_more_than_a_block_only_sums_ahead, 0, 5);
     tcase_add_test(tests, a_forgotten_step_leaves_parameters_and_state_untouched);
-    tcase_add_test(tests, what_a_turn_has_streamed_is_fresh_until_the_next);
+    tcase_add_test(tests, a_gradient_in_16_bits_makes_the_bits_of_its_float32);
+    tcase_add_loop_test(tests, what_a_turn_has_streamed_is_fresh_until_the_next, 0, 3);
+    tcase_add_test(tests, what_is_fresh_is_of_the_type_that_all_are_answered_in);
     tcase_add_loop_test(tests, nothing_else_is_fresh, 0, 5);
     tcase_add_test(tests, a_step_is_not_begun_ahead_where_the_version_before_is_still_read);
     tcase_add_test(tests, state_is_kept_twice_only_where_steps_go_all_the_way);

@@ -14,8 +14,8 @@
  * which takes the state from the block's `state` to its `state_next`, and leaves the gradient as it
  * is. A streamed block is written past the caches, a whole cache line at a time: it need not be
  * read before, which saves a third of what a step moves; and what it reads is asked for ahead. Sums
- * of squares and a fresh copy of the parameters, where they are wanted, cost nothing by the way:
- * the loop waits for memory or, in cache, for divisions. */
+ * of squares and a fresh copy of the parameters, where they are wanted, cost nothing by the way,
+ * nor do a gradient or a copy in 16 bits: the loop waits for memory or, in cache, for divisions. */
 #ifndef PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 #define PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 
@@ -36,6 +36,42 @@
 #ifdef PD_KERNEL_STREAMS
 _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element for each lane");
 
+/* The line of an array that begins with element `index`, as float32. */
+PD_KERNEL_STREAMS
+static inline void get_line(float line[PD_LINE_ELEMENTS], const void *from, enum pd_dtype dtype,
+                            size_t index)
+{
+    switch (dtype) {
+    case PD_DTYPE_FLOAT32:
+        memcpy(line, (const float *)from + index, PD_LINE_ELEMENTS * sizeof *line);
+        break;
+    case PD_DTYPE_BFLOAT16:
+        pd_kernel_widen_bfloat16(line, (const uint16_t *)from + index);
+        break;
+    case PD_DTYPE_FLOAT16:
+        pd_kernel_widen_float16(line, (const uint16_t *)from + index);
+        break;
+    }
+}
+
+/* Put it there. */
+PD_KERNEL_STREAMS
+static inline void put_line(void *to, enum pd_dtype dtype, size_t index,
+                            const float line[PD_LINE_ELEMENTS])
+{
+    switch (dtype) {
+    case PD_DTYPE_FLOAT32:
+        pd_kernel_put_line((float *)to + index, line, false);
+        break;
+    case PD_DTYPE_BFLOAT16:
+        pd_kernel_round_to_bfloat16((uint16_t *)to + index, line);
+        break;
+    case PD_DTYPE_FLOAT16:
+        pd_kernel_round_to_float16((uint16_t *)to + index, line);
+        break;
+    }
+}
+
 #define PD_ELEMENTWISE_BY_LINE(name, element, states)                                              \
     PD_KERNEL_STREAMS                                                                              \
     static void name##_by_line(const struct pd_optimizer_block *block, struct scalars c)           \
@@ -43,8 +79,13 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
         const float *from[(states) + 1];                                                           \
         float *to[(states) + 1];                                                                   \
         bool streamed[(states) + 1];                                                               \
-        float *fresh = block->fresh;                                                               \
+        const void *pushed = block->pushed != NULL ? block->pushed : block->gradient;              \
+        enum pd_dtype pushed_dtype =                                                               \
+            block->pushed != NULL ? block->pushed_dtype : PD_DTYPE_FLOAT32;                        \
+        size_t pushed_bytes = pd_dtype_bytes(pushed_dtype);                                        \
+        void *fresh = block->fresh;                                                                \
         float next[(states) + 1][PD_LINE_ELEMENTS];                                                \
+        float g[PD_LINE_ELEMENTS];                                                                 \
         double squares[PD_LINE_ELEMENTS] = {0};                                                    \
         size_t i = 0;                                                                              \
                                                                                                    \
@@ -57,12 +98,12 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
         }                                                                                          \
         for (; i + PD_LINE_ELEMENTS <= block->count; i += PD_LINE_ELEMENTS) {                      \
             const float *p = block->parameters + i;                                                \
-            const float *g = block->gradient + i;                                                  \
             pd_kernel_ask_ahead(p);                                                                \
-            pd_kernel_ask_ahead(g);                                                                \
+            pd_kernel_ask_ahead((const char *)pushed + i * pushed_bytes);                          \
             for (int k = 0; k < (states); k++) {                                                   \
                 pd_kernel_ask_ahead(from[k] + i);                                                  \
             }                                                                                      \
+            get_line(g, pushed, pushed_dtype, i);                                                  \
             for (size_t j = 0; j < PD_LINE_ELEMENTS; j++) {                                        \
                 float s[(states) + 1];                                                             \
                 for (int k = 0; k < (states); k++) {                                               \
@@ -78,19 +119,31 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
                 pd_kernel_put_line(to[k] + i, next[k], streamed[k]);                               \
             }                                                                                      \
             if (fresh != NULL) {                                                                   \
-                pd_kernel_put_line(fresh + i, next[states], false);                                \
+                put_line(fresh, block->fresh_dtype, i, next[states]);                              \
             }                                                                                      \
         }                                                                                          \
         if (block->streamed) {                                                                     \
             pd_kernel_end_streaming();                                                             \
         }                                                                                          \
-        name##_from(block, (uint32_t)i, c);                                                        \
+        struct pd_optimizer_block rest = *block;                                                   \
+        rest.count = block->count - (uint32_t)i;                                                   \
+        rest.parameters += i;                                                                      \
+        rest.parameters_next += i;                                                                 \
+        for (int k = 0; k < (states); k++) {                                                       \
+            rest.state[k] += i;                                                                    \
+            rest.state_next[k] += i;                                                               \
+        }                                                                                          \
+        pd_convert_to_float32(g, (const char *)pushed + i * pushed_bytes, pushed_dtype,            \
+                              rest.count);                                                         \
+        rest.gradient = g;                                                                         \
+        name##_from(&rest, c);                                                                     \
         if (fresh != NULL) {                                                                       \
-            memcpy(fresh + i, to[states] + i, (block->count - i) * sizeof *fresh);                 \
+            pd_convert_from_float32((char *)fresh + i * pd_dtype_bytes(block->fresh_dtype),        \
+                                    block->fresh_dtype, rest.parameters_next, rest.count);         \
         }                                                                                          \
         if (block->squares != NULL) {                                                              \
-            for (size_t j = 0; i < block->count; i++, j++) {                                       \
-                squares[j] += (double)block->gradient[i] * (double)block->gradient[i];             \
+            for (size_t j = 0; j < rest.count; j++) {                                              \
+                squares[j] += (double)g[j] * (double)g[j];                                         \
             }                                                                                      \
             memcpy(block->squares, squares, sizeof squares);                                       \
         }                                                                                          \
@@ -99,13 +152,13 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
 #define PD_ELEMENTWISE_BY_LINE(name, element, states)                                              \
     static void name##_by_line(const struct pd_optimizer_block *block, struct scalars c)           \
     {                                                                                              \
-        name##_from(block, 0, c);                                                                  \
+        name##_from(block, c);                                                                     \
     }
 #endif
 
 #define PD_ELEMENTWISE(name, element, states)                                                      \
     static inline __attribute__((always_inline)) void name##_from(                                 \
-        const struct pd_optimizer_block *block, uint32_t begin, struct scalars c)                  \
+        const struct pd_optimizer_block *block, struct scalars c)                                  \
     {                                                                                              \
         const float *restrict p = block->parameters;                                               \
         const float *restrict g = block->gradient;                                                 \
@@ -118,7 +171,7 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
             to[k] = block->state_next[k];                                                          \
         }                                                                                          \
         PD_INDEPENDENT                                                                             \
-        for (uint32_t i = begin; i < block->count; i++) {                                          \
+        for (uint32_t i = 0; i < block->count; i++) {                                              \
             float s[(states) + 1];                                                                 \
             for (int k = 0; k < (states); k++) {                                                   \
                 s[k] = from[k][i];                                                                 \
@@ -132,12 +185,13 @@ _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element 
     PD_KERNEL                                                                                      \
     static void name##_cached(const struct pd_optimizer_block *block, struct scalars c)            \
     {                                                                                              \
-        name##_from(block, 0, c);                                                                  \
+        name##_from(block, c);                                                                     \
     }                                                                                              \
     PD_ELEMENTWISE_BY_LINE(name, element, states)                                                  \
     static void name(const struct pd_optimizer_block *block, struct scalars c)                     \
     {                                                                                              \
-        if ((block->streamed || block->squares != NULL) && pd_kernel_streams()) {                  \
+        if ((block->streamed || block->squares != NULL || block->pushed != NULL) &&                \
+            pd_kernel_streams()) {                                                                 \
             name##_by_line(block, c);                                                              \
         } else {                                                                                   \
             name##_cached(block, c);                                                               \
