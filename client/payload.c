@@ -4,6 +4,10 @@
 
 #include <string.h>
 
+/* From so many elements on, what a pull writes is no longer in the second-level cache when all has
+ * come. */
+#define STREAMED_COUNT_MIN (1u << 20)
+
 void pd_payload_init_sources(struct pd_payload *payload, const struct pd_tensor_list *model,
                              const float *const *sources, enum pd_dtype dtype,
                              uint64_t element_begin, uint64_t element_count)
@@ -24,6 +28,7 @@ void pd_payload_init_targets(struct pd_payload *payload, const struct pd_tensor_
 {
     pd_payload_init_sources(payload, model, NULL, dtype, element_begin, element_count);
     payload->targets = targets;
+    payload->streamed = element_count >= STREAMED_COUNT_MIN;
 }
 
 void pd_payload_init_bytes(struct pd_payload *payload, uint8_t *bytes, uint64_t byte_count)
@@ -142,7 +147,11 @@ void pd_payload_convert_in(const struct pd_payload *payload, uint64_t index, siz
         uint64_t run;
         float *to = run_at(payload, index, &run);
         size_t now = run < count ? (size_t)run : count;
-        pd_convert_to_float32(to, next, payload->dtype, now);
+        if (payload->streamed) {
+            pd_convert_to_float32_streamed(to, next, payload->dtype, now);
+        } else {
+            pd_convert_to_float32(to, next, payload->dtype, now);
+        }
         next += now * pd_dtype_bytes(payload->dtype);
         index += now;
         count -= now;

@@ -30,6 +30,7 @@ struct pd_payload {
     uint64_t element_begin;
     uint64_t element_count;
     const struct pd_gate *gate; /* sending: NULL if all is final */
+    bool streamed; /* receiving: more than the caches keep until the program reads it */
 };
 
 /* A payload that is sent from, or received into, arrays of float32. */

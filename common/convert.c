@@ -152,3 +152,59 @@ void pd_convert_from_float32(void *to, enum pd_dtype to_dtype, const float *from
         break;
     }
 }
+
+#ifdef PD_KERNEL_STREAMS
+/* Whole lines, from the beginning of one on. */
+PD_KERNEL_STREAMS
+static void stream_lines(float *to, const char *from, enum pd_dtype from_dtype, size_t line_count)
+{
+    float line[PD_LINE_ELEMENTS];
+
+    for (size_t i = 0; i < line_count; i++) {
+        if (from_dtype == PD_DTYPE_BFLOAT16) {
+            pd_kernel_widen_bfloat16(line, from);
+        } else {
+            pd_kernel_widen_float16(line, from);
+        }
+        pd_kernel_put_line(to, line, true);
+        to += PD_LINE_ELEMENTS;
+        from += PD_LINE_ELEMENTS * sizeof(uint16_t);
+    }
+    pd_kernel_end_streaming();
+}
+
+/* Elements before the first line that begins in the array; all if none does. */
+static size_t count_head(const float *to, size_t count)
+{
+    size_t head = 0;
+
+    while (head < count && !pd_kernel_begins_line(to + head)) {
+        head++;
+    }
+    return head;
+}
+
+void pd_convert_to_float32_streamed(float *to, const void *from, enum pd_dtype from_dtype,
+                                    size_t count)
+{
+    const char *bytes = from;
+    size_t element_bytes = pd_dtype_bytes(from_dtype);
+
+    if (from_dtype == PD_DTYPE_FLOAT32 || !pd_kernel_streams()) {
+        pd_convert_to_float32(to, from, from_dtype, count);
+        return;
+    }
+    size_t head = count_head(to, count);
+    size_t line_count = (count - head) / PD_LINE_ELEMENTS;
+    size_t tail = head + line_count * PD_LINE_ELEMENTS;
+    pd_convert_to_float32(to, bytes, from_dtype, head);
+    stream_lines(to + head, bytes + head * element_bytes, from_dtype, line_count);
+    pd_convert_to_float32(to + tail, bytes + tail * element_bytes, from_dtype, count - tail);
+}
+#else
+void pd_convert_to_float32_streamed(float *to, const void *from, enum pd_dtype from_dtype,
+                                    size_t count)
+{
+    pd_convert_to_float32(to, from, from_dtype, count);
+}
+#endif

@@ -82,5 +82,9 @@ const char *pd_tensor_shape_text(const struct pd_tensor *tensor, char *text, siz
  * float16 overflows to infinity. `to` and `from` do not overlap. */
 void pd_convert_to_float32(float *to, const void *from, enum pd_dtype from_dtype, size_t count);
 void pd_convert_from_float32(void *to, enum pd_dtype to_dtype, const float *from, size_t count);
+/* The same past the caches, for what is more than they keep until somebody reads it: what is
+ * written need not be read before. Once it returns other threads may read it. */
+void pd_convert_to_float32_streamed(float *to, const void *from, enum pd_dtype from_dtype,
+                                    size_t count);
 
 #endif

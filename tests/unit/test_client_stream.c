@@ -23,6 +23,7 @@ static struct pd_sender sender;
 static struct pd_receiver receiver;
 static struct pd_error error;
 static uint64_t random_state;
+static bool streamed; /* whether what is received is written past the caches */
 
 static uint32_t random_below(uint32_t limit)
 {
@@ -33,6 +34,7 @@ static uint32_t random_below(uint32_t limit)
 static void setup(void)
 {
     random_state = 1;
+    streamed = false;
     ck_assert_int_eq(pd_tensor_list_init(&model, TENSOR_COUNT, &error), PD_OK);
     for (uint32_t t = 0; t < TENSOR_COUNT; t++) {
         char name[8];
@@ -135,6 +137,7 @@ static unsigned receive_all(uint32_t portion, bool sound)
             ck_assert_uint_eq(push->step, 3);
             pd_payload_init_targets(&payload, &model, targets, (enum pd_dtype)push->dtype,
                                     push->element_begin, push->element_count);
+            payload.streamed = streamed;
             ck_assert_int_eq(pd_receiver_place(&receiver, &payload, &error), PD_OK);
         } else if (event == PD_FRAME_PAYLOAD) {
             ck_assert_int_eq(receiver.checksum_ok, sound);
@@ -175,9 +178,22 @@ START_TEST(a_range_arrives_whole_in_every_type_and_nothing_beside_it_changes)
     uint64_t count = range[1] > 0 ? range[1] : model.element_count;
     /* Single bytes only for what is short. */
     portion = portion == 1 && count > 10 ? 300 : portion;
-    send_push(range[0], count, dtype, _i / 45 == 1, portion);
+    streamed = _i / 90 == 1;
+    send_push(range[0], count, dtype, _i / 45 % 2 == 1, portion);
     ck_assert_uint_eq(receive_all(portion, true), 1);
     check_targets(range[0], count);
+}
+END_TEST
+
+START_TEST(a_pull_of_a_million_elements_is_written_past_the_caches)
+{
+    struct pd_tensor_list large = {.element_count = (1u << 20) + 1};
+    struct pd_payload payload;
+
+    pd_payload_init_targets(&payload, &large, targets, PD_DTYPE_BFLOAT16, 1, 1u << 20);
+    ck_assert(payload.streamed);
+    pd_payload_init_targets(&payload, &large, targets, PD_DTYPE_BFLOAT16, 0, (1u << 20) - 1);
+    ck_assert(!payload.streamed);
 }
 END_TEST
 
@@ -328,7 +344,8 @@ int main(void)
 
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_loop_test(tests, a_range_arrives_whole_in_every_type_and_nothing_beside_it_changes, 0,
-                        90);
+                        180);
+    tcase_add_test(tests, a_pull_of_a_million_elements_is_written_past_the_caches);
     tcase_add_loop_test(
         tests, a_gate_lets_through_what_is_ready_and_the_last_element_only_at_the_end, 0, 3);
     tcase_add_test(tests, frames_behind_one_another_are_told_apart);

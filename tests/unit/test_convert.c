@@ -200,6 +200,33 @@ START_TEST(a_line_rounds_like_its_elements)
 END_TEST
 #endif
 
+/* To every place in a line; what is beside stays as it is. */
+START_TEST(what_is_written_past_the_caches_is_the_same)
+{
+    enum { COUNT = 100, ROOM = COUNT + 40 };
+    _Alignas(64) float streamed[ROOM];
+    _Alignas(64) float expected[ROOM];
+    enum pd_dtype dtype = (enum pd_dtype)_i;
+    float from[COUNT];
+    uint16_t run[COUNT];
+
+    for (size_t i = 0; i < COUNT; i++) {
+        from[i] = sinf((float)i) * (i % 5 == 0 ? 1e-6f : 1.0f);
+    }
+    pd_convert_from_float32(run, PD_DTYPE_BFLOAT16, from, COUNT);
+    for (size_t begin = 0; begin < 20; begin++) {
+        for (size_t count = 0; count <= COUNT; count++) {
+            const void *source = dtype == PD_DTYPE_FLOAT32 ? (const void *)from : run;
+            memset(streamed, 0xab, sizeof streamed);
+            memset(expected, 0xab, sizeof expected);
+            pd_convert_to_float32(expected + begin, source, dtype, count);
+            pd_convert_to_float32_streamed(streamed + begin, source, dtype, count);
+            ck_assert_mem_eq(streamed, expected, sizeof expected);
+        }
+    }
+}
+END_TEST
+
 START_TEST(float32_is_copied_bit_for_bit)
 {
     static const uint32_t bits[4] = {0x7f800001, 0x80000000, 1, 0x3f800000};
@@ -230,6 +257,8 @@ int main(void)
     tcase_add_loop_test(cases, a_line_rounds_like_its_elements, PD_DTYPE_BFLOAT16,
                         PD_DTYPE_FLOAT16 + 1);
 #endif
+    tcase_add_loop_test(cases, what_is_written_past_the_caches_is_the_same, PD_DTYPE_FLOAT32,
+                        PD_DTYPE_FLOAT16 + 1);
     tcase_add_test(cases, float32_is_copied_bit_for_bit);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
