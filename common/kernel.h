@@ -68,8 +68,7 @@ static inline void pd_kernel_put_line(float *to, const float *line, bool streame
     }
 }
 
-/* A line of 16-bit numbers to float32, and back: to the bit what common/convert.c does, but that a
- * signalling NaN becomes quiet. */
+/* A line of 16-bit numbers to float32, and back: to the bit what common/convert.c does. */
 PD_KERNEL_STREAMS
 static inline void pd_kernel_widen_bfloat16(float *line, const void *from)
 {
@@ -80,7 +79,18 @@ static inline void pd_kernel_widen_bfloat16(float *line, const void *from)
 PD_KERNEL_STREAMS
 static inline void pd_kernel_widen_float16(float *line, const void *from)
 {
-    _mm512_storeu_ps(line, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i_u *)from)));
+    const __m512i exponent = _mm512_set1_epi32(0x7c00);
+    __m256i packed = _mm256_loadu_si256((const __m256i_u *)from);
+    __m512i bits = _mm512_cvtepu16_epi32(packed);
+    /* The instruction would make signalling NaNs quiet. */
+    __mmask16 special = _mm512_cmpeq_epi32_mask(_mm512_and_si512(bits, exponent), exponent);
+    __m512i fraction = _mm512_and_si512(bits, _mm512_set1_epi32(0x3ff));
+    __m512i sign = _mm512_and_si512(bits, _mm512_set1_epi32(0x8000));
+    __m512i kept = _mm512_or_si512(_mm512_slli_epi32(fraction, 13), _mm512_set1_epi32(0x7f800000));
+    kept = _mm512_or_si512(kept, _mm512_slli_epi32(sign, 16));
+    __m512i widened = _mm512_castps_si512(_mm512_cvtph_ps(packed));
+    widened = _mm512_mask_mov_epi32(widened, special, kept);
+    _mm512_storeu_ps(line, _mm512_castsi512_ps(widened));
 }
 
 PD_KERNEL_STREAMS

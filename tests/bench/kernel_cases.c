@@ -101,6 +101,12 @@ static void run_from_wire(const struct kernel_case *kernel, const struct kernel_
     pd_convert_to_float32(part->arrays[1], part->arrays[0], kernel->dtype, count);
 }
 
+static void run_from_wire_streamed(const struct kernel_case *kernel, const struct kernel_part *part,
+                                   uint32_t count)
+{
+    pd_convert_to_float32_streamed(part->arrays[1], part->arrays[0], kernel->dtype, count);
+}
+
 static void run_to_wire(const struct kernel_case *kernel, const struct kernel_part *part,
                         uint32_t count)
 {
@@ -138,8 +144,10 @@ static const struct kernel_case others[] = {
     LOOP("finite", 1, 0, 4, run_finite, run_memory, PD_DTYPE_FLOAT32),
     LOOP("checksum", 1, 0, 4, run_checksum, run_memory, PD_DTYPE_FLOAT32),
     LOOP("from bfloat16", 1, 1, 6, run_from_wire, run_widen, PD_DTYPE_BFLOAT16),
+    LOOP("bfloat16, streamed", 1, 1, 6, run_from_wire_streamed, run_widen, PD_DTYPE_BFLOAT16),
     LOOP("to bfloat16", 1, 1, 6, run_to_wire, run_narrow, PD_DTYPE_BFLOAT16),
     LOOP("from float16", 1, 1, 6, run_from_wire, run_widen, PD_DTYPE_FLOAT16),
+    LOOP("float16, streamed", 1, 1, 6, run_from_wire_streamed, run_widen, PD_DTYPE_FLOAT16),
     LOOP("to float16", 1, 1, 6, run_to_wire, run_narrow, PD_DTYPE_FLOAT16),
 };
 
