@@ -1,6 +1,6 @@
 #include "server/core/optimizer.h"
 
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
 
 #include <string.h>
 
@@ -111,8 +111,9 @@ double pd_optimizer_power(double base, uint64_t exponent)
     return result;
 }
 
-PD_KERNEL
-void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, double sums[2])
+static inline __attribute__((always_inline)) void sum_squares(const float *a, bool decays,
+                                                              float decay, const float *b,
+                                                              uint32_t count, double sums[2])
 {
     double a_lanes[LANE_COUNT] = {0};
     double b_lanes[LANE_COUNT] = {0};
@@ -120,7 +121,7 @@ void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, do
 
     for (; i + LANE_COUNT <= count; i += LANE_COUNT) {
         for (uint32_t lane = 0; lane < LANE_COUNT; lane++) {
-            double element = a[i + lane];
+            double element = decays ? a[i + lane] - decay * a[i + lane] : a[i + lane];
             a_lanes[lane] += element * element;
         }
         for (uint32_t lane = 0; lane < LANE_COUNT; lane++) {
@@ -129,7 +130,8 @@ void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, do
         }
     }
     for (uint32_t lane = 0; i < count; i++, lane++) {
-        a_lanes[lane] += (double)a[i] * a[i];
+        double element = decays ? a[i] - decay * a[i] : a[i];
+        a_lanes[lane] += element * element;
         b_lanes[lane] += (double)b[i] * b[i];
     }
     sums[0] = 0;
@@ -138,6 +140,19 @@ void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, do
         sums[0] += a_lanes[lane];
         sums[1] += b_lanes[lane];
     }
+}
+
+PD_KERNEL
+void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, double sums[2])
+{
+    sum_squares(a, false, 0, b, count, sums);
+}
+
+PD_KERNEL
+void pd_optimizer_sum_squares_decayed(const float *a, float decay, const float *b, uint32_t count,
+                                      double sums[2])
+{
+    sum_squares(a, true, decay, b, count, sums);
 }
 
 double pd_optimizer_decay_share(const struct pd_optimizer_step *step)
@@ -151,26 +166,29 @@ double pd_optimizer_decay_share(const struct pd_optimizer_step *step)
     return share;
 }
 
-PD_KERNEL
-static void subtract_scaled(float *restrict p_next, const float *restrict masked_step,
-                            uint32_t count, float factor)
+struct scalars {
+    float kept, growth;
+};
+
+static inline float cautious_element(float p, float masked_step, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        p_next[i] -= factor * masked_step[i];
-    }
+    (void)s;
+    return c.kept * p - c.growth * masked_step;
 }
+
+PD_ELEMENTWISE(cautious_step, cautious_element, 0)
 
 double pd_optimizer_cautious_growth(const double sums[2])
 {
     return 1 / fmax(sums[0] / sums[1], CAUTION_MEAN_MIN);
 }
 
-void pd_optimizer_apply_cautious(const struct pd_optimizer_step *step,
-                                 struct pd_optimizer_block *block)
+void pd_optimizer_apply_cautious(struct pd_optimizer_block *block, float kept)
 {
-    (void)step;
-    subtract_scaled(block->parameters_next, block->gradient, block->count,
-                    (float)pd_optimizer_cautious_growth(block->sums));
+    const struct scalars c = {.kept = kept,
+                              .growth = (float)pd_optimizer_cautious_growth(block->sums)};
+
+    cautious_step(block, c);
 }
 
 uint32_t pd_optimizer_cautious_pass_count(const struct pd_hyper *hyper)

@@ -86,14 +86,16 @@ struct pd_optimizer_step {
     double gradient_norm;  /* global L2 norm of the averaged gradient after that scale */
 };
 
-/* One block. All arrays have `count` elements, unless they say otherwise, and do not overlap. */
+/* One block. All arrays have `count` elements, unless they say otherwise, and do not overlap, but
+ * that the next parameters may go where the gradient is: element i of it is read for the last time
+ * before parameter i is written. */
 struct pd_optimizer_block {
     const struct pd_tensor *tensor;
     uint64_t begin; /* of its first element in the tensor */
     uint32_t count;
     float *gradient;         /* averaged, unscaled; a pass may leave something else for the next */
     const float *parameters; /* of the version before */
-    float *parameters_next;  /* written by the last pass at the latest */
+    float *parameters_next;  /* written by the last pass, and by no other; may be `gradient` */
     float *state[PD_OPTIMIZER_STATE_COUNT_MAX]; /* read and written; zero before the first step */
     /* Of rules that step beside: where the state goes, which may be `state`. */
     float *state_next[PD_OPTIMIZER_STATE_COUNT_MAX];

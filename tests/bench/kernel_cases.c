@@ -185,7 +185,7 @@ static enum pd_status add_rule(struct kernel_list *list, const struct pd_optimiz
     uint32_t states = rule->state_count(hyper, &tensor);
     if (strcmp(rule->name, "lamb") == 0) {
         /* The first pass leaves the update in the place of the gradient. */
-        add_pass(list, "lamb, pass 1", (struct stream_mix){1, states + 1, 1}, rule, hyper, 0);
+        add_pass(list, "lamb, pass 1", (struct stream_mix){1, states + 1, 0}, rule, hyper, 0);
         add_pass(list, "lamb, pass 2", (struct stream_mix){2, 0, 1}, rule, hyper, 1);
     } else if (pd_optimizer_pass_count(rule, hyper) == 1) {
         add_pass(list, name, (struct stream_mix){2, states, 1}, rule, hyper, 0);

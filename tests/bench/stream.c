@@ -22,8 +22,8 @@ typedef uint16_t bits16 __attribute__((may_alias));
 #endif
 
 /* What the functions below are made of: with constant numbers the inner loops vanish. */
-static inline __attribute__((always_inline)) void loop(uint32_t read, uint32_t changed,
-                                                       float *const *arrays, uint32_t count)
+static inline __attribute__((always_inline)) void
+loop(uint32_t read, uint32_t changed, uint32_t written, float *const *arrays, uint32_t count)
 {
     float kept = one;
     float added = nothing;
@@ -38,26 +38,28 @@ static inline __attribute__((always_inline)) void loop(uint32_t read, uint32_t c
             sum = kept * arrays[k][i] + added * sum;
             arrays[k][i] = sum;
         }
-        arrays[read + changed][i] = sum;
+        if (written == 1) {
+            arrays[read + changed][i] = sum;
+        }
     }
 }
 
-#define STREAM(read, changed)                                                                      \
+#define STREAM(read, changed, written)                                                             \
     PD_KERNEL                                                                                      \
-    static void stream_##read##_##changed##_1(float *const *arrays, uint32_t count)                \
+    static void stream_##read##_##changed##_##written(float *const *arrays, uint32_t count)        \
     {                                                                                              \
-        loop(read, changed, arrays, count);                                                        \
+        loop(read, changed, written, arrays, count);                                               \
     }
 
-STREAM(1, 0)
-STREAM(2, 0)
-STREAM(4, 0)
-STREAM(8, 0)
-STREAM(2, 1)
-STREAM(2, 2)
-STREAM(2, 3)
-STREAM(2, 4)
-STREAM(1, 3)
+STREAM(1, 0, 1)
+STREAM(2, 0, 1)
+STREAM(4, 0, 1)
+STREAM(8, 0, 1)
+STREAM(2, 1, 1)
+STREAM(2, 2, 1)
+STREAM(2, 3, 1)
+STREAM(2, 4, 1)
+STREAM(1, 3, 0)
 
 PD_KERNEL
 static void stream_0_1_0(float *const *arrays, uint32_t count)
@@ -89,7 +91,7 @@ static const struct {
     {{1, 0, 0}, stream_1_0_0}, {{0, 1, 0}, stream_0_1_0}, {{1, 0, 1}, stream_1_0_1},
     {{2, 0, 1}, stream_2_0_1}, {{4, 0, 1}, stream_4_0_1}, {{8, 0, 1}, stream_8_0_1},
     {{2, 1, 1}, stream_2_1_1}, {{2, 2, 1}, stream_2_2_1}, {{2, 3, 1}, stream_2_3_1},
-    {{2, 4, 1}, stream_2_4_1}, {{1, 3, 1}, stream_1_3_1},
+    {{2, 4, 1}, stream_2_4_1}, {{1, 3, 0}, stream_1_3_0},
 };
 
 void stream_run(struct stream_mix mix, float *const *arrays, uint32_t count)

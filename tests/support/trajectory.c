@@ -24,7 +24,7 @@ struct trajectory {
     double *parts;
     float *gradient; /* of the whole model, as the next two */
     float *parameters;
-    float *parameters_next;
+    float *parameters_next; /* or the gradient */
     double worst_error;
 };
 
@@ -148,6 +148,7 @@ static void trajectory_init(struct trajectory *trajectory)
     }
     for (uint32_t group = 0; group < reference->group_count; group++) {
         read_hyper(trajectory, group, &trajectory->config->groups[group].hyper);
+        trajectory->config->groups[group].hyper.caution |= trajectory->options->cautious;
     }
     trajectory->groups = allocate(reference->tensor_count, sizeof *trajectory->groups);
     trajectory->step_counts = allocate(reference->tensor_count, sizeof *trajectory->step_counts);
@@ -155,7 +156,10 @@ static void trajectory_init(struct trajectory *trajectory)
     init_state(trajectory);
     trajectory->gradient = allocate(trajectory->model.element_count, sizeof(float));
     trajectory->parameters = allocate(trajectory->model.element_count, sizeof(float));
-    trajectory->parameters_next = allocate(trajectory->model.element_count, sizeof(float));
+    trajectory->parameters_next = trajectory->gradient;
+    if (!trajectory->options->in_place) {
+        trajectory->parameters_next = allocate(trajectory->model.element_count, sizeof(float));
+    }
     for (uint32_t i = 0; i < reference->tensor_count; i++) {
         memcpy(trajectory->parameters + trajectory->model.tensors[i].element_begin,
                reference->tensors[i].init, reference->tensors[i].count * sizeof(float));
@@ -164,7 +168,9 @@ static void trajectory_init(struct trajectory *trajectory)
 
 static void trajectory_finish(struct trajectory *trajectory)
 {
-    pd_heap_free(trajectory->parameters_next);
+    if (trajectory->parameters_next != trajectory->gradient) {
+        pd_heap_free(trajectory->parameters_next);
+    }
     pd_heap_free(trajectory->parameters);
     pd_heap_free(trajectory->gradient);
     pd_heap_free(trajectory->parts);
@@ -302,6 +308,19 @@ static void compare(struct trajectory *trajectory, uint32_t step)
     }
 }
 
+/* The next parameters of the tensors that had a gradient are those of the next step. */
+static void publish(struct trajectory *trajectory, const struct vectors_step *now)
+{
+    for (uint32_t i = 0; i < trajectory->model.count; i++) {
+        const struct pd_tensor *tensor = &trajectory->model.tensors[i];
+        if (now->gradients[i] != NULL) {
+            memcpy(trajectory->parameters + tensor->element_begin,
+                   trajectory->parameters_next + tensor->element_begin,
+                   tensor->element_count * sizeof(float));
+        }
+    }
+}
+
 static void trajectory_run(struct trajectory *trajectory)
 {
     const struct vectors_case *reference = trajectory->reference;
@@ -323,13 +342,10 @@ static void trajectory_run(struct trajectory *trajectory)
                 .gradient_norm = norm,
             };
         }
-        memcpy(trajectory->parameters_next, trajectory->parameters,
-               trajectory->model.element_count * sizeof(float));
         for (uint32_t pass = 0; pass < trajectory->sums.pass_count; pass++) {
             run_pass(trajectory, pass, now, steps);
         }
-        memcpy(trajectory->parameters, trajectory->parameters_next,
-               trajectory->model.element_count * sizeof(float));
+        publish(trajectory, now);
         compare(trajectory, s);
         take_estimate(trajectory, now);
     }

@@ -11,6 +11,8 @@ struct trajectory_options {
     uint32_t block_size; /* elements */
     double
         gradient_scale; /* given to the rule, whose gradients are divided by it: a power of two */
+    bool in_place;      /* the next parameters go where the gradient is */
+    bool cautious;      /* whatever the reference says; rules without caution are what they are */
 };
 
 /* Step `reference` from its initial parameters with the rule of its name, or end the process saying

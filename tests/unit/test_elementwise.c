@@ -1,5 +1,6 @@
-/* Rules that step beside: to the bit what they do in place, however their results are written and
- * into whatever copy, and nothing they read has changed. */
+/* Rules that step beside: to the bit what they do in place of the state, or of the gradient,
+ * however their results are written and into whatever copy, and nothing else they read has changed.
+ */
 #include "common/kernel.h"
 #include "server/core/optimizer.h"
 #include "server/core/reduce.h"
@@ -54,11 +55,11 @@ static void choose_form(const struct pd_optimizer *rule, int form, struct pd_hyp
     }
 }
 
-/* One step of a block that begins `shift` elements into the arrays. The state goes to
- * `state_after`, which may be `before`. */
+/* One step of a block that begins `shift` elements into the arrays. The parameters go to `next`,
+ * which may be the gradient before, and the state to `state_after`, which may be `before`. */
 static void take_step(const struct pd_optimizer *rule, const struct pd_hyper *hyper,
-                      struct numbers *before, struct numbers *after, struct numbers *state_after,
-                      uint32_t shift, bool streamed)
+                      struct numbers *before, float *next, struct numbers *after,
+                      struct numbers *state_after, uint32_t shift, bool streamed)
 {
     const struct pd_optimizer_step step = {
         .hyper = hyper,
@@ -73,7 +74,7 @@ static void take_step(const struct pd_optimizer *rule, const struct pd_hyper *hy
         .count = COUNT,
         .gradient = before->gradient + shift,
         .parameters = before->parameters + shift,
-        .parameters_next = after->parameters + shift,
+        .parameters_next = next + shift,
         .streamed = streamed,
         .fresh = streamed ? after->fresh + shift : NULL,
     };
@@ -96,18 +97,25 @@ static void compare(const struct pd_optimizer *rule, const struct pd_hyper *hype
     kept = before;
     beside = before;
     in_place = before;
-    take_step(rule, hyper, &before, &beside, &beside, shift, streamed);
+    take_step(rule, hyper, &before, beside.parameters, &beside, &beside, shift, streamed);
     ck_assert_msg(memcmp(&before, &kept, sizeof kept) == 0, "%s changes what it reads", rule->name);
     if (streamed && pd_kernel_streams()) {
         ck_assert_msg(
             memcmp(beside.fresh + shift, beside.parameters + shift, COUNT * sizeof(float)) == 0,
             "%s from element %u: other parameters in the copy", rule->name, shift);
     }
-    take_step(rule, hyper, &before, &in_place, &before, shift, streamed);
+    take_step(rule, hyper, &before, in_place.parameters, &in_place, &before, shift, streamed);
     memcpy(in_place.state, before.state, sizeof in_place.state);
     ck_assert_msg(memcmp(&beside, &in_place, sizeof in_place) == 0,
                   "%s from element %u%s is another step beside than in place", rule->name, shift,
                   streamed ? ", streamed," : "");
+    before = kept;
+    in_place = kept;
+    take_step(rule, hyper, &before, before.gradient, &in_place, &in_place, shift, streamed);
+    memcpy(in_place.parameters + shift, before.gradient + shift, COUNT * sizeof(float));
+    ck_assert_msg(memcmp(&beside, &in_place, sizeof in_place) == 0,
+                  "%s from element %u%s is another step in the place of the gradient", rule->name,
+                  shift, streamed ? ", streamed," : "");
 }
 
 START_TEST(a_step_beside_is_the_step_in_place_to_the_bit)

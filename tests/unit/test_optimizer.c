@@ -109,7 +109,7 @@ START_TEST(a_rule_gives_the_trajectory_of_its_reference)
     vectors_case_init(&reference, PD_VECTORS, cases[_i]);
     ck_assert_uint_gt(reference.step_count, 0);
     for (size_t i = 0; i < sizeof block_sizes / sizeof block_sizes[0]; i++) {
-        struct trajectory_options options = {block_sizes[i], 1};
+        struct trajectory_options options = {.block_size = block_sizes[i], .gradient_scale = 1};
         double worst_error = trajectory_worst_error(&reference, &options);
         if (getenv("VERBOSE") != NULL) {
             printf("%-30s blocks of %4u: worst error %.3f of the tolerance\n", cases[_i],
@@ -125,8 +125,8 @@ END_TEST
 START_TEST(the_clip_scale_is_applied_to_the_gradient_on_the_fly)
 {
     static const char *const scaled_cases[] = {"sgd_nesterov", "adam_l2", "adamw_amsgrad", "lamb"};
-    struct trajectory_options plain = {24, 1};
-    struct trajectory_options scaled = {24, 0.125};
+    struct trajectory_options plain = {.block_size = 24, .gradient_scale = 1};
+    struct trajectory_options scaled = {.block_size = 24, .gradient_scale = 0.125};
     struct vectors_case reference;
     size_t count = 0;
 
@@ -136,6 +136,28 @@ START_TEST(the_clip_scale_is_applied_to_the_gradient_on_the_fly)
     ck_assert_mem_eq(actual, expected, count * sizeof(float));
     pd_heap_free(expected);
     pd_heap_free(actual);
+    vectors_case_finish(&reference);
+}
+END_TEST
+
+/* Element by element, the gradient is read for the last time before the next parameter is written.
+ */
+START_TEST(the_next_parameters_may_go_where_the_gradient_is)
+{
+    struct vectors_case reference;
+    size_t count = 0;
+
+    vectors_case_init(&reference, PD_VECTORS, cases[_i]);
+    for (int cautious = 0; cautious < 2; cautious++) {
+        struct trajectory_options options = {
+            .block_size = 24, .gradient_scale = 1, .cautious = cautious == 1};
+        float *expected = trajectory_last_parameters(&reference, &options, &count);
+        options.in_place = true;
+        float *actual = trajectory_last_parameters(&reference, &options, &count);
+        ck_assert_mem_eq(actual, expected, count * sizeof(float));
+        pd_heap_free(expected);
+        pd_heap_free(actual);
+    }
     vectors_case_finish(&reference);
 }
 END_TEST
@@ -170,6 +192,7 @@ int main(void)
     tcase_set_timeout(tests, 60);
     tcase_add_loop_test(tests, a_rule_gives_the_trajectory_of_its_reference, 0, CASE_COUNT);
     tcase_add_loop_test(tests, the_clip_scale_is_applied_to_the_gradient_on_the_fly, 0, 4);
+    tcase_add_loop_test(tests, the_next_parameters_may_go_where_the_gradient_is, 0, CASE_COUNT);
     tcase_add_test(tests, the_table_is_found_by_name_and_ends);
     suite_add_tcase(suite, tests);
 

@@ -363,7 +363,7 @@ START_TEST(a_second_pass_is_made_only_with_the_hyperparameters_that_need_it)
         ck_assert_uint_eq(pd_optimizer_sum_count(optimizer, &subject.hyper, plain - 1, NULL), 0);
         subject.hyper.caution = true;
         ck_assert_uint_eq(pd_optimizer_pass_count(optimizer, &subject.hyper), plain + 1);
-        ck_assert_uint_eq(pd_optimizer_sum_count(optimizer, &subject.hyper, plain - 1, NULL), 2);
+        ck_assert_uint_ge(pd_optimizer_sum_count(optimizer, &subject.hyper, plain - 1, NULL), 2);
         rules++;
     }
     ck_assert_int_gt(rules, 0);

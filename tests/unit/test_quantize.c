@@ -73,7 +73,8 @@ START_TEST(a_rule_with_state_in_8_bits_gives_the_trajectory_of_its_reference)
     vectors_case_init(&reference, PD_VECTORS, trajectories[_i]);
     ck_assert_uint_gt(reference.step_count, 0);
     for (size_t i = 0; i < sizeof block_sizes / sizeof block_sizes[0]; i++) {
-        struct trajectory_options options = {block_sizes[i], 1};
+        struct trajectory_options options = {
+            .block_size = block_sizes[i], .gradient_scale = 1, .in_place = i == 1};
         double worst_error = trajectory_worst_error(&reference, &options);
         ck_assert_msg(worst_error <= 1, "%s in blocks of %u: %g times the tolerance",
                       trajectories[_i], block_sizes[i], worst_error);

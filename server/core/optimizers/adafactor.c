@@ -93,7 +93,7 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
     double lr = isnan(step->lr) ? own_lr(hyper, step->number) : step->lr;
 
     if (hyper->scale_parameter) {
-        lr *= fmax(hyper->eps_pair[1], pd_factored_parameter_rms(block));
+        lr *= fmax(hyper->eps_pair[1], pd_factored_rms(block->tensor, block->sums[0]));
     }
     struct pd_factored_application application = {
         .clip_threshold = hyper->clip_threshold,
@@ -102,7 +102,7 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
         .after = 1,
         .kept = 1 - lr * hyper->weight_decay,
     };
-    pd_factored_apply(&application, block, block->state[0]);
+    pd_factored_apply(&application, block);
 }
 
 static const char *check(const struct pd_hyper *hyper)

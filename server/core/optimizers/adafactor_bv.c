@@ -96,11 +96,11 @@ static uint32_t pass_count(const struct pd_hyper *hyper)
     return hyper->caution && !isnan(hyper->momentum) ? 4 : 3;
 }
 
-static double decay_share(const struct pd_optimizer_step *step)
+static double kept(const struct pd_optimizer_step *step)
 {
     double share = pd_optimizer_decay_share(step);
     bool unscaled = step->hyper->unscaled_wd && step->lr > 0;
-    return unscaled ? share / step->lr : share;
+    return 1 - (unscaled ? share / step->lr : share);
 }
 
 static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
@@ -111,10 +111,15 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
         .before = 1,
         .momentum = hyper->momentum,
         .after = step->lr,
-        .kept = 1 - decay_share(step),
+        .kept = kept(step),
         .caution = hyper->caution,
     };
-    pd_factored_apply(&application, block, block->state[0]);
+    pd_factored_apply(&application, block);
+}
+
+static void apply_cautious(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
+{
+    pd_optimizer_apply_cautious(block, (float)kept(step));
 }
 
 static const struct pd_option options[] = {
@@ -151,5 +156,5 @@ const struct pd_optimizer pd_optimizer_adafactor_bv = {
     .passes = {{.run = sum, .sum_count = sum_count, .spans = spans},
                {.begin = begin_update, .run = update, .sum_count = pd_optimizer_two_sums},
                {.run = apply, .sum_count = pd_optimizer_two_sums},
-               {.run = pd_optimizer_apply_cautious}},
+               {.run = apply_cautious}},
 };

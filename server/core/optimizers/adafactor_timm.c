@@ -90,15 +90,34 @@ static double own_lr(const struct pd_hyper *hyper, uint64_t number)
     return fmin(hyper->warmup_init ? 1e-6 * (double)number : 1e-2, 1 / sqrt((double)number));
 }
 
+/* a, by the sum of the squares of the tensor's parameters. */
+static double rate(const struct pd_optimizer_step *step, const struct pd_tensor *tensor,
+                   double squares)
+{
+    const struct pd_hyper *hyper = step->hyper;
+
+    if (!isnan(step->lr)) {
+        return step->lr;
+    }
+    double size = fmax(hyper->eps_scale, pd_factored_rms(tensor, squares));
+    return own_lr(hyper, step->number) * (hyper->scale_parameter ? size : 1);
+}
+
+/* Of pass 3, with caution: those of the mask and of the elements, and once more that of the squares
+ * of the parameters, by which pass 4 has a. */
+enum { MASK, ELEMENTS, SQUARES, CAUTIOUS_SUM_COUNT };
+
+static uint64_t cautious_sum_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
+{
+    (void)hyper;
+    (void)tensor;
+    return CAUTIOUS_SUM_COUNT;
+}
+
 static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double lr = step->lr;
-
-    if (isnan(lr)) {
-        double size = fmax(hyper->eps_scale, pd_factored_parameter_rms(block));
-        lr = own_lr(hyper, step->number) * (hyper->scale_parameter ? size : 1);
-    }
+    double lr = rate(step, block->tensor, block->sums[0]);
     struct pd_factored_application application = {
         .clip_threshold = hyper->clip_threshold,
         .before = lr,
@@ -107,7 +126,18 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
         .kept = 1 - lr * hyper->weight_decay,
         .caution = hyper->caution,
     };
-    pd_factored_apply(&application, block, block->state[0]);
+    pd_factored_apply(&application, block);
+    if (pass_count(hyper) == 4) {
+        double squares[2];
+        pd_optimizer_sum_squares(block->parameters, block->parameters, block->count, squares);
+        block->partial[SQUARES] = squares[0];
+    }
+}
+
+static void apply_cautious(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
+{
+    double lr = rate(step, block->tensor, block->sums[SQUARES]);
+    pd_optimizer_apply_cautious(block, (float)(1 - lr * step->hyper->weight_decay));
 }
 
 static const char *check(const struct pd_hyper *hyper)
@@ -143,6 +173,6 @@ const struct pd_optimizer pd_optimizer_adafactor_timm = {
     .pass_count = pass_count,
     .passes = {{.run = sum, .sum_count = sum_count, .spans = spans},
                {.begin = begin_update, .run = update, .sum_count = pd_optimizer_two_sums},
-               {.run = apply, .sum_count = pd_optimizer_two_sums},
-               {.run = pd_optimizer_apply_cautious}},
+               {.run = apply, .sum_count = cautious_sum_count},
+               {.run = apply_cautious}},
 };

@@ -81,7 +81,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
 static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double size = fmax(hyper->eps_pair[1], pd_factored_parameter_rms(block));
+    double size = fmax(hyper->eps_pair[1], pd_factored_rms(block->tensor, block->sums[0]));
     struct pd_factored_application application = {
         .clip_threshold = hyper->clip_threshold,
         .before = size * fmin(step->lr, 1 / sqrt((double)step->number)),
@@ -89,7 +89,7 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
         .after = 1,
         .kept = 1 - step->lr * hyper->weight_decay,
     };
-    pd_factored_apply(&application, block, NULL);
+    pd_factored_apply(&application, block);
 }
 
 static const struct pd_option options[] = {

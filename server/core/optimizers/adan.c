@@ -23,6 +23,7 @@ struct scalars {
     float change_lr;      /* lr * beta2 / (1 - beta2^t) */
     float kept;           /* with no_prox 1 - lr * weight_decay, else 1 */
     float divisor;        /* with no_prox 1, else 1 + lr * weight_decay */
+    float growth;         /* of a masked step */
 };
 
 static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
@@ -50,9 +51,9 @@ PD_ELEMENTWISE(adan_step, adan_element, 4)
 
 /* Leaves the masked step in `grad`; returns the sum of the mask. */
 PD_KERNEL
-static uint32_t cautious_step(float *restrict p_next, const float *restrict p, float *restrict grad,
-                              float *restrict m, float *restrict v, float *restrict w,
-                              float *restrict h, uint32_t count, struct scalars c)
+static uint32_t cautious_step(float *restrict grad, float *restrict m, float *restrict v,
+                              float *restrict w, float *restrict h, uint32_t count,
+                              struct scalars c)
 {
     uint32_t agreeing = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -66,9 +67,22 @@ static uint32_t cautious_step(float *restrict p_next, const float *restrict p, f
         float d = sqrtf(v[i]) * c.root_unbiasing + c.eps;
         agreeing += m[i] * g > 0;
         grad[i] = m[i] * g > 0 ? c.average_lr * (m[i] / d) / c.divisor : 0.0f;
-        p_next[i] = (c.kept * p[i] - c.change_lr * (w[i] / d)) / c.divisor;
     }
     return agreeing;
+}
+
+/* What is left of the step, with the averages as that one left them. */
+PD_KERNEL
+static void apply_step(float *p_next, const float *restrict p, const float *masked_step,
+                       const float *restrict v, const float *restrict w, uint32_t count,
+                       struct scalars c)
+{
+    PD_INDEPENDENT
+    for (uint32_t i = 0; i < count; i++) {
+        float d = sqrtf(v[i]) * c.root_unbiasing + c.eps;
+        float next = (c.kept * p[i] - c.change_lr * (w[i] / d)) / c.divisor;
+        p_next[i] = next - c.growth * masked_step[i];
+    }
 }
 
 static struct scalars scalars_of(const struct pd_optimizer_step *step)
@@ -99,13 +113,22 @@ static struct scalars scalars_of(const struct pd_optimizer_step *step)
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     if (step->hyper->caution) {
-        block->partial[0] = cautious_step(
-            block->parameters_next, block->parameters, block->gradient, block->state[0],
-            block->state[1], block->state[2], block->state[3], block->count, scalars_of(step));
+        block->partial[0] =
+            cautious_step(block->gradient, block->state[M], block->state[V], block->state[W],
+                          block->state[H], block->count, scalars_of(step));
         block->partial[1] = block->count;
     } else {
         adan_step(block, scalars_of(step));
     }
+}
+
+static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
+{
+    struct scalars c = scalars_of(step);
+
+    c.growth = (float)pd_optimizer_cautious_growth(block->sums);
+    apply_step(block->parameters_next, block->parameters, block->gradient, block->state[V],
+               block->state[W], block->count, c);
 }
 
 static const struct pd_option options[] = {
@@ -126,6 +149,5 @@ const struct pd_optimizer pd_optimizer_adan = {
     .beside = true,
     .state_count = state_count,
     .pass_count = pd_optimizer_cautious_pass_count,
-    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
-               {.run = pd_optimizer_apply_cautious}},
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums}, {.run = apply}},
 };

@@ -12,10 +12,11 @@
  *   static void name(const struct pd_optimizer_block *block, struct scalars c)
  *
  * which takes the state from the block's `state` to its `state_next`, and leaves the gradient as it
- * is. A streamed block is written past the caches, a whole cache line at a time: it need not be
- * read before, which saves a third of what a step moves; and what it reads is asked for ahead. Sums
- * of squares and a fresh copy of the parameters, where they are wanted, cost nothing by the way,
- * nor do a gradient or a copy in 16 bits: the loop waits for memory or, in cache, for divisions. */
+ * is, unless the next parameters go there. A streamed block is written past the caches, a whole
+ * cache line at a time, where nothing is that it reads: so that need not be read before, which saves
+ * a third of what a step moves. What it reads is asked for ahead. Sums of squares and a fresh copy
+ * of the parameters, where they are wanted, cost nothing by the way, nor do a gradient or a copy in
+ * 16 bits: the loop waits for memory or, in cache, for divisions. */
 #ifndef PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 #define PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 
@@ -24,8 +25,8 @@
 
 #include <string.h>
 
-/* State that changes in place is the same array twice, which the compiler cannot know to be no
- * hindrance. */
+/* State that changes in place is the same array twice, and so are a gradient and the parameters
+ * that take its place, which the compiler cannot know to be no hindrance. */
 #ifdef __clang__
 #pragma clang diagnostic ignored "-Wpass-failed" /* where the checks of a sanitizer prevent it */
 #define PD_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
@@ -90,7 +91,8 @@ static inline void put_line(void *to, enum pd_dtype dtype, size_t index,
         size_t i = 0;                                                                              \
                                                                                                    \
         to[states] = block->parameters_next;                                                       \
-        streamed[states] = block->streamed && pd_kernel_begins_line(to[states]);                   \
+        streamed[states] =                                                                         \
+            block->streamed && to[states] != block->gradient && pd_kernel_begins_line(to[states]); \
         for (int k = 0; k < (states); k++) {                                                       \
             from[k] = block->state[k];                                                             \
             to[k] = block->state_next[k];                                                          \
@@ -161,8 +163,8 @@ static inline void put_line(void *to, enum pd_dtype dtype, size_t index,
         const struct pd_optimizer_block *block, struct scalars c)                                  \
     {                                                                                              \
         const float *restrict p = block->parameters;                                               \
-        const float *restrict g = block->gradient;                                                 \
-        float *restrict p_next = block->parameters_next;                                           \
+        const float *g = block->gradient;                                                          \
+        float *p_next = block->parameters_next;                                                    \
         const float *from[(states) + 1];                                                           \
         float *to[(states) + 1];                                                                   \
                                                                                                    \

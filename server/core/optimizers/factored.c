@@ -1,8 +1,7 @@
 #include "server/core/optimizers/factored.h"
 
 #include "common/assert.h"
-
-#include <string.h>
+#include "server/core/optimizers/elementwise.h"
 
 /* Elements of a sum go round this many accumulators, whatever the width of the machine's vectors.
  */
@@ -309,54 +308,53 @@ void pd_factored_update(const struct pd_factored_shape *shape,
 
 /* ---- Pass 3 ---- */
 
+/* The state that has momentum, in its order. */
+enum { M };
+
 struct scalars {
     float before, momentum, one_minus_momentum, after, kept;
 };
 
-PD_KERNEL
-static void plain_step(float *restrict p_next, const float *restrict p, const float *restrict u,
-                       uint32_t count, struct scalars c)
+static inline float plain_element(float p, float u, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        p_next[i] = c.kept * p[i] - c.after * (c.before * u[i]);
-    }
+    (void)s;
+    return c.kept * p - c.after * (c.before * u);
 }
 
-PD_KERNEL
-static void momentum_step(float *restrict p_next, const float *restrict p, const float *restrict u,
-                          float *restrict m, uint32_t count, struct scalars c)
+PD_ELEMENTWISE(plain_step, plain_element, 0)
+
+static inline float momentum_element(float p, float u, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        m[i] = c.momentum * m[i] + c.one_minus_momentum * (c.before * u[i]);
-        p_next[i] = c.kept * p[i] - c.after * m[i];
-    }
+    s[M] = c.momentum * s[M] + c.one_minus_momentum * (c.before * u);
+    return c.kept * p - c.after * s[M];
 }
+
+PD_ELEMENTWISE(momentum_step, momentum_element, 1)
 
 /* Leaves the masked step in `u`, whose sign is that of the gradient; returns the sum of the mask.
  */
 PD_KERNEL
-static uint32_t cautious_step(float *restrict p_next, const float *restrict p, float *restrict u,
-                              float *restrict m, uint32_t count, struct scalars c)
+static uint32_t cautious_step(float *restrict u, float *restrict m, uint32_t count,
+                              struct scalars c)
 {
     uint32_t agreeing = 0;
     for (uint32_t i = 0; i < count; i++) {
         m[i] = c.momentum * m[i] + c.one_minus_momentum * (c.before * u[i]);
         agreeing += m[i] * u[i] > 0;
         u[i] = m[i] * u[i] > 0 ? c.after * m[i] : 0.0f;
-        p_next[i] = c.kept * p[i];
     }
     return agreeing;
 }
 
-double pd_factored_parameter_rms(const struct pd_optimizer_block *block)
+double pd_factored_rms(const struct pd_tensor *tensor, double sum)
 {
-    return sqrt(block->sums[0] / (double)block->tensor->element_count);
+    return sqrt(sum / (double)tensor->element_count);
 }
 
 void pd_factored_apply(const struct pd_factored_application *application,
-                       struct pd_optimizer_block *block, float *m)
+                       struct pd_optimizer_block *block)
 {
-    double update_rms = sqrt(block->sums[1] / (double)block->tensor->element_count);
+    double update_rms = pd_factored_rms(block->tensor, block->sums[1]);
     /* fmax passes over a threshold that is NaN: none. */
     double excess = fmax(1, update_rms / application->clip_threshold);
     struct scalars c = {
@@ -368,13 +366,11 @@ void pd_factored_apply(const struct pd_factored_application *application,
     };
 
     if (isnan(application->momentum)) {
-        plain_step(block->parameters_next, block->parameters, block->gradient, block->count, c);
+        plain_step(block, c);
     } else if (application->caution) {
-        block->partial[0] = cautious_step(block->parameters_next, block->parameters,
-                                          block->gradient, m, block->count, c);
+        block->partial[0] = cautious_step(block->gradient, block->state[M], block->count, c);
         block->partial[1] = block->count;
     } else {
-        momentum_step(block->parameters_next, block->parameters, block->gradient, m, block->count,
-                      c);
+        momentum_step(block, c);
     }
 }

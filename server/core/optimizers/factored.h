@@ -69,11 +69,11 @@ struct pd_factored_application {
     bool caution;
 };
 
-/* Pass 3; `m` may be NULL without momentum. */
+/* Pass 3; m is the first of the state. */
 void pd_factored_apply(const struct pd_factored_application *application,
-                       struct pd_optimizer_block *block, float *m);
+                       struct pd_optimizer_block *block);
 
-/* The root of the mean of the squares of the block's whole tensor, in pass 3. */
-double pd_factored_parameter_rms(const struct pd_optimizer_block *block);
+/* The root of the mean of the squares of a tensor's elements, which are `sum` together. */
+double pd_factored_rms(const struct pd_tensor *tensor, double sum);
 
 #endif

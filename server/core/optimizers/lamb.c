@@ -17,7 +17,7 @@
  *
  * The first pass leaves u in the place of the gradient and sums p^2 and u^2. With caution it
  * leaves u without its decay, masked, and sums the mask; a second one makes u of it. */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
 
 /* Independent accumulators of a sum: enough that additions do not wait for each other. */
 #define LANE_COUNT 32u
@@ -30,6 +30,7 @@ struct scalars {
     float gradient_decay; /* one of these three takes the weight decay */
     float update_decay;
     float decoupled_decay; /* times lr */
+    float step_size;       /* lr * r */
 };
 
 static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
@@ -39,10 +40,16 @@ static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor
     return 2;
 }
 
-/* Leaves u in `grad` and the decayed parameters in `p_next`. */
-static inline __attribute__((always_inline)) void
-raw_update(float *restrict p_next, const float *restrict p, float *restrict grad, float *restrict m,
-           float *restrict v, size_t count, struct scalars c)
+static inline float decayed(float p, struct scalars c)
+{
+    return p - c.decoupled_decay * p;
+}
+
+/* Leaves u in `grad`. */
+static inline __attribute__((always_inline)) void raw_update(const float *restrict p,
+                                                             float *restrict grad,
+                                                             float *restrict m, float *restrict v,
+                                                             size_t count, struct scalars c)
 {
     for (size_t i = 0; i < count; i++) {
         float g = grad[i] * c.scale + c.gradient_decay * p[i];
@@ -50,26 +57,24 @@ raw_update(float *restrict p_next, const float *restrict p, float *restrict grad
         v[i] = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
         float u = m[i] * c.unbiasing / (sqrtf(v[i]) * c.root_unbiasing + c.eps);
         grad[i] = u + c.update_decay * p[i];
-        p_next[i] = p[i] - c.decoupled_decay * p[i];
     }
 }
 
-/* The same, with sums[0] = sum of p_next^2 and sums[1] = sum of u^2: taken on the way, because
- * memory leaves the time for it. Elements go round the lanes, so the order of additions is the same
- * on every instruction set. */
+/* The same, with sums[0] = sum of the decayed p^2 and sums[1] = sum of u^2: taken on the way,
+ * because memory leaves the time for it. Elements go round the lanes, so the order of additions is
+ * the same on every instruction set. */
 PD_KERNEL
-static void raw_update_and_sums(float *restrict p_next, const float *restrict p,
-                                float *restrict grad, float *restrict m, float *restrict v,
-                                size_t count, struct scalars c, double sums[2])
+static void raw_update_and_sums(const float *restrict p, float *restrict grad, float *restrict m,
+                                float *restrict v, size_t count, struct scalars c, double sums[2])
 {
     double p_lanes[LANE_COUNT] = {0};
     double u_lanes[LANE_COUNT] = {0};
     size_t i = 0;
 
     for (; i + LANE_COUNT <= count; i += LANE_COUNT) {
-        raw_update(p_next + i, p + i, grad + i, m + i, v + i, LANE_COUNT, c);
+        raw_update(p + i, grad + i, m + i, v + i, LANE_COUNT, c);
         for (size_t lane = 0; lane < LANE_COUNT; lane++) {
-            double element = p_next[i + lane];
+            double element = decayed(p[i + lane], c);
             p_lanes[lane] += element * element;
         }
         for (size_t lane = 0; lane < LANE_COUNT; lane++) {
@@ -77,9 +82,10 @@ static void raw_update_and_sums(float *restrict p_next, const float *restrict p,
             u_lanes[lane] += element * element;
         }
     }
-    raw_update(p_next + i, p + i, grad + i, m + i, v + i, count - i, c);
+    raw_update(p + i, grad + i, m + i, v + i, count - i, c);
     for (size_t lane = 0; i < count; i++, lane++) {
-        p_lanes[lane] += (double)p_next[i] * p_next[i];
+        double element = decayed(p[i], c);
+        p_lanes[lane] += element * element;
         u_lanes[lane] += (double)grad[i] * grad[i];
     }
     sums[0] = 0;
@@ -108,23 +114,21 @@ static uint32_t cautious_update(const float *restrict p, float *restrict grad, f
 }
 
 PD_KERNEL
-static void grow_and_decay(float *restrict p_next, const float *restrict p, float *restrict u,
-                           uint32_t count, float growth, struct scalars c)
+static void grow_and_decay(const float *restrict p, float *restrict u, uint32_t count, float growth,
+                           float update_decay)
 {
     for (uint32_t i = 0; i < count; i++) {
-        u[i] = growth * u[i] + c.update_decay * p[i];
-        p_next[i] = p[i] - c.decoupled_decay * p[i];
+        u[i] = growth * u[i] + update_decay * p[i];
     }
 }
 
-PD_KERNEL
-static void add_update(float *restrict p_next, const float *restrict p, const float *restrict u,
-                       uint32_t count, float decoupled_decay, float step_size)
+static inline float apply_element(float p, float u, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        p_next[i] = p[i] - decoupled_decay * p[i] - step_size * u[i];
-    }
+    (void)s;
+    return decayed(p, c) - c.step_size * u;
 }
+
+PD_ELEMENTWISE(apply_step, apply_element, 0)
 
 static float decoupled_decay(const struct pd_optimizer_step *step)
 {
@@ -171,9 +175,8 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
                                             block->state[1], block->count, scalars_of(step));
         block->partial[1] = block->count;
     } else {
-        raw_update_and_sums(block->parameters_next, block->parameters, block->gradient,
-                            block->state[0], block->state[1], block->count, scalars_of(step),
-                            block->partial);
+        raw_update_and_sums(block->parameters, block->gradient, block->state[0], block->state[1],
+                            block->count, scalars_of(step), block->partial);
     }
 }
 
@@ -191,16 +194,20 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
     if (hyper->trust_clip && ratio > 1) {
         ratio = 1;
     }
-    add_update(block->parameters_next, block->parameters, block->gradient, block->count,
-               decoupled_decay(step), (float)(step->lr * ratio));
+    const struct scalars c = {.decoupled_decay = decoupled_decay(step),
+                              .step_size = (float)(step->lr * ratio)};
+    apply_step(block, c);
 }
 
 static void finish_cautious_update(const struct pd_optimizer_step *step,
                                    struct pd_optimizer_block *block)
 {
-    grow_and_decay(block->parameters_next, block->parameters, block->gradient, block->count,
-                   (float)pd_optimizer_cautious_growth(block->sums), scalars_of(step));
-    pd_optimizer_sum_squares(block->parameters_next, block->gradient, block->count, block->partial);
+    struct scalars c = scalars_of(step);
+
+    grow_and_decay(block->parameters, block->gradient, block->count,
+                   (float)pd_optimizer_cautious_growth(block->sums), c.update_decay);
+    pd_optimizer_sum_squares_decayed(block->parameters, c.decoupled_decay, block->gradient,
+                                     block->count, block->partial);
 }
 
 /* The second pass of three with caution, the last of two without. */

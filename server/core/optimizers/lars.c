@@ -12,7 +12,10 @@
  *   p   <- p - lr * d
  *
  * The first pass scales the gradient in its place and sums p^2 and g^2. */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
+
+/* The state, in its order. */
+enum { BUF };
 
 struct scalars {
     float ratio, weight_decay, momentum, undamped, lr;
@@ -32,38 +35,31 @@ static void scale_gradient(float *restrict grad, uint32_t count, float scale)
     }
 }
 
-PD_KERNEL
-static void plain_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
-                       uint32_t count, struct scalars c)
+static inline float plain_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        p_next[i] = p[i] - c.lr * ((grad[i] + c.weight_decay * p[i]) * c.ratio);
-    }
+    (void)s;
+    return p - c.lr * ((grad + c.weight_decay * p) * c.ratio);
 }
 
-PD_KERNEL
-static void momentum_step(float *restrict p_next, const float *restrict p,
-                          const float *restrict grad, float *restrict buf, uint32_t count,
-                          struct scalars c)
+PD_ELEMENTWISE(plain_step, plain_element, 0)
+
+static inline float momentum_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = (grad[i] + c.weight_decay * p[i]) * c.ratio;
-        buf[i] = c.momentum * buf[i] + c.undamped * g;
-        p_next[i] = p[i] - c.lr * buf[i];
-    }
+    float g = (grad + c.weight_decay * p) * c.ratio;
+    s[BUF] = c.momentum * s[BUF] + c.undamped * g;
+    return p - c.lr * s[BUF];
 }
 
-PD_KERNEL
-static void nesterov_step(float *restrict p_next, const float *restrict p,
-                          const float *restrict grad, float *restrict buf, uint32_t count,
-                          struct scalars c)
+PD_ELEMENTWISE(momentum_step, momentum_element, 1)
+
+static inline float nesterov_element(float p, float grad, float *s, struct scalars c)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        float g = (grad[i] + c.weight_decay * p[i]) * c.ratio;
-        buf[i] = c.momentum * buf[i] + c.undamped * g;
-        p_next[i] = p[i] - c.lr * (g + c.momentum * buf[i]);
-    }
+    float g = (grad + c.weight_decay * p) * c.ratio;
+    s[BUF] = c.momentum * s[BUF] + c.undamped * g;
+    return p - c.lr * (g + c.momentum * s[BUF]);
 }
+
+PD_ELEMENTWISE(nesterov_step, nesterov_element, 1)
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
@@ -101,13 +97,11 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
     };
 
     if (hyper->momentum == 0) {
-        plain_step(block->parameters_next, block->parameters, block->gradient, block->count, c);
+        plain_step(block, c);
     } else if (hyper->nesterov) {
-        nesterov_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                      block->count, c);
+        nesterov_step(block, c);
     } else {
-        momentum_step(block->parameters_next, block->parameters, block->gradient, block->state[0],
-                      block->count, c);
+        momentum_step(block, c);
     }
 }
 

@@ -39,8 +39,8 @@ PD_ELEMENTWISE(lion_step, lion_element, 1)
 
 /* Leaves the masked step in `grad`; returns the sum of the mask. */
 PD_KERNEL
-static uint32_t cautious_step(float *restrict p_next, const float *restrict p, float *restrict grad,
-                              float *restrict m, uint32_t count, struct scalars c)
+static uint32_t cautious_step(float *restrict grad, float *restrict m, uint32_t count,
+                              struct scalars c)
 {
     uint32_t agreeing = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -49,16 +49,15 @@ static uint32_t cautious_step(float *restrict p_next, const float *restrict p, f
         m[i] = c.beta2 * m[i] + c.one_minus_beta2 * g;
         agreeing += u * g > 0;
         grad[i] = u * g > 0 ? c.lr * u : 0.0f;
-        p_next[i] = c.kept * p[i];
     }
     return agreeing;
 }
 
-static double decay_share(const struct pd_optimizer_step *step)
+static float kept(const struct pd_optimizer_step *step)
 {
     double share = pd_optimizer_decay_share(step);
     bool relative = step->hyper->decoupled_weight_decay && step->initial_lr > 0;
-    return relative ? share / step->initial_lr : share;
+    return (float)(1 - (relative ? share / step->initial_lr : share));
 }
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
@@ -66,7 +65,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     const struct pd_hyper *hyper = step->hyper;
     struct scalars c = {
         .scale = (float)step->gradient_scale,
-        .kept = (float)(1 - decay_share(step)),
+        .kept = kept(step),
         .beta1 = (float)hyper->betas[0],
         .beta2 = (float)hyper->betas[1],
         .one_minus_beta1 = (float)(1 - hyper->betas[0]),
@@ -75,12 +74,16 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     };
 
     if (hyper->caution) {
-        block->partial[0] = cautious_step(block->parameters_next, block->parameters,
-                                          block->gradient, block->state[0], block->count, c);
+        block->partial[0] = cautious_step(block->gradient, block->state[0], block->count, c);
         block->partial[1] = block->count;
     } else {
         lion_step(block, c);
     }
+}
+
+static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
+{
+    pd_optimizer_apply_cautious(block, kept(step));
 }
 
 static const struct pd_option options[] = {
@@ -103,6 +106,5 @@ const struct pd_optimizer pd_optimizer_lion = {
     .state_count = state_count,
     .signed_states = 1u << 0,
     .pass_count = pd_optimizer_cautious_pass_count,
-    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
-               {.run = pd_optimizer_apply_cautious}},
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums}, {.run = apply}},
 };

@@ -37,9 +37,8 @@ PD_ELEMENTWISE(nadamw_step, nadamw_element, 2)
 
 /* Leaves the masked step in `grad`; returns the sum of the mask. */
 PD_KERNEL
-static uint32_t cautious_step(float *restrict p_next, const float *restrict p, float *restrict grad,
-                              float *restrict m, float *restrict v, uint32_t count,
-                              struct scalars c)
+static uint32_t cautious_step(float *restrict grad, float *restrict m, float *restrict v,
+                              uint32_t count, struct scalars c)
 {
     uint32_t agreeing = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -50,9 +49,13 @@ static uint32_t cautious_step(float *restrict p_next, const float *restrict p, f
         float d = c.step_size * (n / (sqrtf(v[i]) * c.root_unbiasing + c.eps));
         agreeing += n * g > 0;
         grad[i] = n * g > 0 ? d : 0.0f;
-        p_next[i] = c.kept * p[i];
     }
     return agreeing;
+}
+
+static float kept(const struct pd_optimizer_step *step)
+{
+    return (float)(1 - pd_optimizer_decay_share(step));
 }
 
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
@@ -62,7 +65,7 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     double beta2 = hyper->betas[1];
     struct scalars c = {
         .scale = (float)step->gradient_scale,
-        .kept = (float)(1 - pd_optimizer_decay_share(step)),
+        .kept = kept(step),
         .beta1 = (float)beta1,
         .beta2 = (float)beta2,
         .one_minus_beta1 = (float)(1 - beta1),
@@ -74,12 +77,16 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
 
     if (hyper->caution) {
         block->partial[0] =
-            cautious_step(block->parameters_next, block->parameters, block->gradient,
-                          block->state[0], block->state[1], block->count, c);
+            cautious_step(block->gradient, block->state[0], block->state[1], block->count, c);
         block->partial[1] = block->count;
     } else {
         nadamw_step(block, c);
     }
+}
+
+static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
+{
+    pd_optimizer_apply_cautious(block, kept(step));
 }
 
 static const struct pd_option options[] = {
@@ -99,6 +106,5 @@ const struct pd_optimizer pd_optimizer_nadamw = {
     .beside = true,
     .state_count = state_count,
     .pass_count = pd_optimizer_cautious_pass_count,
-    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
-               {.run = pd_optimizer_apply_cautious}},
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums}, {.run = apply}},
 };

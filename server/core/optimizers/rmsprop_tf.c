@@ -19,6 +19,7 @@ struct scalars {
     float start;  /* 1 in a tensor's first step, else 0 */
     float buf_lr; /* on the way into the buffer */
     float lr;     /* on the way out of it */
+    float growth; /* of a masked step */
 };
 
 static uint32_t state_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
@@ -88,7 +89,6 @@ static inline __attribute__((always_inline)) uint32_t mask(const struct pd_optim
                                                            bool centered, struct scalars c)
 {
     const float *restrict p = block->parameters;
-    float *restrict p_next = block->parameters_next;
     float *restrict grad = block->gradient;
     float *restrict square = block->state[S];
     float *restrict buf = block->state[BUF];
@@ -106,7 +106,6 @@ static inline __attribute__((always_inline)) uint32_t mask(const struct pd_optim
         buf[i] = c.momentum * buf[i] + c.buf_lr * d;
         agreeing += buf[i] * g > 0;
         grad[i] = buf[i] * g > 0 ? c.lr * buf[i] : 0.0f;
-        p_next[i] = decayed(p[i], c);
     }
     return agreeing;
 }
@@ -122,6 +121,14 @@ static uint32_t cautious_centered_step(const struct pd_optimizer_block *block, s
 {
     return mask(block, true, c);
 }
+
+static inline float masked_element(float p, float masked_step, float *s, struct scalars c)
+{
+    (void)s;
+    return decayed(p, c) - c.growth * masked_step;
+}
+
+PD_ELEMENTWISE(masked_step, masked_element, 0)
 
 static uint32_t pass_count(const struct pd_hyper *hyper)
 {
@@ -159,6 +166,14 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     }
 }
 
+static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
+{
+    struct scalars c = scalars_of(step);
+
+    c.growth = (float)pd_optimizer_cautious_growth(block->sums);
+    masked_step(block, c);
+}
+
 static const struct pd_option options[] = {
     PD_HYPER_LR("1e-2"),
     PD_HYPER_NUMBER(REAL, alpha, "0.9", 0, INFINITY, "decay rate of the average of squares"),
@@ -181,6 +196,5 @@ const struct pd_optimizer pd_optimizer_rmsprop_tf = {
     .state_count = state_count,
     .momentum_states = 1u << 1,
     .pass_count = pass_count,
-    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
-               {.run = pd_optimizer_apply_cautious}},
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums}, {.run = apply}},
 };

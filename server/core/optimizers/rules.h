@@ -36,6 +36,9 @@ double pd_optimizer_power(double base, uint64_t exponent);
 
 /* sums[0] = sum a^2, sums[1] = sum b^2, in double and in one order on every instruction set. */
 void pd_optimizer_sum_squares(const float *a, const float *b, uint32_t count, double sums[2]);
+/* The same with a - decay * a in the place of a. */
+void pd_optimizer_sum_squares_decayed(const float *a, float decay, const float *b, uint32_t count,
+                                      double sums[2]);
 
 /* The share that decoupled weight decay takes off a parameter: lr * weight_decay, or with
  * corrected_weight_decay lr^2 / (lr before any schedule) * weight_decay.
@@ -49,11 +52,11 @@ double pd_optimizer_decay_share(const struct pd_optimizer_step *step);
  *   mask = 1 where step * g > 0, else 0
  *   p   <- p - step * mask / max(mean of mask over the tensor, 1e-3)
  *
- * A rule that offers it leaves step * mask in the place of the gradient and what p is without the
- * step in parameters_next; its two sums are those of the mask and of the elements. This is then its
- * next pass, which it has only with caution. */
-void pd_optimizer_apply_cautious(const struct pd_optimizer_step *step,
-                                 struct pd_optimizer_block *block);
+ * A rule that offers it leaves step * mask in the place of the gradient; its first two sums are
+ * those of the mask and of the elements. In its next pass, which it has only with caution, it takes
+ * what is left there, grown, off what p is without the step. This is that pass where the latter is
+ * kept * p. */
+void pd_optimizer_apply_cautious(struct pd_optimizer_block *block, float kept);
 /* What a masked step grows by, from those two sums. */
 double pd_optimizer_cautious_growth(const double sums[2]);
 /* Passes of a rule that has the second only for caution. */

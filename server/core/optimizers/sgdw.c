@@ -42,8 +42,8 @@ PD_ELEMENTWISE(momentum_step, momentum_element, 1)
 
 /* Leaves the masked step in `grad`; returns the sum of the mask. */
 PD_KERNEL
-static uint32_t cautious_step(float *restrict p_next, const float *restrict p, float *restrict grad,
-                              float *restrict buf, uint32_t count, struct scalars c)
+static uint32_t cautious_step(float *restrict grad, float *restrict buf, uint32_t count,
+                              struct scalars c)
 {
     uint32_t agreeing = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -52,7 +52,6 @@ static uint32_t cautious_step(float *restrict p_next, const float *restrict p, f
         float d = c.from_grad * g + c.from_buf * buf[i];
         agreeing += d * g > 0;
         grad[i] = d * g > 0 ? c.lr * d : 0.0f;
-        p_next[i] = c.kept * p[i];
     }
     return agreeing;
 }
@@ -62,12 +61,17 @@ static uint32_t pass_count(const struct pd_hyper *hyper)
     return hyper->caution && hyper->momentum != 0 ? 2 : 1;
 }
 
+static float kept(const struct pd_optimizer_step *step)
+{
+    return (float)(1 - pd_optimizer_decay_share(step));
+}
+
 static void update(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
     struct scalars c = {
         .scale = (float)step->gradient_scale,
-        .kept = (float)(1 - pd_optimizer_decay_share(step)),
+        .kept = kept(step),
         .momentum = (float)hyper->momentum,
         .undamped = step->number == 1 ? 1 : (float)(1 - hyper->dampening),
         .lr = (float)step->lr,
@@ -78,12 +82,16 @@ static void update(const struct pd_optimizer_step *step, struct pd_optimizer_blo
     if (hyper->momentum == 0) {
         plain_step(block, c);
     } else if (hyper->caution) {
-        block->partial[0] = cautious_step(block->parameters_next, block->parameters,
-                                          block->gradient, block->state[0], block->count, c);
+        block->partial[0] = cautious_step(block->gradient, block->state[0], block->count, c);
         block->partial[1] = block->count;
     } else {
         momentum_step(block, c);
     }
+}
+
+static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
+{
+    pd_optimizer_apply_cautious(block, kept(step));
 }
 
 static const struct pd_option options[] = {
@@ -106,6 +114,5 @@ const struct pd_optimizer pd_optimizer_sgdw = {
     .state_count = state_count,
     .momentum_states = 1u << 0,
     .pass_count = pass_count,
-    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums},
-               {.run = pd_optimizer_apply_cautious}},
+    .passes = {{.run = update, .sum_count = pd_optimizer_two_sums}, {.run = apply}},
 };

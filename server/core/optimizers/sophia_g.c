@@ -8,7 +8,7 @@
  *   p <- p * (1 - lr * weight_decay)
  *   m <- beta1 * m + (1 - beta1) * g
  *   p <- p - lr * sign(m) * min(|m| / (rho * bs * h + 1e-15), 1) */
-#include "server/core/optimizers/rules.h"
+#include "server/core/optimizers/elementwise.h"
 
 /* Keeps the divisor away from zero, as in the reference, where it is no hyperparameter either. */
 #define EPS 1e-15f
@@ -40,10 +40,11 @@ static void estimate(const struct pd_hyper *hyper, struct pd_optimizer_block *bl
 }
 
 PD_KERNEL
-static void sophia_step(float *restrict p_next, const float *restrict p, const float *restrict grad,
+static void sophia_step(float *p_next, const float *restrict p, const float *grad,
                         float *restrict m, const float *restrict h, uint32_t count,
                         struct scalars c)
 {
+    PD_INDEPENDENT
     for (uint32_t i = 0; i < count; i++) {
         m[i] = c.beta1 * m[i] + c.one_minus_beta1 * (grad[i] * c.scale);
         float u = m[i] / (c.curvature * h[i] + EPS);
