@@ -392,6 +392,7 @@ static bool carry_out_next(struct pd_engine *engine)
         return true;
     case PD_ORDER_STEP:
     case PD_ORDER_HESSIAN:
+    case PD_ORDER_TAKE:
         engine->running = order;
         pd_ahead_confirm(engine, order);
         return true;
@@ -400,11 +401,6 @@ static bool carry_out_next(struct pd_engine *engine)
         engine->running = order;
         pd_ahead_forget(engine);
         pd_restore_begin(engine);
-        return true;
-    case PD_ORDER_TAKE:
-        engine->running = order;
-        pd_step_begin(engine->step, order);
-        pd_engine_want_work(engine);
         return true;
     case PD_ORDER_FORGET:
         pd_restore_forget(engine);

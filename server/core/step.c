@@ -31,23 +31,20 @@ static bool find_groups(struct pd_step_machine *machine)
     return machine->tensor_groups != NULL;
 }
 
-/* Gradients are taken to where SUM goes on with them, unless that is needed for estimates of the
- * Hessian first, or is of the shard and not of the lane. */
-static bool allocate_taken(struct pd_step_machine *machine)
+/* Places for sums, where they have one of their own. */
+static bool allocate_sums(struct pd_step_machine *machine)
 {
-    bool estimates = machine->config->optimizer->estimate != NULL;
-    bool complete = true;
+    const struct pd_config *config = machine->config;
 
-    if (machine->plan->replica_count == 1 && !estimates) {
-        machine->taken[0].sum = machine->gradient;
-        return true;
+    if (machine->fused) {
+        machine->gradient = pd_heap_zalloc(config->block_size, sizeof(float));
+        return machine->gradient != NULL;
     }
-    for (int estimate = 0; estimate < (estimates ? 2 : 1); estimate++) {
-        machine->taken[estimate].sum =
-            pd_heap_zalloc(machine->store->lane.element_count, sizeof(float));
-        complete = complete && machine->taken[estimate].sum != NULL;
+    if (config->workers.staging_limit > 0 && config->optimizer->estimate != NULL) {
+        machine->estimates = pd_heap_zalloc(machine->store->lane.element_count, sizeof(float));
+        return machine->estimates != NULL;
     }
-    return complete;
+    return true;
 }
 
 /* Whether what a step writes and sends ahead is out of the caches, while a turn's blocks have room
@@ -67,8 +64,6 @@ static bool allocate(struct pd_step_machine *machine)
     machine->sources = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->sources);
     machine->contributions = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof *machine->contributions);
     machine->source_workers = pd_heap_zalloc(PD_WORKER_COUNT_MAX, sizeof(uint32_t));
-    machine->gradient = pd_heap_zalloc(
-        machine->fused ? machine->config->block_size : store->shard.element_count, sizeof(float));
     if (needs_fresh(machine)) {
         machine->fresh_elements = pd_heap_zalloc(PD_STEP_TURN_ELEMENTS, sizeof(float));
         if (machine->fresh_elements == NULL) {
@@ -87,12 +82,9 @@ static bool allocate(struct pd_step_machine *machine)
     if (plan->replica_count > 1 && !pd_step_allocate_buckets(machine)) {
         return false;
     }
-    if (machine->config->workers.staging_limit > 0 && !allocate_taken(machine)) {
-        return false;
-    }
-    return machine->tensor_misses != NULL && machine->sources != NULL &&
+    return allocate_sums(machine) && machine->tensor_misses != NULL && machine->sources != NULL &&
            machine->contributions != NULL && machine->source_workers != NULL &&
-           machine->partials != NULL && machine->gathered != NULL && machine->gradient != NULL;
+           machine->partials != NULL && machine->gathered != NULL;
 }
 
 /* Whether steps may be computed beside what is served, before they are known to count. */
@@ -189,13 +181,9 @@ void pd_step_destroy(struct pd_step_machine *machine)
         pd_heap_free(machine->gathered);
     }
     pd_heap_free(machine->partials);
-    for (int estimate = 0; estimate < 2; estimate++) {
-        if (machine->taken[estimate].sum != machine->gradient) {
-            pd_heap_free(machine->taken[estimate].sum);
-        }
-    }
-    pd_heap_free(machine->fresh_elements);
+    pd_heap_free(machine->estimates);
     pd_heap_free(machine->gradient);
+    pd_heap_free(machine->fresh_elements);
     pd_heap_free(machine->source_workers);
     pd_heap_free(machine->contributions);
     pd_heap_free(machine->sources);
@@ -341,10 +329,6 @@ void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order
         return;
     }
     pd_step_collect(machine);
-    if (order->kind == PD_ORDER_TAKE) {
-        enter(machine, PD_STEP_TAKE);
-        return;
-    }
     enter(machine, order->skip ? PD_STEP_DONE : PD_STEP_BUFFER);
     if (order->skip) {
         pd_gradient_norms_clear(&machine->norms);
@@ -400,7 +384,7 @@ static enum pd_step_want leave_norms_of_estimate(struct pd_step_machine *machine
 
 static enum pd_step_want leave_norms(struct pd_step_machine *machine)
 {
-    if (pd_step_is_estimate(machine->order)) {
+    if (is_estimate(machine->order)) {
         return leave_norms_of_estimate(machine);
     }
     pd_step_decide(machine);
@@ -459,7 +443,11 @@ static enum pd_step_want advance_once(struct pd_step_machine *machine)
         if (!pd_param_store_spare_free(machine->store)) {
             return PD_STEP_WANTS_BUFFER;
         }
-        enter_sum(machine);
+        if (machine->order->kind == PD_ORDER_TAKE) {
+            enter(machine, PD_STEP_TAKE);
+        } else {
+            enter_sum(machine);
+        }
         return PD_STEP_WANTS_WORK;
     case PD_STEP_SUM:
         return turn_sum(machine);
@@ -564,7 +552,7 @@ bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct 
                             uint32_t *worker_id, char *text, size_t text_bytes)
 {
     const struct pd_range *lane = &machine->store->lane;
-    const struct pd_taken *taken = &machine->taken[pd_step_is_estimate(order)];
+    const struct pd_taken *taken = &machine->taken[is_estimate(order)];
 
     if (taken->nonfinite &&
         !pd_gradient_norms_rests(&machine->norms, taken->block->tensor_index, &order->absent)) {
@@ -578,7 +566,7 @@ bool pd_step_find_nonfinite(const struct pd_step_machine *machine, const struct 
             continue;
         }
         const struct pd_contribution *contribution =
-            pd_roster_contribution(worker, pd_step_is_estimate(order));
+            pd_roster_contribution(worker, is_estimate(order));
         for (uint64_t index = 0; index < lane->block_count; index++) {
             const struct pd_block *block = &machine->plan->blocks[lane->block_begin + index];
             if (in_lane(machine, block) < contribution->spent) {

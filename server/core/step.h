@@ -9,7 +9,7 @@
  *                             `-> ESTIMATE: a hessian order ---------'
  *
  * With workers.staging_limit contributions may be added up before the step's order, each by a take
- * order of its own: IDLE -> TAKE -> DONE. SUM goes on from there.
+ * order of its own: IDLE -> BUFFER -> TAKE -> DONE. SUM goes on from there.
  *
  * A step may begin ahead of its order, while contributions still arrive: IDLE -> SUM on what an
  * order AHEAD says the step will be; blocks are taken as they are in from everybody. If the step's
@@ -24,7 +24,8 @@
  * NORMS and TENSOR_SUMS have no collective on a lone rank. UPDATE runs once for every pass of the
  * rule that some hyperparameters need, with TENSOR_SUMS between two when the first gives sums. A
  * non-finite sum anywhere goes from NORMS to DONE on every rank, and leaves parameters and state
- * alone. BUFFER waits until nobody is sent the spare buffer any more. */
+ * alone. BUFFER waits until nobody is sent the spare buffer any more: unless steps are fused, it is
+ * there that sums are, until the next parameters take their place. */
 #ifndef PD_SERVER_CORE_STEP_H
 #define PD_SERVER_CORE_STEP_H
 

@@ -48,8 +48,7 @@ struct pd_step_buckets {
 
 /* What has been added up, or used by a step ahead, of the step in collection before its order. */
 struct pd_taken {
-    float *sum;     /* lane elements; NULL without workers.staging_limit */
-    double samples; /* that weigh 1 in it; 0: nothing is in it */
+    double samples; /* that weigh 1 in its sum; 0: nothing is in it */
     bool nonfinite; /* the first element that is not finite: whose, and where */
     bool absent;    /* of a tensor for which its worker gave nothing, and the others may have */
     uint32_t worker_id;
@@ -92,7 +91,8 @@ struct pd_step_machine {
     struct pd_gradient_norms norms;
     struct pd_optimizer_state optimizer_state;
     struct pd_tensor_sums sums;
-    float *gradient; /* shard elements; fused: one block */
+    float *gradient;  /* fused: the sum of a block */
+    float *estimates; /* see lane_sums: lane elements, or NULL */
     /* Where steps that go ahead are written past the caches: the new parameters of this turn's
      * blocks once more, PD_STEP_TURN_ELEMENTS at most, in the type that those who are sent them
      * ask for, or else float32, and what they are; else NULL. */
@@ -118,6 +118,12 @@ static inline const struct pd_block *shard_block(const struct pd_step_machine *m
     return &machine->plan->blocks[machine->store->shard.block_begin + index];
 }
 
+/* Whether what is summed are estimates of the Hessian, not gradients. */
+static inline bool is_estimate(const struct pd_order *order)
+{
+    return order->kind == PD_ORDER_HESSIAN || (order->kind == PD_ORDER_TAKE && order->hessian);
+}
+
 /* Element of a block within the rank's lane. */
 static inline uint64_t in_lane(const struct pd_step_machine *machine, const struct pd_block *block)
 {
@@ -136,6 +142,17 @@ static inline bool is_narrow(const struct pd_step_machine *machine)
     return machine->lone != NULL && machine->sources[0].dtype != PD_DTYPE_FLOAT32;
 }
 
+/* Where what the order sums goes, by elements of the lane, unless steps are fused: where the next
+ * parameters go, as nothing else is there before they come. Estimates of the Hessian that are taken
+ * may have gradients beside them that are taken, too, so with workers.staging_limit they have a
+ * place of their own. */
+static inline float *lane_sums(const struct pd_step_machine *machine)
+{
+    return is_estimate(machine->order) && machine->estimates != NULL
+               ? machine->estimates
+               : pd_param_store_spare(machine->store);
+}
+
 /* Where the gradient of a block of the shard is, or goes; it is not narrow. */
 static inline float *block_gradient(const struct pd_step_machine *machine,
                                     const struct pd_block *block)
@@ -144,7 +161,7 @@ static inline float *block_gradient(const struct pd_step_machine *machine,
     if (machine->lone != NULL) {
         return pd_contribution_elements(machine->lone, in_lane(machine, block));
     }
-    return machine->fused ? machine->gradient : machine->gradient + in_shard(machine, block);
+    return machine->fused ? machine->gradient : lane_sums(machine) + in_lane(machine, block);
 }
 
 /* Whether the tensor has no part in this step. */
@@ -171,8 +188,6 @@ uint32_t pd_step_find_in_block(const struct pd_step_machine *machine,
 
 /* ---- step_sum ---- */
 
-/* Whether what is summed are estimates of the Hessian, not gradients. */
-bool pd_step_is_estimate(const struct pd_order *order);
 /* The contributor at `index` of the order if what is summed of it is here, else NULL. One that has
  * left is kept only where it has pushed something. */
 struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,

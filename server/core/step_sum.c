@@ -6,11 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-bool pd_step_is_estimate(const struct pd_order *order)
-{
-    return order->kind == PD_ORDER_HESSIAN || (order->kind == PD_ORDER_TAKE && order->hessian);
-}
-
 struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
                                       const struct pd_order *order, uint32_t index)
 {
@@ -19,8 +14,8 @@ struct pd_worker *pd_step_contributor(const struct pd_step_machine *machine,
     if (worker == NULL) {
         return NULL;
     }
-    bool here = pd_step_is_estimate(order) ? worker->has_hessian : worker->has_contribution;
-    bool taken = pd_roster_contribution(worker, pd_step_is_estimate(order))->taken;
+    bool here = is_estimate(order) ? worker->has_hessian : worker->has_contribution;
+    bool taken = pd_roster_contribution(worker, is_estimate(order))->taken;
     return here && !taken ? worker : NULL;
 }
 
@@ -87,7 +82,7 @@ void pd_step_collect(struct pd_step_machine *machine)
             continue;
         }
         struct pd_contribution *contribution =
-            pd_roster_contribution(worker, pd_step_is_estimate(machine->order));
+            pd_roster_contribution(worker, is_estimate(machine->order));
         unit = unit > 0.0 ? unit : machine->order->weights[i];
         machine->contributions[machine->source_count] = contribution;
         machine->source_workers[machine->source_count] = worker->id;
@@ -135,11 +130,11 @@ void pd_step_add_sources(struct pd_step_machine *machine, const struct pd_block 
 
 void pd_step_sum_block(struct pd_step_machine *machine, const struct pd_block *block, float *out)
 {
-    const struct pd_taken *taken = pd_step_taken(machine, machine->order);
-    bool first = !(taken->samples > 0.0);
+    const float *taken = lane_sums(machine) + in_lane(machine, block);
+    bool first = !(pd_step_taken(machine, machine->order)->samples > 0.0);
 
-    if (!first && out != taken->sum + in_lane(machine, block)) {
-        memcpy(out, taken->sum + in_lane(machine, block), block->element_count * sizeof *out);
+    if (!first && out != taken) {
+        memcpy(out, taken, block->element_count * sizeof *out);
     }
     pd_step_add_sources(machine, block, out, first, machine->scale);
 }
@@ -160,7 +155,7 @@ void pd_step_measure_block(struct pd_step_machine *machine, uint64_t index)
         return;
     }
     float *gradient = block_gradient(machine, block);
-    if (pd_step_is_estimate(machine->order)) {
+    if (is_estimate(machine->order)) {
         pd_reduce_norms(gradient, block->element_count, 2, parts);
         return;
     }

@@ -5,7 +5,7 @@
 
 struct pd_taken *pd_step_taken(struct pd_step_machine *machine, const struct pd_order *order)
 {
-    return &machine->taken[pd_step_is_estimate(order)];
+    return &machine->taken[is_estimate(order)];
 }
 
 void pd_step_note_nonfinite(struct pd_step_machine *machine, uint32_t source,
@@ -36,7 +36,7 @@ bool pd_step_turn_take(struct pd_step_machine *machine)
     while (machine->turn_elements < PD_STEP_TURN_ELEMENTS && machine->next_block < end) {
         const struct pd_block *block =
             &machine->plan->blocks[lane->block_begin + machine->next_block];
-        pd_step_add_sources(machine, block, taken->sum + in_lane(machine, block),
+        pd_step_add_sources(machine, block, lane_sums(machine) + in_lane(machine, block),
                             !(taken->samples > 0.0), 1.0f);
         pd_step_note_nonfinite(machine, 0, block,
                                pd_tensor_set_has(&machine->order->absent, block->tensor_index));

@@ -38,9 +38,8 @@ enum pd_status memory_allowed(const struct bench_options *options, uint64_t *byt
     state_bytes *= beside && pd_optimizer_state_allows_twice(config) ? 2 : 1;
     pd_config_destroy(config);
     uint64_t staged = pushers * lane * pd_dtype_bytes((enum pd_dtype)options->wire);
-    if (limited) {
-        staged = (staged < options->staging_limit ? staged : options->staging_limit) +
-                 (direct ? 1 : 2) * lane * sizeof(float);
+    if (limited && staged > options->staging_limit) {
+        staged = options->staging_limit;
     }
     *bytes = lane * 2 * sizeof(float) + shard * state_bytes + staged + REST_BYTES;
     return PD_OK;

@@ -146,6 +146,7 @@ START_TEST(worker_first_in_order_that_dies_lets_the_others_go_on)
     scenario->plan.workers[0].compute_us = 900000;
     scenario_start(scenario);
     scenario_run_to(scenario, 0, SIM_PHASE_COMPUTING, 4);
+    sim_worker_hang(&scenario->simulation.workers[0], 5000000);
     scenario_run_for(scenario, 60000);
     sim_worker_crash(&scenario->simulation.workers[0]);
     run_to_the_end(scenario);

@@ -523,9 +523,55 @@ START_TEST(state_is_kept_twice_only_where_steps_go_all_the_way)
         snprintf(text, sizeof text, "{block_size: 64, optimizer: {name: adamw}, %s}",
                  cases[i].text);
         size_t once = bytes_of_model("{block_size: 64, compute_ahead: 0}", elements);
-        size_t more = (2 * elements + block_elements - elements) * sizeof(float);
+        size_t more = (2 * elements + block_elements) * sizeof(float);
         ck_assert_uint_eq(bytes_of_model(text, elements), once + (cases[i].twice ? more : 0));
     }
+}
+END_TEST
+
+/* Where a step is not computed beside the old one: twice the parameters, and twice for AdamW's or
+ * LAMB's state. */
+START_TEST(what_is_summed_takes_no_memory_of_its_own)
+{
+    static const char *const texts[] = {
+        "{optimizer: {name: adamw}, clip: {norm: 1}}",
+        "{optimizer: {name: lamb}}",
+        "{optimizer: {name: adamw}, workers: {staging_limit: 100000000}}",
+    };
+    const uint64_t elements = 4 * 65536;
+    size_t once = bytes_of_model(texts[_i], elements);
+    size_t twice = bytes_of_model(texts[_i], 2 * elements);
+
+    ck_assert_uint_ge(twice - once, 4 * elements * sizeof(float));
+    ck_assert_uint_lt(twice - once, 4 * elements * sizeof(float) + elements);
+}
+END_TEST
+
+START_TEST(nothing_is_taken_while_the_version_before_is_still_read)
+{
+    struct pd_order *order = pd_heap_zalloc(1, sizeof *order);
+    struct step_job job;
+
+    step_job_init(&job, "{aggregation: direct, workers: {staging_limit: 1000000}}", 1);
+    struct step_rank *rank = &job.ranks[0];
+    float *spare = pd_param_store_spare(&rank->store);
+    order->kind = PD_ORDER_TAKE;
+    order->contributor_count = 1;
+    order->weights[0] = 1;
+    step_job_announce(&job, rank, 0, false);
+    step_job_end_pushes(&job, rank, 0, false);
+    spare[0] = 123.0f;
+    rank->store.buffers[1].users = 1;
+    pd_step_begin(rank->step, order);
+    ck_assert_int_eq(pd_step_advance(rank->step), PD_STEP_WANTS_BUFFER);
+    ck_assert_int_eq(pd_step_state(rank->step), PD_STEP_BUFFER);
+    ck_assert_float_eq(spare[0], 123.0f);
+    rank->store.buffers[1].users = 0;
+    ck_assert_int_eq(pd_step_advance(rank->step), PD_STEP_WANTS_NOTHING);
+    ck_assert_float_ne(spare[0], 123.0f);
+    (void)pd_step_finish(rank->step);
+    pd_heap_free(order);
+    step_job_finish(&job);
 }
 END_TEST
 
@@ -587,6 +633,8 @@ int main(void)
     tcase_add_loop_test(tests, nothing_else_is_fresh, 0, 5);
     tcase_add_test(tests, a_step_is_not_begun_ahead_where_the_version_before_is_still_read);
     tcase_add_test(tests, state_is_kept_twice_only_where_steps_go_all_the_way);
+    tcase_add_loop_test(tests, what_is_summed_takes_no_memory_of_its_own, 0, 3);
+    tcase_add_test(tests, nothing_is_taken_while_the_version_before_is_still_read);
     tcase_add_loop_test(tests, ranks_gather_sums_only_for_hyperparameters_that_need_them, 0, 10);
     suite_add_tcase(suite, tests);
 

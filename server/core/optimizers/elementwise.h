@@ -13,10 +13,10 @@
  *
  * which takes the state from the block's `state` to its `state_next`, and leaves the gradient as it
  * is, unless the next parameters go there. A streamed block is written past the caches, a whole
- * cache line at a time, where nothing is that it reads: so that need not be read before, which saves
- * a third of what a step moves. What it reads is asked for ahead. Sums of squares and a fresh copy
- * of the parameters, where they are wanted, cost nothing by the way, nor do a gradient or a copy in
- * 16 bits: the loop waits for memory or, in cache, for divisions. */
+ * cache line at a time, where nothing is that it reads: so that need not be read before, which
+ * saves a third of what a step moves. What it reads is asked for ahead. Sums of squares and a fresh
+ * copy of the parameters, where they are wanted, cost nothing by the way, nor do a gradient or a
+ * copy in 16 bits: the loop waits for memory or, in cache, for divisions. */
 #ifndef PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 #define PD_SERVER_CORE_OPTIMIZERS_ELEMENTWISE_H
 
