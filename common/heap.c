@@ -13,6 +13,8 @@
 /* From the size of one huge page on an array has pages of its own. */
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 #define MAP_BYTES_MIN HUGE_PAGE_BYTES
+/* What mappings are multiples of: of every machine's pages. */
+#define PAGE_BYTES ((size_t)64 << 10)
 
 /* Stands in the cache line before each block. */
 struct prelude {
@@ -48,32 +50,33 @@ static struct prelude *prelude_of(void *memory)
     return prelude;
 }
 
-/* What a large array takes: whole huge pages. */
+/* What a large array takes: a page for its prelude, then whole pages. */
 static size_t mapped_bytes(size_t bytes)
 {
-    return (bytes + HUGE_PAGE_BYTES - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    return PAGE_BYTES + (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
 }
 
-/* Pages the kernel gives when they are first touched, in huge pieces where it can, so they begin
- * where one may: no single call pays for all of a large array, and one that is never used costs
- * nothing. */
-static void *map_pages(size_t whole_bytes)
+/* Pages the kernel gives when they are first touched, in huge pieces where it can, so the array
+ * begins where one may, and no huge one is touched for its prelude or its last bytes: no single
+ * call pays for all of a large array, and one that is never used costs nothing. Returns where the
+ * array begins, a page behind what is mapped. */
+static char *map_pages(size_t array_bytes)
 {
-    size_t bytes = mapped_bytes(whole_bytes);
+    size_t bytes = mapped_bytes(array_bytes);
     char *base = mmap(NULL, bytes + HUGE_PAGE_BYTES, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
         return NULL;
     }
-    size_t before = (HUGE_PAGE_BYTES - (uintptr_t)base % HUGE_PAGE_BYTES) % HUGE_PAGE_BYTES;
+    size_t before =
+        (HUGE_PAGE_BYTES - ((uintptr_t)base + PAGE_BYTES) % HUGE_PAGE_BYTES) % HUGE_PAGE_BYTES;
     if (before > 0) {
         (void)munmap(base, before);
     }
     (void)munmap(base + before + bytes, HUGE_PAGE_BYTES - before);
-    base += before;
     /* Advice only: without huge pages the memory works as well, more slowly. */
-    (void)madvise(base, bytes, MADV_HUGEPAGE);
-    return base;
+    (void)madvise(base + before, bytes, MADV_HUGEPAGE);
+    return base + before + PAGE_BYTES;
 }
 
 /* Memory for `bytes` bytes; from MAP_BYTES_MIN on it is zero. */
@@ -83,24 +86,24 @@ static void *allocate(size_t bytes)
         return NULL;
     }
 
-    size_t whole_bytes = bytes + ALIGNMENT_BYTES;
+    char *memory = NULL;
     void *base = NULL;
     if (bytes >= MAP_BYTES_MIN) {
-        base = map_pages(whole_bytes);
-    } else if (posix_memalign(&base, ALIGNMENT_BYTES, whole_bytes) != 0) {
-        base = NULL;
+        memory = map_pages(bytes);
+    } else if (posix_memalign(&base, ALIGNMENT_BYTES, ALIGNMENT_BYTES + bytes) == 0) {
+        memory = (char *)base + ALIGNMENT_BYTES;
     }
-    if (base == NULL) {
+    if (memory == NULL) {
         return NULL;
     }
 
-    struct prelude *prelude = base;
+    struct prelude *prelude = (struct prelude *)(memory - ALIGNMENT_BYTES);
     prelude->bytes = bytes;
     prelude->seal = SEAL_LIVE;
     atomic_fetch_add_explicit(&blocks_live, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&bytes_live, bytes, memory_order_relaxed);
     atomic_fetch_add_explicit(&allocations, 1, memory_order_relaxed);
-    return (char *)base + ALIGNMENT_BYTES;
+    return memory;
 }
 
 void *pd_heap_zalloc(size_t count, size_t item_bytes)
@@ -151,7 +154,7 @@ void pd_heap_free(void *memory)
     atomic_fetch_sub_explicit(&blocks_live, 1, memory_order_relaxed);
     atomic_fetch_sub_explicit(&bytes_live, prelude->bytes, memory_order_relaxed);
     if (prelude->bytes >= MAP_BYTES_MIN) {
-        (void)munmap(prelude, mapped_bytes(prelude->bytes + ALIGNMENT_BYTES));
+        (void)munmap((char *)memory - PAGE_BYTES, mapped_bytes(prelude->bytes));
     } else {
         free(prelude);
     }

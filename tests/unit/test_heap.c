@@ -3,8 +3,10 @@
 
 #include <check.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define LARGE_BYTES ((size_t)5 << 20)
 
@@ -25,6 +27,31 @@ START_TEST(zalloc_gives_aligned_zeroes)
             ck_abort_msg("byte %zu is not zero", i);
         }
     }
+    pd_heap_free(memory);
+}
+END_TEST
+
+static size_t resident_bytes(void)
+{
+    unsigned long all = 0;
+    unsigned long resident = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+
+    ck_assert_ptr_nonnull(file);
+    ck_assert_int_eq(fscanf(file, "%lu %lu", &all, &resident), 2);
+    ck_assert_int_eq(fclose(file), 0);
+    return resident * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Two huge pages full, which must not cost a third. */
+START_TEST(a_large_array_takes_the_pages_it_fills_and_one_more)
+{
+    const size_t bytes = (size_t)4 << 20;
+    size_t before = resident_bytes();
+    unsigned char *memory = pd_heap_zalloc(bytes, 1);
+
+    memset(memory, 1, bytes);
+    ck_assert_uint_lt(resident_bytes() - before, bytes + bytes / 4);
     pd_heap_free(memory);
 }
 END_TEST
@@ -102,6 +129,7 @@ int main(void)
     tcase_set_timeout(cases, 60);
     tcase_add_loop_test(cases, zalloc_gives_aligned_zeroes, 0,
                         (int)(sizeof sizes / sizeof sizes[0]));
+    tcase_add_test(cases, a_large_array_takes_the_pages_it_fills_and_one_more);
     tcase_add_test(cases, zalloc_refuses_a_product_that_overflows);
     tcase_add_test(cases, realloc_keeps_the_bytes_it_has_room_for);
     tcase_add_test(cases, a_failed_realloc_leaves_the_old_memory);
