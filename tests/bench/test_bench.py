@@ -113,6 +113,14 @@ class Roundtrip(unittest.TestCase):
         self.assertEqual(allowed["float32"] - allowed["bfloat16"], 10_000_000 * 2)
         self.assertEqual(allowed["bfloat16"], allowed["float16"])
 
+    def test_sums_of_a_large_model_fit_its_allowance(self):
+        for settings in (("--wire", "bfloat16", "--clip", "1"), ("--wire", "bfloat16", "--optimizer", "lamb"),
+                         ("--aggregation", "allreduce", "--workers", "2"),
+                         ("--staging-limit", "40M", "--workers", "2")):
+            with self.subTest(settings=settings):
+                # A sum of the shard is more than what is left for the rest.
+                self.check_memory(measured("roundtrip", "--params", "20M", "--iters", "3", "--limit", "none", *settings))
+
     def test_without_a_limit_there_is_no_ratio(self):
         result = measured("roundtrip", "--shards", "1", "--limit", "none", *SMALL)
         self.assertNotIn("ratio", result)
