@@ -476,11 +476,12 @@ void pd_connection_cut(struct pd_connection *connection)
     end(connection, PD_ECONNECTION, "closed by this rank");
 }
 
-/* A socket that is not read does not tell of its end. What is unread goes with it: nothing of a
- * payload counts before it is whole. */
-static void look_for_end(struct pd_connection *connection)
+/* A socket does not tell of its end before it is read. With POLLRDHUP look for any, with 0 for one
+ * by which the peer has thrown away what it sent. What is unread goes with it: nothing of a payload
+ * counts before it is whole. */
+static void look_for_end(struct pd_connection *connection, short events)
 {
-    struct pollfd look = {.fd = connection->fd, .events = POLLRDHUP};
+    struct pollfd look = {.fd = connection->fd, .events = events};
     int fault = 0;
     socklen_t fault_bytes = sizeof fault;
 
@@ -497,7 +498,7 @@ void pd_connection_tick(struct pd_connection *connection, uint64_t now_ms)
     if (drops_input(connection) && now_ms >= connection->deadline_ms) {
         end(connection, PD_ETIMEOUT, "the peer does not read");
     } else if (connection->state == STATE_OPEN && pd_frame_reader_waits(connection->reader)) {
-        look_for_end(connection);
+        look_for_end(connection, POLLRDHUP);
     }
 }
 
@@ -523,6 +524,10 @@ static void feed_input(struct pd_connection *connection)
             event.has_checksum = pd_frame_reader_has_checksum(connection->reader);
             break;
         case PD_FRAME_PAYLOAD:
+            if (!pd_frame_reader_has_checksum(connection->reader)) {
+                /* Its bytes may have been read where the peer had them, after it gave up. */
+                look_for_end(connection, 0);
+            }
             event.kind = PD_EVENT_PAYLOAD;
             event.checksum_ok = pd_frame_reader_checksum_ok(connection->reader);
             break;
@@ -533,7 +538,9 @@ static void feed_input(struct pd_connection *connection)
             event.error = &connection->error;
             break;
         }
-        pd_loop_emit(connection->loop, &event);
+        if (connection->state != STATE_CLOSING) {
+            pd_loop_emit(connection->loop, &event);
+        }
     }
 }
 

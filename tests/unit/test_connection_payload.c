@@ -7,6 +7,7 @@
 
 #include <check.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -204,6 +205,63 @@ START_TEST(a_payload_goes_on_though_what_came_fills_one_place_after_the_other)
 }
 END_TEST
 
+/* ---- Given up ---- */
+
+static sem_t given_up;
+
+/* The payload is read once its peer has given it up. */
+static void react_late(struct pd_engine *engine, const struct pd_event *event,
+                       struct pd_actions *actions)
+{
+    (void)engine;
+    if (event->kind == PD_EVENT_MESSAGE) {
+        ck_assert_int_eq(sem_wait(&given_up), 0);
+        pd_actions_place(actions, event->connection, parts, sizeof parts);
+    }
+    scripted_exit_when_closed(event, actions);
+}
+
+static void converse_give_up(struct scripted_rank *rank, bool summed)
+{
+    const uint8_t payload[PARTS_BYTES] = {0};
+    struct peer *peer = peer_connect(rank->address);
+    if (summed) {
+        peer_send_summed(peer, &push_message, payload, sizeof payload, 0);
+    } else {
+        peer_send(peer, &push_message, payload, sizeof payload);
+    }
+    peer_reset(peer);
+    ck_assert_int_eq(sem_post(&given_up), 0);
+}
+
+static void converse_give_up_summed(struct scripted_rank *rank)
+{
+    converse_give_up(rank, true);
+}
+
+static void converse_give_up_unsummed(struct scripted_rank *rank)
+{
+    converse_give_up(rank, false);
+}
+
+/* Without a checksum nobody knows whether they are still the bytes that were sent. */
+START_TEST(a_payload_that_was_given_up_before_it_was_read_counts_only_with_its_checksum)
+{
+    struct scripted_rank rank;
+    bool summed = _i == 1;
+    ck_assert_int_eq(sem_init(&given_up, 0, 0), 0);
+    scripted_rank_init(&rank, react_late);
+
+    ck_assert_int_eq(
+        scripted_rank_run(&rank, summed ? converse_give_up_summed : converse_give_up_unsummed), 7);
+
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_MESSAGE], 1);
+    ck_assert_uint_eq(rank.engine.counts[PD_EVENT_PAYLOAD], summed);
+    ck_assert_str_eq(rank.engine.closed_error.message, "connection reset by peer");
+    sem_destroy(&given_up);
+}
+END_TEST
+
 /* ---- Several types of one array ---- */
 
 enum { PULLED_COUNT = 4 * 1000 * 1000 + 1, PULL_COUNT = 5 };
@@ -397,6 +455,8 @@ int main(void)
     TCase *tcase = tcase_create("connection_payload");
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, a_payload_goes_on_though_what_came_fills_one_place_after_the_other);
+    tcase_add_loop_test(
+        tcase, a_payload_that_was_given_up_before_it_was_read_counts_only_with_its_checksum, 0, 2);
     tcase_add_test(tcase, a_payload_arrives_and_leaves_whole_and_is_sent_once);
     tcase_add_loop_test(tcase, what_several_get_alike_has_the_right_sum_for_each, 0, 2);
     tcase_add_test(tcase, slow_readers_of_every_type_get_the_same_elements);
