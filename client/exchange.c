@@ -32,6 +32,7 @@ void pd_exchange_init(struct pd_exchange *exchange, uint64_t look_ns_max)
 static void connection_destroy(struct pd_connection *connection)
 {
     pd_socket_close(connection->socket);
+    pd_zero_copy_finish(&connection->zero_copy);
     pd_sender_finish(&connection->sender);
     pd_receiver_finish(&connection->receiver);
     pd_heap_free(connection);
@@ -136,6 +137,7 @@ static void close_connection(struct pd_connection *connection)
     pd_socket_abort(connection->socket);
     connection->socket = -1;
     connection->state = PD_CONNECTION_CLOSED;
+    pd_zero_copy_reset(&connection->zero_copy);
     pd_sender_reset(&connection->sender);
     pd_receiver_reset(&connection->receiver);
 }
@@ -407,7 +409,12 @@ static void send_once(struct pd_connection *connection, uint64_t now_ms)
     if (piece_count == 0) {
         return;
     }
-    if (pd_socket_send(connection->socket, pieces, piece_count, &byte_count, &fault) != PD_OK) {
+    enum pd_status status =
+        pd_sender_lends(&connection->sender)
+            ? pd_zero_copy_send(&connection->zero_copy, connection->socket, pieces, piece_count,
+                                &byte_count, &fault)
+            : pd_socket_send(connection->socket, pieces, piece_count, &byte_count, &fault);
+    if (status != PD_OK) {
         /* What the rank said before it closed may still be there to read; the end comes after it.
          */
         connection->fault = fault;

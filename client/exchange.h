@@ -18,6 +18,7 @@
 #include "client/busy_poll.h"
 #include "client/request.h"
 #include "client/stream.h"
+#include "client/zero_copy.h"
 
 /* Of this library alone; equal to PARAMD_EINTERRUPTED. */
 #define PD_STATUS_INTERRUPTED ((enum pd_status)100)
@@ -39,6 +40,7 @@ struct pd_connection {
     uint32_t rank;
     char address[PD_ADDRESS_BYTES_MAX + 1];
     int socket;
+    struct pd_zero_copy zero_copy; /* of the socket */
     struct pd_sender sender;
     struct pd_receiver receiver;
     struct pd_request *request; /* NULL: no part in the call */

@@ -16,6 +16,9 @@
 #define PD_STREAM_SUMMED_AFTER_BYTES_MIN (128u * 1024u)
 #define PD_STREAM_SUMMED_BEFORE_BYTES (16u * 1024u)
 
+/* A payload of so many bytes is worth calls of its own. */
+#define PD_STREAM_LENT_BYTES_MIN (128u * 1024u)
+
 static uint64_t load_u64(const uint8_t bytes[8])
 {
     uint64_t value = 0;
@@ -65,6 +68,22 @@ bool pd_sender_blocked(const struct pd_sender *sender)
     }
     ready_bytes = pd_payload_ready_bytes(payload);
     return sender->position >= sender->head_bytes + ready_bytes;
+}
+
+/* Whether the payload is handed out by itself. A sum needs to read it, and finds it in the cache if
+ * it was copied just now; then a copy costs no more. */
+static bool lends_payload(const struct pd_sender *sender)
+{
+    const struct pd_payload *payload = &sender->payload;
+
+    return !sender->summed && pd_payload_direct(payload) &&
+           payload->byte_count >= PD_STREAM_LENT_BYTES_MIN;
+}
+
+bool pd_sender_lends(const struct pd_sender *sender)
+{
+    return lends_payload(sender) && sender->position >= sender->head_bytes &&
+           !pd_sender_idle(sender);
 }
 
 void pd_sender_reset(struct pd_sender *sender)
@@ -255,6 +274,9 @@ size_t pd_sender_gather(struct pd_sender *sender, struct iovec pieces[PD_STREAM_
         pieces[0].iov_len = (size_t)(sender->head_bytes - position);
         piece_count = 1;
         position = sender->head_bytes;
+        if (lends_payload(sender)) {
+            return piece_count;
+        }
     }
     if (position < payload_end) {
         piece_count = gather_payload(sender, &position, piece_count, pieces);

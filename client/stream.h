@@ -51,6 +51,9 @@ bool pd_sender_idle(const struct pd_sender *sender);
 /* Whether it has nothing to send before more of the payload is ready. */
 bool pd_sender_blocked(const struct pd_sender *sender);
 
+/* Whether the next bytes lie in the caller's arrays, and need not be copied to be sent. */
+bool pd_sender_lends(const struct pd_sender *sender);
+
 /* The next bytes to send, in at most PD_STREAM_PIECE_COUNT_MAX pieces; returns how many. */
 size_t pd_sender_gather(struct pd_sender *sender, struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX]);
 void pd_sender_sent(struct pd_sender *sender, size_t byte_count);

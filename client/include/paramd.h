@@ -84,7 +84,8 @@ struct paramd_options {
     int observer;       /* non-zero: do not join; only paramd_admin and paramd_report_metric work */
     int push_dtype;     /* enum paramd_dtype of gradients on the wire; default PARAMD_FLOAT32 */
     int pull_dtype;     /* of parameters on the wire; default PARAMD_FLOAT32 */
-    int checksum;       /* sum payloads at both ends; default 1 */
+    int checksum;       /* sum payloads at both ends; default 1. With 0 large gradients in float32
+                           are sent from where they are, without a copy, if the kernel can */
     int64_t timeout_ms; /* deadline of each call; -1: none; default 60,000 */
     int64_t connect_timeout_ms; /* how long paramd_connect tries an address that nobody answers at;
                                    0: each of its addresses once; default 10,000 */

@@ -23,6 +23,7 @@ static struct pd_sender sender;
 static struct pd_receiver receiver;
 static struct pd_error error;
 static uint64_t random_state;
+static bool lent;     /* whether any of what was sent could be */
 static bool streamed; /* whether what is received is written past the caches */
 
 static uint32_t random_below(uint32_t limit)
@@ -78,6 +79,23 @@ static size_t copy_out(const struct iovec *pieces, size_t piece_count, size_t li
     return taken;
 }
 
+/* Whether all of these pieces lie in the sources. */
+static bool in_sources(const struct iovec *pieces, size_t piece_count)
+{
+    for (size_t i = 0; i < piece_count; i++) {
+        const char *begin = pieces[i].iov_base;
+        uint32_t t = 0;
+        while (t < TENSOR_COUNT && (begin < (const char *)sources[t] ||
+                                    begin >= (const char *)(sources[t] + lengths[t]))) {
+            t++;
+        }
+        if (t == TENSOR_COUNT) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Send a push of the given range into `wire`, in portions of at most `portion` bytes. */
 static void send_push(uint64_t begin, uint64_t count, enum pd_dtype dtype, bool checksum,
                       uint32_t portion)
@@ -94,6 +112,8 @@ static void send_push(uint64_t begin, uint64_t count, enum pd_dtype dtype, bool 
         size_t piece_count = pd_sender_gather(&sender, pieces);
         size_t offered = 0;
         ck_assert_uint_gt(piece_count, 0);
+        ck_assert(!pd_sender_lends(&sender) || in_sources(pieces, piece_count));
+        lent = lent || pd_sender_lends(&sender);
         for (size_t i = 0; i < piece_count; i++) {
             offered += pieces[i].iov_len;
         }
@@ -182,6 +202,29 @@ START_TEST(a_range_arrives_whole_in_every_type_and_nothing_beside_it_changes)
     send_push(range[0], count, dtype, _i / 45 % 2 == 1, portion);
     ck_assert_uint_eq(receive_all(portion, true), 1);
     check_targets(range[0], count);
+}
+END_TEST
+
+START_TEST(a_long_payload_is_lent_if_nobody_has_to_read_it_first)
+{
+    static const struct {
+        uint64_t count;
+        enum pd_dtype dtype;
+        bool checksum;
+        bool lent;
+    } cases[] = {
+        {140000, PD_DTYPE_FLOAT32, false, true},
+        {140000, PD_DTYPE_FLOAT32, true, false},
+        {140000, PD_DTYPE_BFLOAT16, false, false},
+        {20000, PD_DTYPE_FLOAT32, false, false},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        lent = false;
+        wire_bytes = 0;
+        send_push(3, cases[i].count, cases[i].dtype, cases[i].checksum, 100000);
+        ck_assert_int_eq(lent, cases[i].lent);
+    }
 }
 END_TEST
 
@@ -345,6 +388,7 @@ int main(void)
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_loop_test(tests, a_range_arrives_whole_in_every_type_and_nothing_beside_it_changes, 0,
                         180);
+    tcase_add_test(tests, a_long_payload_is_lent_if_nobody_has_to_read_it_first);
     tcase_add_test(tests, a_pull_of_a_million_elements_is_written_past_the_caches);
     tcase_add_loop_test(
         tests, a_gate_lets_through_what_is_ready_and_the_last_element_only_at_the_end, 0, 3);
