@@ -419,6 +419,7 @@ static void send_once(struct pd_connection *connection, uint64_t now_ms)
          */
         connection->fault = fault;
         pd_socket_shut(connection->socket);
+        pd_zero_copy_reset(&connection->zero_copy);
         pd_sender_reset(&connection->sender);
         return;
     }
@@ -602,10 +603,11 @@ static int poll_for_answers(struct pd_busy_poll *busy_poll, struct pollfd *polle
                             int bound_ms)
 {
     uint64_t begin_ns = pd_clock_ns();
+    uint64_t bound_ns = bound_ms < 0 ? UINT64_MAX : (uint64_t)bound_ms * 1000000;
     uint64_t took_ns = 0;
     int ready = 0;
 
-    while (ready == 0 && took_ns < busy_poll->look_ns) {
+    while (ready == 0 && took_ns < busy_poll->look_ns && took_ns < bound_ns) {
         ready = poll(polled, count, 0);
         if (ready == 0) {
             (void)sched_yield();
@@ -613,7 +615,8 @@ static int poll_for_answers(struct pd_busy_poll *busy_poll, struct pollfd *polle
         took_ns = pd_clock_ns() - begin_ns;
     }
     if (ready == 0) {
-        ready = poll(polled, count, bound_ms);
+        uint64_t left_ns = took_ns < bound_ns ? bound_ns - took_ns : 0;
+        ready = poll(polled, count, bound_ms < 0 ? -1 : (int)(left_ns / 1000000));
         took_ns = pd_clock_ns() - begin_ns;
     }
     pd_busy_poll_waited(busy_poll, took_ns);
@@ -760,10 +763,11 @@ enum pd_status pd_exchange_run(struct pd_exchange *exchange, const struct pd_cal
     for (uint32_t i = 0; i < exchange->connection_count; i++) {
         struct pd_connection *connection = exchange->connections[i];
         bool unfinished = pending(connection) && connection->request->state != PD_REQUEST_ASKING;
-        if (connection->request != NULL && !pd_sender_idle(&connection->sender)) {
-            unfinished = true;
-        }
-        if (status != PD_OK && (unfinished || connection->state < PD_CONNECTION_READY)) {
+        /* A rank answers what it has already by its header: then the rest of the arrays, which are
+         * the caller's again, is on its way though all is well. */
+        bool sending = connection->request != NULL && !pd_sender_idle(&connection->sender);
+        if (sending ||
+            (status != PD_OK && (unfinished || connection->state < PD_CONNECTION_READY))) {
             close_connection(connection);
         }
         connection->request = NULL;

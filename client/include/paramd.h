@@ -84,8 +84,9 @@ struct paramd_options {
     int observer;       /* non-zero: do not join; only paramd_admin and paramd_report_metric work */
     int push_dtype;     /* enum paramd_dtype of gradients on the wire; default PARAMD_FLOAT32 */
     int pull_dtype;     /* of parameters on the wire; default PARAMD_FLOAT32 */
-    int checksum;       /* sum payloads at both ends; default 1. With 0 large gradients in float32
-                           are sent from where they are, without a copy, if the kernel can */
+    int checksum;       /* sum payloads at both ends; default 1. With 0 large arrays of float32
+                           go to a rank on the same host without a copy. A relay on this host, such
+                           as `ssh -L`, may then read what is written to them after a call failed */
     int64_t timeout_ms; /* deadline of each call; -1: none; default 60,000 */
     int64_t connect_timeout_ms; /* how long paramd_connect tries an address that nobody answers at;
                                    0: each of its addresses once; default 10,000 */
@@ -95,7 +96,7 @@ struct paramd_options {
      * come in time: with longer steps less than one wait in a thousand looks. Steps that
      * paramd_step_begin began, and large models, never do. */
     int busy_poll_us;
-    /* Called about ten times a second while a call waits, and when a signal arrives in it; non-zero
+    /* Called about ten times a second while a call waits, and when a signal wakes it; non-zero
      * ends the call with PARAMD_EINTERRUPTED. NULL: never. Must not call the library. */
     int (*interrupted)(void *context);
     void *interrupted_context;
