@@ -195,9 +195,35 @@ void pd_socket_close(int fd)
     }
 }
 
+/* A process that was forked may hold it open: its end is told all the same. */
 void pd_socket_abort(int fd)
 {
+    const struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+
     if (fd >= 0) {
+        (void)connect(fd, &nobody, sizeof nobody);
         close(fd);
     }
+}
+
+/* Whether two addresses of one family are the same but for the port. */
+static bool is_same_host(const struct sockaddr_storage *one, const struct sockaddr_storage *other)
+{
+    if (one->ss_family == AF_INET) {
+        return ((const struct sockaddr_in *)one)->sin_addr.s_addr ==
+               ((const struct sockaddr_in *)other)->sin_addr.s_addr;
+    }
+    return memcmp(&((const struct sockaddr_in6 *)one)->sin6_addr,
+                  &((const struct sockaddr_in6 *)other)->sin6_addr, sizeof(struct in6_addr)) == 0;
+}
+
+bool pd_socket_is_local(int fd)
+{
+    struct sockaddr_storage near;
+    struct sockaddr_storage far;
+    socklen_t near_bytes = sizeof near;
+    socklen_t far_bytes = sizeof far;
+
+    return getsockname(fd, (struct sockaddr *)&near, &near_bytes) == 0 &&
+           getpeername(fd, (struct sockaddr *)&far, &far_bytes) == 0 && is_same_host(&near, &far);
 }

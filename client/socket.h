@@ -38,6 +38,9 @@ PD_MUST_CHECK
 enum pd_status pd_socket_receive(int socket, struct iovec *pieces, size_t piece_count,
                                  size_t *byte_count, struct pd_error *error);
 
+/* Whether the peer of a connected socket has the same address, and is so on this host. */
+bool pd_socket_is_local(int fd);
+
 /* Send no more; what the peer has said can still be received, and its end. */
 void pd_socket_shut(int fd);
 

@@ -14,6 +14,8 @@
 /* A page takes its place in the pipe and in the socket however little of it is sent: pieces that
  * are smaller on average are copied. */
 #define PIECE_BYTES_MIN (16u * 1024u)
+/* A user who has many pipes gets smaller ones, for which it does not pay. */
+#define PIPE_BYTES_MIN (64 * 1024)
 
 void pd_zero_copy_finish(struct pd_zero_copy *zero_copy)
 {
@@ -37,17 +39,17 @@ static void refuse(struct pd_zero_copy *zero_copy)
     zero_copy->refused = true;
 }
 
-/* Whether there is a pipe, of the usual size if it may not have that of a read. */
-static bool has_pipe(struct pd_zero_copy *zero_copy)
+static void open_pipe(struct pd_zero_copy *zero_copy, int socket)
 {
-    if (!zero_copy->open && !zero_copy->refused) {
-        zero_copy->open = pipe2(zero_copy->pipe, O_NONBLOCK | O_CLOEXEC) == 0;
-        zero_copy->refused = !zero_copy->open;
-        if (zero_copy->open) {
-            (void)fcntl(zero_copy->pipe[1], F_SETPIPE_SZ, (int)PD_READ_BYTES_MAX);
-        }
+    /* To another host pages may be on their way for longer than the socket knows. */
+    zero_copy->open =
+        pd_socket_is_local(socket) && pipe2(zero_copy->pipe, O_NONBLOCK | O_CLOEXEC) == 0;
+    if (zero_copy->open) {
+        (void)fcntl(zero_copy->pipe[1], F_SETPIPE_SZ, (int)PD_READ_BYTES_MAX);
     }
-    return zero_copy->open;
+    if (!zero_copy->open || fcntl(zero_copy->pipe[1], F_GETPIPE_SZ) < PIPE_BYTES_MIN) {
+        refuse(zero_copy);
+    }
 }
 
 static bool pays(const struct iovec *pieces, size_t piece_count)
@@ -108,7 +110,7 @@ static int send_pages(struct pd_zero_copy *zero_copy, int socket, struct iovec *
         if (sent < 0 && errno == EINTR) {
             continue;
         }
-        if (sent < 0 && errno == EINVAL) {
+        if (sent < 0 && (errno == EINVAL || errno == EPERM || errno == ENOSYS)) {
             refuse(zero_copy);
             return 0;
         }
@@ -121,26 +123,41 @@ static int send_pages(struct pd_zero_copy *zero_copy, int socket, struct iovec *
     return 0;
 }
 
-enum pd_status pd_zero_copy_send(struct pd_zero_copy *zero_copy, int socket, struct iovec *pieces,
-                                 size_t piece_count, size_t *byte_count, struct pd_error *error)
+/* As send_pages. splice knows no MSG_NOSIGNAL, and what the program does with SIGPIPE is its own.
+ */
+static int send_pages_without_signal(struct pd_zero_copy *zero_copy, int socket,
+                                     struct iovec *pieces, size_t piece_count, size_t *byte_count)
 {
     static const struct timespec at_once = {0};
     sigset_t broken_pipe;
-    sigset_t before;
+    sigset_t blocked;
+    sigset_t pending;
 
-    if ((zero_copy->held == 0 && !pays(pieces, piece_count)) || !has_pipe(zero_copy)) {
-        return pd_socket_send(socket, pieces, piece_count, byte_count, error);
-    }
-    /* splice knows no MSG_NOSIGNAL, and the program's handlers are its own. */
     sigemptyset(&broken_pipe);
     sigaddset(&broken_pipe, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &broken_pipe, &before);
-    *byte_count = 0;
+    pthread_sigmask(SIG_BLOCK, &broken_pipe, &blocked);
+    sigpending(&pending);
     int fault = send_pages(zero_copy, socket, pieces, piece_count, byte_count);
-    if (fault == EPIPE && sigismember(&before, SIGPIPE) == 0) {
+    if (fault == EPIPE && sigismember(&pending, SIGPIPE) == 0) {
         (void)sigtimedwait(&broken_pipe, NULL, &at_once);
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_sigmask(SIG_SETMASK, &blocked, NULL);
+    return fault;
+}
+
+enum pd_status pd_zero_copy_send(struct pd_zero_copy *zero_copy, int socket, struct iovec *pieces,
+                                 size_t piece_count, size_t *byte_count, struct pd_error *error)
+{
+    bool lends = zero_copy->held > 0 || pays(pieces, piece_count);
+
+    if (lends && !zero_copy->open && !zero_copy->refused) {
+        open_pipe(zero_copy, socket);
+    }
+    if (!lends || zero_copy->refused) {
+        return pd_socket_send(socket, pieces, piece_count, byte_count, error);
+    }
+    *byte_count = 0;
+    int fault = send_pages_without_signal(zero_copy, socket, pieces, piece_count, byte_count);
     if (fault != 0) {
         return pd_error_set(error, PD_ECONNECTION, "connection lost while sending: %s",
                             strerror(fault));

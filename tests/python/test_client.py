@@ -154,6 +154,27 @@ def peak_of_memory():
     return peak
 
 
+@pytest.mark.parametrize("checksum", [True, False])
+def test_long_gradients_change_after_each_step_and_not_before(start, together, checksum):
+    address = start({**SGD, "workers": {"expected": 2}}, 2).address
+    count = 1_500_000
+
+    def work(name, sign):
+        gradient = np.empty(count, np.float32)
+        values = {"long": np.zeros(count, np.float32)}
+        with paramd.Client(address, name=name, checksum=checksum) as client:
+            client.register(values, out=values)
+            for step in range(5):
+                gradient[:] = np.arange(count) % 1021 * sign + step
+                client.step({"long": gradient}, samples=1, out=values)
+                gradient[:] = np.nan
+        return values["long"]
+
+    # The workers' ramps cancel out; what is left is the sum of the steps' numbers.
+    for parameters in together(lambda: work("a", 1), lambda: work("b", -1)):
+        np.testing.assert_array_equal(parameters, np.full(count, -0.5 * (0 + 1 + 2 + 3 + 4), np.float32))
+
+
 def test_float32_arrays_are_not_copied(start):
     big = np.zeros(16_000_000, np.float32)
     with paramd.Client(start(SGD, 2).address) as client:
