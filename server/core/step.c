@@ -217,6 +217,14 @@ static void enter(struct pd_step_machine *machine, enum pd_step_state state)
     machine->next_block = 0;
 }
 
+/* Whether the order writes to the spare buffer. A take does not when its contribution is not here,
+ * or is one of estimates, whose sums have a place of their own. */
+static bool needs_spare(const struct pd_step_machine *machine)
+{
+    return machine->order->kind != PD_ORDER_TAKE ||
+           (machine->source_count > 0 && lane_sums(machine) != machine->estimates);
+}
+
 static void enter_sum(struct pd_step_machine *machine)
 {
     PD_ASSERT(pd_param_store_spare_free(machine->store));
@@ -433,14 +441,8 @@ static enum pd_step_want advance_once(struct pd_step_machine *machine)
         return PD_STEP_WANTS_COLLECTIVE;
     }
     switch (machine->state) {
-    case PD_STEP_TAKE:
-        if (!pd_step_turn_take(machine)) {
-            return PD_STEP_WANTS_WORK;
-        }
-        enter(machine, PD_STEP_DONE);
-        return PD_STEP_WANTS_NOTHING;
     case PD_STEP_BUFFER:
-        if (!pd_param_store_spare_free(machine->store)) {
+        if (needs_spare(machine) && !pd_param_store_spare_free(machine->store)) {
             return PD_STEP_WANTS_BUFFER;
         }
         if (machine->order->kind == PD_ORDER_TAKE) {
@@ -449,6 +451,12 @@ static enum pd_step_want advance_once(struct pd_step_machine *machine)
             enter_sum(machine);
         }
         return PD_STEP_WANTS_WORK;
+    case PD_STEP_TAKE:
+        if (!pd_step_turn_take(machine)) {
+            return PD_STEP_WANTS_WORK;
+        }
+        enter(machine, PD_STEP_DONE);
+        return PD_STEP_WANTS_NOTHING;
     case PD_STEP_SUM:
         return turn_sum(machine);
     case PD_STEP_NORMS:

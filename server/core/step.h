@@ -25,7 +25,8 @@
  * rule that some hyperparameters need, with TENSOR_SUMS between two when the first gives sums. A
  * non-finite sum anywhere goes from NORMS to DONE on every rank, and leaves parameters and state
  * alone. BUFFER waits until nobody is sent the spare buffer any more: unless steps are fused, it is
- * there that sums are, until the next parameters take their place. */
+ * there that sums are, until the next parameters take their place. A take that writes nothing there
+ * does not wait. */
 #ifndef PD_SERVER_CORE_STEP_H
 #define PD_SERVER_CORE_STEP_H
 
@@ -38,8 +39,8 @@
 
 enum pd_step_state {
     PD_STEP_IDLE,
-    PD_STEP_TAKE,
     PD_STEP_BUFFER,
+    PD_STEP_TAKE,
     PD_STEP_SUM,
     PD_STEP_NORMS,
     PD_STEP_ESTIMATE,

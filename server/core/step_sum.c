@@ -130,11 +130,11 @@ void pd_step_add_sources(struct pd_step_machine *machine, const struct pd_block 
 
 void pd_step_sum_block(struct pd_step_machine *machine, const struct pd_block *block, float *out)
 {
-    const float *taken = lane_sums(machine) + in_lane(machine, block);
+    const float *before = lane_sums(machine) + in_lane(machine, block);
     bool first = !(pd_step_taken(machine, machine->order)->samples > 0.0);
 
-    if (!first && out != taken) {
-        memcpy(out, taken, block->element_count * sizeof *out);
+    if (!first && out != before) {
+        memcpy(out, before, block->element_count * sizeof *out);
     }
     pd_step_add_sources(machine, block, out, first, machine->scale);
 }

@@ -575,6 +575,39 @@ START_TEST(nothing_is_taken_while_the_version_before_is_still_read)
 }
 END_TEST
 
+/* What is not here, and estimates, which are added up in a place of their own. */
+START_TEST(a_take_that_writes_nothing_there_does_not_wait_for_readers)
+{
+    struct pd_order *order = pd_heap_zalloc(1, sizeof *order);
+    bool hessian = _i == 1;
+    struct step_job job;
+
+    step_job_init(&job,
+                  "{aggregation: direct, workers: {staging_limit: 1000000}, "
+                  "optimizer: {name: sophia_g}}",
+                  1);
+    struct step_rank *rank = &job.ranks[0];
+    order->kind = PD_ORDER_TAKE;
+    order->hessian = hessian;
+    order->contributor_count = 1;
+    order->weights[0] = 1;
+    if (hessian) {
+        step_job_announce(&job, rank, 0, true);
+        step_job_end_pushes(&job, rank, 0, true);
+    }
+    rank->store.buffers[1].users = 1;
+    pd_param_store_spare(&rank->store)[0] = 123.0f;
+    pd_step_begin(rank->step, order);
+    ck_assert_int_eq(pd_step_advance(rank->step), PD_STEP_WANTS_NOTHING);
+    ck_assert_int_eq(pd_step_state(rank->step), PD_STEP_DONE);
+    ck_assert_float_eq(pd_param_store_spare(&rank->store)[0], 123.0f);
+    (void)pd_step_finish(rank->step);
+    ck_assert_int_eq(rank->step->taken[1].samples > 0.0, hessian);
+    pd_heap_free(order);
+    step_job_finish(&job);
+}
+END_TEST
+
 START_TEST(ranks_gather_sums_only_for_hyperparameters_that_need_them)
 {
     static const struct {
@@ -635,6 +668,7 @@ int main(void)
     tcase_add_test(tests, state_is_kept_twice_only_where_steps_go_all_the_way);
     tcase_add_loop_test(tests, what_is_summed_takes_no_memory_of_its_own, 0, 3);
     tcase_add_test(tests, nothing_is_taken_while_the_version_before_is_still_read);
+    tcase_add_loop_test(tests, a_take_that_writes_nothing_there_does_not_wait_for_readers, 0, 2);
     tcase_add_loop_test(tests, ranks_gather_sums_only_for_hyperparameters_that_need_them, 0, 10);
     suite_add_tcase(suite, tests);
 
