@@ -9,8 +9,8 @@
 /* Ownership: whose verb gives it says how long `bytes` stay what they are. */
 struct pd_fresh {
     const void *payload; /* of which it is a part; NULL: there is none */
-    enum pd_dtype dtype; /* as that its bytes [begin, end) are: */
-    const void *bytes;
+    enum pd_dtype dtype; /* of the copy */
+    const void *bytes;   /* the copy: of the payload, as `dtype`, its bytes [begin, end) */
     uint64_t begin;
     uint64_t end;
 };

@@ -278,6 +278,7 @@ void pd_step_forget(struct pd_step_machine *machine)
     pd_step_forget_taken(machine);
     machine->ahead = false;
     machine->lone = NULL;
+    machine->fresh.payload = NULL;
     machine->order = NULL;
     machine->state = PD_STEP_IDLE;
 }
@@ -397,6 +398,7 @@ static enum pd_step_want leave_norms(struct pd_step_machine *machine)
     }
     pd_step_decide(machine);
     if (machine->outcome.skipped) {
+        machine->fresh.payload = NULL;
         pd_param_store_publish_same(machine->store);
         enter(machine, PD_STEP_DONE);
         return PD_STEP_WANTS_NOTHING;

@@ -105,7 +105,7 @@ const struct pd_order *pd_step_order(const struct pd_step_machine *machine);
 uint64_t pd_step_next_elements(const struct pd_step_machine *machine);
 /* Where steps go all the way ahead and are written past the caches: the parameters that the last
  * turn has computed, as part of the buffer they are in; in the type in which all are answered whose
- * pushes they come from, or else float32.
+ * pushes they come from, or else float32. None of a step that is forgotten or skipped.
  * `bytes` stay until the next turn. */
 struct pd_fresh pd_step_fresh(const struct pd_step_machine *machine);
 

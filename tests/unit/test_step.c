@@ -420,6 +420,35 @@ START_TEST(what_a_turn_has_streamed_is_fresh_until_the_next)
 }
 END_TEST
 
+/* Forgotten once all of it is computed, then skipped for an element that is no number. */
+START_TEST(nothing_is_fresh_of_a_step_that_does_not_count)
+{
+    struct pd_order *order = order_ahead(1);
+    struct step_job job;
+
+    step_job_init_grid(&job, "{compute_ahead: 1, optimizer: {name: adamw}}", 1, 1, LARGE);
+    struct step_rank *rank = &job.ranks[0];
+    step_job_announce(&job, rank, 0, false);
+    step_job_end_pushes(&job, rank, 0, false);
+    ((float *)contribution_of(rank, 0)->payload)[LARGE - 1] = NAN;
+    ck_assert(pd_step_foresee(rank->step, order));
+    while (pd_step_work_ahead(rank->step)) {
+    }
+    ck_assert_int_eq(pd_step_fresh(rank->step).payload != NULL, pd_kernel_streams());
+    pd_step_forget(rank->step);
+    ck_assert_ptr_null(pd_step_fresh(rank->step).payload);
+    /* The step is decided in the turn that computes the last block. */
+    order->kind = PD_ORDER_STEP;
+    pd_step_begin(rank->step, order);
+    while (pd_step_advance(rank->step) == PD_STEP_WANTS_WORK) {
+    }
+    ck_assert(pd_step_finish(rank->step).skipped);
+    ck_assert_ptr_null(pd_step_fresh(rank->step).payload);
+    pd_heap_free(order);
+    step_job_finish(&job);
+}
+END_TEST
+
 /* Those who pull nothing with their push have no say; where the others differ it is float32. */
 START_TEST(what_is_fresh_is_of_the_type_that_all_are_answered_in)
 {
@@ -662,6 +691,7 @@ int main(void)
     tcase_add_test(tests, a_forgotten_step_leaves_parameters_and_state_untouched);
     tcase_add_test(tests, a_gradient_in_16_bits_makes_the_bits_of_its_float32);
     tcase_add_loop_test(tests, what_a_turn_has_streamed_is_fresh_until_the_next, 0, 3);
+    tcase_add_test(tests, nothing_is_fresh_of_a_step_that_does_not_count);
     tcase_add_test(tests, what_is_fresh_is_of_the_type_that_all_are_answered_in);
     tcase_add_loop_test(tests, nothing_else_is_fresh, 0, 5);
     tcase_add_test(tests, a_step_is_not_begun_ahead_where_the_version_before_is_still_read);
