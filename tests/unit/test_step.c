@@ -7,6 +7,7 @@
 #include "server/core/step_state.h"
 
 #include <check.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -272,6 +273,23 @@ static struct pd_order *order_ahead(uint32_t contributor_count)
     return order;
 }
 
+/* Round what was pushed to `dtype`, and leave it as that or, `widened`, as the float32 which that
+ * is. */
+static void round_payload(struct pd_contribution *contribution, enum pd_dtype dtype, bool widened)
+{
+    uint64_t count = contribution->element_count;
+    void *rounded = pd_heap_zalloc(count, pd_dtype_bytes(dtype));
+
+    pd_convert_from_float32(rounded, dtype, contribution->payload, count);
+    if (widened) {
+        pd_convert_to_float32(contribution->payload, rounded, dtype, count);
+    } else {
+        memcpy(contribution->payload, rounded, count * pd_dtype_bytes(dtype));
+        contribution->push.dtype = dtype;
+    }
+    pd_heap_free(rounded);
+}
+
 /* A step of one worker: its gradient is rounded to `dtype`, and pushed as that or, `widened`, as
  * the float32 which that is. Leaves all that the step has changed, and the norm, to the caller, and
  * returns whether the rule has read it as it came. */
@@ -288,23 +306,13 @@ static bool step_narrow(const char *text, uint64_t large, enum pd_dtype dtype, b
     order->lrs[order->lr_count - 1] = 0.1;
     step_job_announce(&job, rank, 0, false);
     step_job_end_pushes(&job, rank, 0, false);
-    struct pd_contribution *contribution = contribution_of(rank, 0);
-    uint64_t count = contribution->element_count;
-    void *rounded = pd_heap_zalloc(count, pd_dtype_bytes(dtype));
-    pd_convert_from_float32(rounded, dtype, contribution->payload, count);
-    if (widened) {
-        pd_convert_to_float32(contribution->payload, rounded, dtype, count);
-    } else {
-        memcpy(contribution->payload, rounded, count * pd_dtype_bytes(dtype));
-        contribution->push.dtype = dtype;
-    }
+    round_payload(contribution_of(rank, 0), dtype, widened);
     pd_step_begin(rank->step, order);
     bool reads = rank->step->lone != NULL && !widened;
     while (pd_step_advance(rank->step) == PD_STEP_WANTS_WORK) {
     }
     *norm = pd_step_finish(rank->step).gradient_norm;
     keep_everything(rank, after);
-    pd_heap_free(rounded);
     step_job_finish(&job);
     pd_heap_free(order);
     return reads;
@@ -345,6 +353,62 @@ START_TEST(a_gradient_in_16_bits_makes_the_bits_of_its_float32)
             ck_assert_double_eq(norms[1], norms[0]);
             pd_snapshot_finish(&expected);
             pd_snapshot_finish(&actual);
+        }
+    }
+}
+END_TEST
+
+/* One that is used up ahead, with an element that is not finite: where a block is read by lines,
+ * and behind its last line. */
+static void step_over_nonfinite(enum pd_dtype dtype, float value, uint64_t element)
+{
+    struct pd_order *order = order_ahead(1);
+    struct step_job job;
+    uint32_t worker_id = UINT32_MAX;
+    char text[128];
+    char expected[64];
+
+    step_job_init_grid(&job, "{block_size: 50, compute_ahead: 1, optimizer: {name: adamw}}", 1, 1,
+                       130);
+    struct step_rank *rank = &job.ranks[0];
+    struct pd_contribution *contribution = contribution_of(rank, 1);
+    order->contributors[0] = 1;
+    step_job_announce(&job, rank, 0, false);
+    step_job_end_pushes(&job, rank, 0, false);
+    ((float *)contribution->payload)[element] = value;
+    round_payload(contribution, dtype, false);
+    contribution->repeatable = true;
+    const float *served = pd_param_store_served(&rank->store);
+    ck_assert(pd_step_foresee(rank->step, order));
+    while (pd_step_work_ahead(rank->step)) {
+    }
+    ck_assert_uint_eq(contribution->spent, contribution->element_count);
+    ck_assert_int_eq(rank->step->lone != NULL, pd_kernel_streams());
+    order->kind = PD_ORDER_STEP;
+    order->foreseen = true;
+    pd_step_begin(rank->step, order);
+    while (pd_step_advance(rank->step) == PD_STEP_WANTS_WORK) {
+    }
+    ck_assert(pd_step_nonfinite(rank->step));
+    ck_assert(pd_step_find_nonfinite(rank->step, order, &worker_id, text, sizeof text));
+    snprintf(expected, sizeof expected, "tensor 'large', element %" PRIu64, element);
+    ck_assert_str_eq(text, expected);
+    ck_assert_uint_eq(worker_id, 1);
+    ck_assert(pd_step_finish(rank->step).skipped);
+    ck_assert_ptr_eq(pd_param_store_served(&rank->store), served);
+    pd_heap_free(order);
+    step_job_finish(&job);
+}
+
+START_TEST(what_is_not_finite_in_16_bits_that_are_used_up_is_told_by_name)
+{
+    static const float values[] = {NAN, INFINITY, -INFINITY};
+    static const uint64_t elements[] = {0, 20, 49, 70, 99, 129};
+
+    for (size_t v = 0; v < sizeof values / sizeof values[0]; v++) {
+        for (size_t i = 0; i < sizeof elements / sizeof elements[0]; i++) {
+            step_over_nonfinite(PD_DTYPE_BFLOAT16, values[v], elements[i]);
+            step_over_nonfinite(PD_DTYPE_FLOAT16, values[v], elements[i]);
         }
     }
 }
@@ -690,6 +754,7 @@ int main(void)
     tcase_add_loop_test(tests, what_needs_more_than_a_block_only_sums_ahead, 0, 5);
     tcase_add_test(tests, a_forgotten_step_leaves_parameters_and_state_untouched);
     tcase_add_test(tests, a_gradient_in_16_bits_makes_the_bits_of_its_float32);
+    tcase_add_test(tests, what_is_not_finite_in_16_bits_that_are_used_up_is_told_by_name);
     tcase_add_loop_test(tests, what_a_turn_has_streamed_is_fresh_until_the_next, 0, 3);
     tcase_add_test(tests, nothing_is_fresh_of_a_step_that_does_not_count);
     tcase_add_test(tests, what_is_fresh_is_of_the_type_that_all_are_answered_in);
