@@ -161,11 +161,7 @@ static void stream_lines(float *to, const char *from, enum pd_dtype from_dtype, 
     float line[PD_LINE_ELEMENTS];
 
     for (size_t i = 0; i < line_count; i++) {
-        if (from_dtype == PD_DTYPE_BFLOAT16) {
-            pd_kernel_widen_bfloat16(line, from);
-        } else {
-            pd_kernel_widen_float16(line, from);
-        }
+        pd_kernel_widen(line, from, from_dtype);
         pd_kernel_put_line(to, line, true);
         to += PD_LINE_ELEMENTS;
         from += PD_LINE_ELEMENTS * sizeof(uint16_t);

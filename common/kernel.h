@@ -18,6 +18,8 @@
 #define PD_KERNEL
 #endif
 
+#include "common/tensor.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -46,16 +48,15 @@ static inline bool pd_kernel_begins_line(const float *to)
     return (uintptr_t)to % (PD_LINE_ELEMENTS * sizeof *to) == 0;
 }
 
-#ifdef PD_KERNEL_STREAMS
-#include <immintrin.h>
-
 /* Ask for the line PD_LINE_AHEAD_BYTES behind this one; where there is no memory nothing happens.
- * By itself the processor follows this many arrays at once too late. */
-PD_KERNEL_STREAMS
+ * By itself the processor follows as many arrays as a rule has too late. */
 static inline void pd_kernel_ask_ahead(const void *line)
 {
-    _mm_prefetch((const char *)((uintptr_t)line + PD_LINE_AHEAD_BYTES), _MM_HINT_T0);
+    __builtin_prefetch((const void *)((uintptr_t)line + PD_LINE_AHEAD_BYTES));
 }
+
+#ifdef PD_KERNEL_STREAMS
+#include <immintrin.h>
 
 /* Write a line, past the caches if `streamed`. */
 PD_KERNEL_STREAMS
@@ -91,6 +92,19 @@ static inline void pd_kernel_widen_float16(float *line, const void *from)
     __m512i widened = _mm512_castps_si512(_mm512_cvtph_ps(packed));
     widened = _mm512_mask_mov_epi32(widened, special, kept);
     _mm512_storeu_ps(line, _mm512_castsi512_ps(widened));
+}
+
+/* A line of any type, to float32. */
+PD_KERNEL_STREAMS
+static inline void pd_kernel_widen(float *line, const void *from, enum pd_dtype dtype)
+{
+    if (dtype == PD_DTYPE_FLOAT32) {
+        pd_kernel_put_line(line, from, false);
+    } else if (dtype == PD_DTYPE_BFLOAT16) {
+        pd_kernel_widen_bfloat16(line, from);
+    } else {
+        pd_kernel_widen_float16(line, from);
+    }
 }
 
 PD_KERNEL_STREAMS

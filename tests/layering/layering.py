@@ -25,7 +25,7 @@ PUBLIC = "client/include/paramd.h"
 LAYERS = [
     ("common/message*.c", ["common/*", "paramd.pb-c.h"], ["pure", "protobuf-c/*"]),
     ("common/checksum.c", ["common/*"], ["pure", "xxhash.h", "xxh_x86dispatch.h"]),
-    ("common/kernel.h", [], ["pure", "immintrin.h"]),
+    ("common/kernel.h", ["common/tensor.h"], ["pure", "immintrin.h"]),
     ("common/heap.c", ["common/*"], ["pure", "sys/mman.h"]),
     ("common/frame.*", ["common/*"], ["pure", "sys/uio.h"]),  # struct iovec, which is but an address and a length
     ("common/*", ["common/*"], ["pure"]),

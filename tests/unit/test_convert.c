@@ -159,11 +159,9 @@ START_TEST(a_line_widens_like_its_elements)
 
     go_round(dtype);
     for (uint32_t i = 0; i < PATTERN_COUNT && pd_kernel_streams(); i += PD_LINE_ELEMENTS) {
-        if (dtype == PD_DTYPE_BFLOAT16) {
-            pd_kernel_widen_bfloat16(line, &patterns[i]);
-        } else {
-            pd_kernel_widen_float16(line, &patterns[i]);
-        }
+        pd_kernel_widen(line, &patterns[i], dtype);
+        ck_assert_mem_eq(line, &values[i], sizeof line);
+        pd_kernel_widen(line, &values[i], PD_DTYPE_FLOAT32);
         ck_assert_mem_eq(line, &values[i], sizeof line);
     }
 }

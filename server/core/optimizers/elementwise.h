@@ -1,5 +1,6 @@
-/* Rules that go over the elements once, each on its own.
- * optimizer.c <- rules <- [elementwise] <- the rules of one pass. Included nowhere else.
+/* Passes of rules that go over the elements, each on its own.
+ * optimizer.c <- rules <- [elementwise] <- rules that have such a pass, and what they share in
+ * optimizer.c and factored.c. Included nowhere else.
  *
  *   PD_ELEMENTWISE(name, element, states)
  *
@@ -25,37 +26,10 @@
 
 #include <string.h>
 
-/* State that changes in place is the same array twice, and so are a gradient and the parameters
- * that take its place, which the compiler cannot know to be no hindrance. */
-#ifdef __clang__
-#pragma clang diagnostic ignored "-Wpass-failed" /* where the checks of a sanitizer prevent it */
-#define PD_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define PD_INDEPENDENT _Pragma("GCC ivdep")
-#endif
-
 #ifdef PD_KERNEL_STREAMS
 _Static_assert(PD_LINE_ELEMENTS == PD_REDUCE_LANE_COUNT, "a line has an element for each lane");
 
-/* The line of an array that begins with element `index`, as float32. */
-PD_KERNEL_STREAMS
-static inline void get_line(float line[PD_LINE_ELEMENTS], const void *from, enum pd_dtype dtype,
-                            size_t index)
-{
-    switch (dtype) {
-    case PD_DTYPE_FLOAT32:
-        memcpy(line, (const float *)from + index, PD_LINE_ELEMENTS * sizeof *line);
-        break;
-    case PD_DTYPE_BFLOAT16:
-        pd_kernel_widen_bfloat16(line, (const uint16_t *)from + index);
-        break;
-    case PD_DTYPE_FLOAT16:
-        pd_kernel_widen_float16(line, (const uint16_t *)from + index);
-        break;
-    }
-}
-
-/* Put it there. */
+/* Put the line of an array that begins with element `index` there. */
 PD_KERNEL_STREAMS
 static inline void put_line(void *to, enum pd_dtype dtype, size_t index,
                             const float line[PD_LINE_ELEMENTS])
@@ -101,11 +75,12 @@ static inline void put_line(void *to, enum pd_dtype dtype, size_t index,
         for (; i + PD_LINE_ELEMENTS <= block->count; i += PD_LINE_ELEMENTS) {                      \
             const float *p = block->parameters + i;                                                \
             pd_kernel_ask_ahead(p);                                                                \
-            pd_kernel_ask_ahead((const char *)pushed + i * pushed_bytes);                          \
+            const char *pushed_line = (const char *)pushed + i * pushed_bytes;                     \
+            pd_kernel_ask_ahead(pushed_line);                                                      \
             for (int k = 0; k < (states); k++) {                                                   \
                 pd_kernel_ask_ahead(from[k] + i);                                                  \
             }                                                                                      \
-            get_line(g, pushed, pushed_dtype, i);                                                  \
+            pd_kernel_widen(g, pushed_line, pushed_dtype);                                         \
             for (size_t j = 0; j < PD_LINE_ELEMENTS; j++) {                                        \
                 float s[(states) + 1];                                                             \
                 for (int k = 0; k < (states); k++) {                                               \

@@ -60,12 +60,6 @@ static inline __attribute__((always_inline)) void raw_update(const float *restri
     }
 }
 
-/* By itself the processor follows so many arrays at once too late. */
-static inline void ask_ahead(const float *line)
-{
-    __builtin_prefetch((const char *)((uintptr_t)line + PD_LINE_AHEAD_BYTES), 1);
-}
-
 /* The same, with sums[0] = sum of the decayed p^2 and sums[1] = sum of u^2: taken on the way,
  * because memory leaves the time for it. Elements go round the lanes, so the order of additions is
  * the same on every instruction set. */
@@ -79,10 +73,10 @@ static void raw_update_and_sums(const float *restrict p, float *restrict grad, f
 
     for (; i + LANE_COUNT <= count; i += LANE_COUNT) {
         for (size_t line = i; line < i + LANE_COUNT; line += PD_LINE_ELEMENTS) {
-            ask_ahead(p + line);
-            ask_ahead(grad + line);
-            ask_ahead(m + line);
-            ask_ahead(v + line);
+            pd_kernel_ask_ahead(p + line);
+            pd_kernel_ask_ahead(grad + line);
+            pd_kernel_ask_ahead(m + line);
+            pd_kernel_ask_ahead(v + line);
         }
         raw_update(p + i, grad + i, m + i, v + i, LANE_COUNT, c);
         for (size_t lane = 0; lane < LANE_COUNT; lane++) {

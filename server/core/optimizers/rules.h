@@ -8,6 +8,15 @@
 
 #include <math.h>
 
+/* Before a loop: state that changes in place is the same array twice, and so are a gradient and the
+ * parameters that take its place, which the compiler cannot know to be no hindrance. */
+#ifdef __clang__
+#pragma clang diagnostic ignored "-Wpass-failed" /* where the checks of a sanitizer prevent it */
+#define PD_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define PD_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 extern const struct pd_optimizer pd_optimizer_sgd;
 extern const struct pd_optimizer pd_optimizer_adam;
 extern const struct pd_optimizer pd_optimizer_adamw;
