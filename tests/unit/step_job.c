@@ -19,6 +19,7 @@ const char *const step_job_rules[STEP_JOB_RULE_COUNT] = {
     "{name: adafactor}",
     "{name: adafactor, lr: 0.01, relative_step: false, beta1: 0.9}",
     "{name: adafactor_timm, beta1: 0.9, caution: true}",
+    "{name: adafactor_timm, lr: 0.01, beta1: 0.9, caution: true}",
     "{name: adafactor_bv, lr: 0.01, min_dim_size_to_factor: 5, clipping_threshold: 1}",
     "{name: adafactor_torch, weight_decay: 0.1}",
 };

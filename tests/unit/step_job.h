@@ -13,7 +13,7 @@
 #define ABSENT_STEP 3u /* in which the second tensor has no gradient */
 
 /* Rules of every kind: of one pass and of several, with 8-bit state, with estimates. */
-#define STEP_JOB_RULE_COUNT 14
+#define STEP_JOB_RULE_COUNT 15
 extern const char *const step_job_rules[STEP_JOB_RULE_COUNT];
 
 /* Clips for every group: frozen, alone in another norm, by value, alone without limit. */

@@ -701,6 +701,28 @@ START_TEST(a_take_that_writes_nothing_there_does_not_wait_for_readers)
 }
 END_TEST
 
+/* Without lr the rate is by the size of the parameters, also in the pass that caution adds. */
+START_TEST(a_cautious_adafactor_gathers_sizes_only_without_lr)
+{
+    static const struct {
+        const char *text;
+        uint64_t sum_count; /* of a block */
+    } cases[] = {
+        {"{optimizer: {name: adafactor_timm, beta1: 0.9, caution: true}}", 3},
+        {"{optimizer: {name: adafactor_timm, beta1: 0.9, caution: true, lr: 0.1}}", 2},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct step_job job;
+        step_job_init(&job, cases[i].text, 1);
+        struct pd_optimizer_span parts =
+            pd_tensor_sums_parts(&job.ranks[0].step->sums, 2, 0, job.plan->block_count);
+        ck_assert_uint_eq(parts.count, cases[i].sum_count * job.plan->block_count);
+        step_job_finish(&job);
+    }
+}
+END_TEST
+
 START_TEST(ranks_gather_sums_only_for_hyperparameters_that_need_them)
 {
     static const struct {
@@ -764,6 +786,7 @@ int main(void)
     tcase_add_loop_test(tests, what_is_summed_takes_no_memory_of_its_own, 0, 3);
     tcase_add_test(tests, nothing_is_taken_while_the_version_before_is_still_read);
     tcase_add_loop_test(tests, a_take_that_writes_nothing_there_does_not_wait_for_readers, 0, 2);
+    tcase_add_test(tests, a_cautious_adafactor_gathers_sizes_only_without_lr);
     tcase_add_loop_test(tests, ranks_gather_sums_only_for_hyperparameters_that_need_them, 0, 10);
     suite_add_tcase(suite, tests);
 

@@ -90,34 +90,32 @@ static double own_lr(const struct pd_hyper *hyper, uint64_t number)
     return fmin(hyper->warmup_init ? 1e-6 * (double)number : 1e-2, 1 / sqrt((double)number));
 }
 
-/* a, by the sum of the squares of the tensor's parameters. */
+/* a; without lr by the sum of the squares of the tensor's parameters. */
 static double rate(const struct pd_optimizer_step *step, const struct pd_tensor *tensor,
-                   double squares)
+                   const double *squares)
 {
     const struct pd_hyper *hyper = step->hyper;
 
     if (!isnan(step->lr)) {
         return step->lr;
     }
-    double size = fmax(hyper->eps_scale, pd_factored_rms(tensor, squares));
+    double size = fmax(hyper->eps_scale, pd_factored_rms(tensor, *squares));
     return own_lr(hyper, step->number) * (hyper->scale_parameter ? size : 1);
 }
 
-/* Of pass 3, with caution: those of the mask and of the elements, and once more that of the squares
- * of the parameters, by which pass 4 has a. */
+/* Of pass 3, with caution: those of the mask and of the elements, and without lr once more that of
+ * the squares of the parameters, by which pass 4 has a. */
 enum { MASK, ELEMENTS, SQUARES, CAUTIOUS_SUM_COUNT };
 
 static uint64_t cautious_sum_count(const struct pd_hyper *hyper, const struct pd_tensor *tensor)
 {
-    (void)hyper;
-    (void)tensor;
-    return CAUTIOUS_SUM_COUNT;
+    return isnan(hyper->lr) ? CAUTIOUS_SUM_COUNT : pd_optimizer_two_sums(hyper, tensor);
 }
 
 static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
     const struct pd_hyper *hyper = step->hyper;
-    double lr = rate(step, block->tensor, block->sums[0]);
+    double lr = rate(step, block->tensor, block->sums);
     struct pd_factored_application application = {
         .clip_threshold = hyper->clip_threshold,
         .before = lr,
@@ -127,7 +125,7 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
         .caution = hyper->caution,
     };
     pd_factored_apply(&application, block);
-    if (pass_count(hyper) == 4) {
+    if (pass_count(hyper) == 4 && isnan(hyper->lr)) {
         double squares[2];
         pd_optimizer_sum_squares(block->parameters, block->parameters, block->count, squares);
         block->partial[SQUARES] = squares[0];
@@ -136,7 +134,7 @@ static void apply(const struct pd_optimizer_step *step, struct pd_optimizer_bloc
 
 static void apply_cautious(const struct pd_optimizer_step *step, struct pd_optimizer_block *block)
 {
-    double lr = rate(step, block->tensor, block->sums[SQUARES]);
+    double lr = rate(step, block->tensor, block->sums + SQUARES);
     pd_optimizer_apply_cautious(block, (float)(1 - lr * step->hyper->weight_decay));
 }
 
