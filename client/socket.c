@@ -219,8 +219,8 @@ static bool is_same_host(const struct sockaddr_storage *one, const struct sockad
 
 bool pd_socket_is_local(int fd)
 {
-    struct sockaddr_storage near;
-    struct sockaddr_storage far;
+    struct sockaddr_storage near = {0};
+    struct sockaddr_storage far = {0};
     socklen_t near_bytes = sizeof near;
     socklen_t far_bytes = sizeof far;
 
