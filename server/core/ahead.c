@@ -64,7 +64,7 @@ void pd_ahead_advance(struct pd_engine *engine)
     if (engine->foreseen == NULL) {
         return;
     }
-    if (pd_step_work_ahead(engine->step)) {
+    if (engine->issued || pd_step_work_ahead(engine->step)) {
         pd_engine_want_work(engine);
     }
     pd_ahead_send(engine);

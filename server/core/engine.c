@@ -552,7 +552,10 @@ static void advance_running(struct pd_engine *engine, bool turn)
         return;
     }
     enum pd_step_state state = pd_step_state(engine->step);
-    if (turn || state == PD_STEP_BUFFER || state == PD_STEP_DONE) {
+    if (state == PD_STEP_BUFFER && engine->issued) {
+        /* The others are to have the order before this rank works on it. */
+        pd_engine_want_work(engine);
+    } else if (turn || state == PD_STEP_BUFFER || state == PD_STEP_DONE) {
         advance_step(engine);
     }
 }
@@ -708,6 +711,7 @@ void pd_engine_step(struct pd_engine *engine, const struct pd_event *event,
     engine->entropy = event->entropy;
     engine->connection = event->connection;
     engine->actions = actions;
+    engine->issued = false;
     forgive_silence(engine);
     dispatch(engine, event);
     do {

@@ -47,6 +47,7 @@ struct pd_engine {
     uint64_t entropy;
     pd_connection_id connection;
     struct pd_actions *actions;
+    bool issued; /* orders, which the other ranks get when it is over */
 
     struct pd_session *sessions; /* PD_CONNECTION_COUNT_MAX */
     uint32_t session_end;        /* one beyond the last ever used */

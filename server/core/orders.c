@@ -74,6 +74,7 @@ void pd_leader_issue(struct pd_engine *engine)
 
     order->index = leader->order_next++;
     leader->changed = true;
+    engine->issued = engine->topology->rank_count > 1;
     for (uint32_t rank = 1; rank < engine->topology->rank_count; rank++) {
         pd_engine_send(engine, leader->links[rank], &leader->issue);
     }

@@ -234,6 +234,32 @@ START_TEST(paused_step_closes_on_resume)
 }
 END_TEST
 
+/* This rank's own turn of work may be long. */
+START_TEST(other_ranks_have_an_order_before_this_one_works_on_it)
+{
+    struct pd_error error = {0};
+    struct pd_message push = {.kind = PD_MESSAGE_PUSH,
+                              .push = {.last = true, .samples = 1, .element_count = 6}};
+    struct pd_message report = {
+        .kind = PD_MESSAGE_REPORT,
+        .report = {.kind = PD_REPORT_CONTRIBUTED, .last = true, .samples = 1}};
+    const float gradient[6] = {0};
+
+    fixture_init(&f, 0, 2, "aggregation: direct\nblock_size: 6\ncompute_ahead: 0\n");
+    ck_assert_int_eq(pd_engine_load_model(f.engine, &f.model, &error), PD_OK);
+    fixture_link_ranks(&f);
+    report.report.worker_id = fixture_enlist(&f, 3, "a");
+    fixture_ranks_execute(&f);
+    fixture_say(&f, 3, &push, sizeof gradient);
+    fixture_payload(&f, 3, gradient, sizeof gradient, true);
+    fixture_say(&f, RANK_1, &report, 0);
+    ck_assert_int_eq(fixture_last(&f, RANK_1)->order.kind, PD_ORDER_STEP);
+    ck_assert_int_eq(pd_step_state(f.engine->step), PD_STEP_BUFFER);
+    fixture_work(&f);
+    ck_assert_ptr_nonnull(f.collective);
+}
+END_TEST
+
 START_TEST(start_says_which_ranks_it_waits_for)
 {
     struct pd_message hello = {.kind = PD_MESSAGE_RANK_HELLO,
@@ -354,6 +380,7 @@ int main(void)
     tcase_add_test(tests, step_is_foreseen_anew_when_anything_it_takes_has_changed);
     tcase_add_loop_test(tests, nothing_is_foreseen_when_it_may_not_or_would_be_skipped, 0, 2);
     tcase_add_test(tests, paused_step_closes_on_resume);
+    tcase_add_test(tests, other_ranks_have_an_order_before_this_one_works_on_it);
     tcase_add_test(tests, start_says_which_ranks_it_waits_for);
     tcase_add_test(tests, rank_that_is_gone_ends_the_job);
     tcase_add_test(tests, rank_that_is_silent_ends_the_job);
