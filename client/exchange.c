@@ -728,6 +728,14 @@ static void catch_up(struct pd_exchange *exchange)
     }
 }
 
+/* Workers begin with different ranks, so that all of these have something to do from the start. */
+static struct pd_connection *in_turn(const struct pd_exchange *exchange, uint32_t turn)
+{
+    uint32_t first = exchange->worker.worker_id % exchange->connection_count;
+
+    return exchange->connections[(first + turn) % exchange->connection_count];
+}
+
 static enum pd_status loop(struct pd_exchange *exchange, const struct pd_call *call,
                            struct pd_error *error)
 {
@@ -745,7 +753,7 @@ static enum pd_status loop(struct pd_exchange *exchange, const struct pd_call *c
             return explain_deadline(first_pending(exchange), call, error);
         }
         for (uint32_t i = 0; i < exchange->connection_count && status == PD_OK; i++) {
-            status = advance(exchange, exchange->connections[i], call, now_ms, error);
+            status = advance(exchange, in_turn(exchange, i), call, now_ms, error);
         }
         if (status == PD_OK) {
             status = poll_once(exchange, call, now_ms, error);

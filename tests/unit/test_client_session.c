@@ -1,15 +1,18 @@
 /* The client library against ranks that behave: joining, registering, training, asking, leaving. */
 #include "client/include/paramd.h"
+#include "client/socket.h"
 #include "common/heap.h"
 #include "tests/support/fake_rank.h"
 
 #include <check.h>
+#include <netinet/in.h>
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 
 #define LARGE_COUNT 3000000u
 
@@ -312,6 +315,60 @@ START_TEST(a_lane_that_does_not_read_holds_up_no_other)
 }
 END_TEST
 
+/* Where pushes went first, and then (linked with --wrap). */
+static char sent_to[2][PD_ADDRESS_BYTES_MAX + 1];
+static uint32_t sent_count;
+
+enum pd_status __real_pd_socket_send(int fd, struct iovec *pieces, size_t piece_count,
+                                     size_t *byte_count, struct pd_error *fault);
+enum pd_status __wrap_pd_socket_send(int fd, struct iovec *pieces, size_t piece_count,
+                                     size_t *byte_count, struct pd_error *fault);
+
+enum pd_status __wrap_pd_socket_send(int fd, struct iovec *pieces, size_t piece_count,
+                                     size_t *byte_count, struct pd_error *fault)
+{
+    struct sockaddr_in peer = {0};
+    socklen_t peer_bytes = sizeof peer;
+
+    if (sent_count < 2) {
+        ck_assert_int_eq(getpeername(fd, (struct sockaddr *)&peer, &peer_bytes), 0);
+        (void)snprintf(sent_to[sent_count++], sizeof sent_to[0], "127.0.0.1:%d",
+                       ntohs(peer.sin_port));
+    }
+    return __real_pd_socket_send(fd, pieces, piece_count, byte_count, fault);
+}
+
+static void take_one_push(struct fake_rank *fake, void *context)
+{
+    (void)context;
+    if (fake == &leader) {
+        serve_start(fake, 1, 2);
+    } else {
+        fake_welcome(fake, 0, 0);
+        fake_receive(fake, PD_MESSAGE_PULL);
+    }
+    for (uint64_t version = 0; version < 2; version++) {
+        fake_send_pulled(fake, &lanes[fake->rank], version, served, 0);
+        if (version == 0) {
+            expect_push(fake, 0, 0, true);
+        }
+    }
+    fake_expect_end(fake);
+}
+
+/* Worker 9 of two ranks. */
+START_TEST(workers_begin_with_different_ranks)
+{
+    fake_rank_run(&leader, take_one_push, NULL);
+    fake_rank_run(&second, take_one_push, NULL);
+    connect_and_register();
+    sent_count = 0;
+    ck_assert_int_eq(paramd_step(client, gradients, 8, NULL, 0, values, NULL, &error), PARAMD_OK);
+    ck_assert_str_eq(sent_to[0], second.address);
+    ck_assert_str_eq(sent_to[1], leader.address);
+}
+END_TEST
+
 static void speak_halves(struct fake_rank *fake, void *context)
 {
     struct pd_message message = {.kind = PD_MESSAGE_PULLED,
@@ -566,6 +623,7 @@ int main(void)
     tcase_add_test(tests, a_name_that_is_taken_ends_the_connect);
     tcase_add_test(tests, micro_batches_are_counted_and_a_contribution_can_be_closed_early);
     tcase_add_test(tests, a_lane_that_does_not_read_holds_up_no_other);
+    tcase_add_test(tests, workers_begin_with_different_ranks);
     tcase_add_test(tests, two_byte_types_are_converted_on_the_way);
     tcase_add_test(tests, a_step_takes_nothing_from_the_heap);
     tcase_add_test(tests, a_call_looks_for_its_answer_as_long_as_it_may);
