@@ -115,6 +115,35 @@ CONVERSION(float16_to_float32, bits32, bits16, from_float16, to, true)
 CONVERSION(float32_to_bfloat16, bits16, bits32, to_bfloat16, from, false)
 CONVERSION(float32_to_float16, bits16, bits32, to_float16, from, false)
 
+#ifdef PD_KERNEL_FLOAT16
+/* Whole eights, by the instruction: the arithmetic of to_float16 takes longer than memory does,
+ * twice as long without AVX-512. It gives the same bits, of NaN and subnormal numbers, too. */
+PD_KERNEL_FLOAT16
+static void round_eights(bits16 *restrict to, const float *restrict from, size_t count)
+{
+    for (size_t begin = 0; begin < count; begin += FETCHED_COUNT) {
+        size_t end = count - begin < FETCHED_COUNT ? count : begin + FETCHED_COUNT;
+        fetch_ahead((const bits32 *)from + begin, false);
+        for (size_t i = begin; i < end; i += 8) {
+            pd_kernel_round_eight_to_float16(to + i, from + i);
+        }
+    }
+}
+#endif
+
+static void round_to_float16(bits16 *restrict to, const float *restrict from, size_t count)
+{
+    size_t rounded = 0;
+
+#ifdef PD_KERNEL_FLOAT16
+    if (pd_kernel_has_float16()) {
+        rounded = count - count % 8;
+        round_eights(to, from, rounded);
+    }
+#endif
+    float32_to_float16(to + rounded, (const bits32 *)from + rounded, count - rounded);
+}
+
 void pd_convert_to_float32(float *to, const void *from, enum pd_dtype from_dtype, size_t count)
 {
     PD_ASSERT(pd_dtype_valid(from_dtype));
@@ -148,7 +177,7 @@ void pd_convert_from_float32(void *to, enum pd_dtype to_dtype, const float *from
         float32_to_bfloat16(to, (const bits32 *)from, count);
         break;
     case PD_DTYPE_FLOAT16:
-        float32_to_float16(to, (const bits32 *)from, count);
+        round_to_float16(to, from, count);
         break;
     }
 }

@@ -14,6 +14,8 @@
 #define PD_KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 /* Before a function for machines where pd_kernel_streams(). */
 #define PD_KERNEL_STREAMS __attribute__((target("arch=x86-64-v4")))
+/* Before a function for machines where pd_kernel_has_float16(). */
+#define PD_KERNEL_FLOAT16 __attribute__((target("f16c")))
 #else
 #define PD_KERNEL
 #endif
@@ -37,6 +39,16 @@ static inline bool pd_kernel_streams(void)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512cd");
+#else
+    return false;
+#endif
+}
+
+/* Whether this machine has an instruction that rounds to float16. */
+static inline bool pd_kernel_has_float16(void)
+{
+#ifdef PD_KERNEL_FLOAT16
+    return __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
 #else
     return false;
 #endif
@@ -127,6 +139,14 @@ static inline void pd_kernel_round_to_float16(void *to, const float *line)
 {
     __m256i rounded = _mm512_cvtps_ph(_mm512_loadu_ps(line), _MM_FROUND_TO_NEAREST_INT);
     _mm256_storeu_si256((__m256i_u *)to, rounded);
+}
+
+/* Eight elements: machines without AVX-512 can, too. */
+PD_KERNEL_FLOAT16
+static inline void pd_kernel_round_eight_to_float16(void *to, const float *from)
+{
+    __m128i rounded = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128((__m128i_u *)to, rounded);
 }
 
 /* After the last line: what other threads read next is there. */

@@ -151,6 +151,61 @@ START_TEST(a_long_run_converts_like_its_elements)
 }
 END_TEST
 
+/* Elements with an upper half in common, and lower ones about those where rounding changes; and
+ * what each of them alone becomes. */
+static void fill_line(float line[PD_LINE_ELEMENTS], uint16_t expected[PD_LINE_ELEMENTS],
+                      uint32_t upper, enum pd_dtype dtype)
+{
+    static const uint32_t lower[PD_LINE_ELEMENTS] = {0,      1,      0x0fff, 0x1000, 0x1001, 0x2fff,
+                                                     0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0xefff,
+                                                     0xf000, 0xf001, 0xfffe, 0xffff};
+
+    for (uint32_t k = 0; k < PD_LINE_ELEMENTS; k++) {
+        line[k] = from_bits(upper << 16 | lower[k]);
+        expected[k] = narrow(line[k], dtype);
+    }
+}
+
+START_TEST(every_upper_half_rounds_in_a_run_as_alone)
+{
+    enum pd_dtype dtype = (enum pd_dtype)_i;
+    float line[PD_LINE_ELEMENTS];
+    uint16_t rounded[PD_LINE_ELEMENTS];
+    uint16_t expected[PD_LINE_ELEMENTS];
+
+    for (uint32_t upper = 0; upper < PATTERN_COUNT; upper++) {
+        fill_line(line, expected, upper, dtype);
+        pd_convert_from_float32(rounded, dtype, line, PD_LINE_ELEMENTS);
+        ck_assert_mem_eq(rounded, expected, sizeof rounded);
+    }
+}
+END_TEST
+
+/* From and to places that are not aligned; what is behind stays as it is. */
+START_TEST(a_run_of_any_length_is_rounded_and_no_more)
+{
+    enum { COUNT_MAX = 600 };
+    enum pd_dtype dtype = (enum pd_dtype)_i;
+    float from[COUNT_MAX + 1];
+    uint16_t rounded[COUNT_MAX + 2];
+    uint16_t expected[COUNT_MAX];
+
+    for (size_t i = 0; i <= COUNT_MAX; i++) {
+        from[i] = sinf((float)i) * (i % 5 == 0 ? 1e-6f : 1.0f);
+    }
+    for (size_t i = 0; i < COUNT_MAX; i++) {
+        expected[i] = narrow(from[i + 1], dtype);
+    }
+    for (size_t count = 0; count <= COUNT_MAX; count++) {
+        memset(rounded, 0xab, sizeof rounded);
+        pd_convert_from_float32(rounded + 1, dtype, from + 1, count);
+        ck_assert_mem_eq(rounded + 1, expected, count * sizeof *rounded);
+        ck_assert_uint_eq(rounded[0], 0xabab);
+        ck_assert_uint_eq(rounded[count + 1], 0xabab);
+    }
+}
+END_TEST
+
 #ifdef PD_KERNEL_STREAMS
 START_TEST(a_line_widens_like_its_elements)
 {
@@ -167,22 +222,15 @@ START_TEST(a_line_widens_like_its_elements)
 }
 END_TEST
 
-/* Every upper half, with lower ones about those where rounding changes. */
 START_TEST(a_line_rounds_like_its_elements)
 {
-    static const uint32_t lower[PD_LINE_ELEMENTS] = {0,      1,      0x0fff, 0x1000, 0x1001, 0x2fff,
-                                                     0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0xefff,
-                                                     0xf000, 0xf001, 0xfffe, 0xffff};
     enum pd_dtype dtype = (enum pd_dtype)_i;
     float line[PD_LINE_ELEMENTS];
     uint16_t rounded[PD_LINE_ELEMENTS];
     uint16_t expected[PD_LINE_ELEMENTS];
 
     for (uint32_t upper = 0; upper < PATTERN_COUNT && pd_kernel_streams(); upper++) {
-        for (uint32_t k = 0; k < PD_LINE_ELEMENTS; k++) {
-            line[k] = from_bits(upper << 16 | lower[k]);
-            expected[k] = narrow(line[k], dtype);
-        }
+        fill_line(line, expected, upper, dtype);
         if (dtype == PD_DTYPE_BFLOAT16) {
             pd_kernel_round_to_bfloat16(rounded, line);
         } else {
@@ -245,6 +293,10 @@ int main(void)
     tcase_add_test(cases, a_nan_stays_a_nan_whatever_its_payload);
     tcase_add_test(cases, casts_are_those_of_pytorch);
     tcase_add_test(cases, a_long_run_converts_like_its_elements);
+    tcase_add_loop_test(cases, every_upper_half_rounds_in_a_run_as_alone, PD_DTYPE_BFLOAT16,
+                        PD_DTYPE_FLOAT16 + 1);
+    tcase_add_loop_test(cases, a_run_of_any_length_is_rounded_and_no_more, PD_DTYPE_BFLOAT16,
+                        PD_DTYPE_FLOAT16 + 1);
 #ifdef PD_KERNEL_STREAMS
     tcase_add_loop_test(cases, a_line_widens_like_its_elements, PD_DTYPE_BFLOAT16,
                         PD_DTYPE_FLOAT16 + 1);
