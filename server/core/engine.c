@@ -174,6 +174,7 @@ static void part_session(struct pd_engine *engine, struct pd_worker *worker,
     worker->connection = PD_CONNECTION_NONE;
     if (order->reason[0] == '\0' && idle) {
         session->state = PD_SESSION_GUEST;
+        session->left = true;
         return;
     }
     pd_error_set(&error, PD_EIDENTITY, "worker %u '%s' is gone since step %" PRIu64 ": %s",

@@ -595,12 +595,16 @@ static void on_register(struct pd_engine *engine, const struct pd_event *event)
     }
 }
 
+/* One whose first word or its answer was lost says it again, and may have left meanwhile. */
 static void on_leave(struct pd_engine *engine, const struct pd_event *event)
 {
-    struct pd_member *member = member_of(engine, event);
+    bool left = session_at(engine, event->connection)->left;
+    struct pd_member *member = left ? NULL : member_of(engine, event);
     struct pd_message message = {.kind = PD_MESSAGE_LEFT};
 
-    if (member != NULL) {
+    if (left) {
+        pd_engine_send(engine, event->connection, &message);
+    } else if (member != NULL) {
         pd_member_leave(engine, member, &event->message->leave);
         pd_engine_send(engine, event->connection, &message);
     }
@@ -734,7 +738,8 @@ static enum pd_status check_order(const struct pd_engine *engine, const struct p
     if (rule == NULL) {
         return pd_error_set(error, PD_EPROTOCOL, "%s is a message from a rank, not to one", name);
     }
-    if ((rule->states & (1u << session->state)) == 0) {
+    bool repeats = session->left && rule->kind == PD_MESSAGE_LEAVE;
+    if ((rule->states & (1u << session->state)) == 0 && !repeats) {
         return pd_error_set(error, PD_EPROTOCOL, "%s %s is out of order%s", name,
                             state_name(session->state),
                             session->state == PD_SESSION_GREETING ? ": hello comes first" : "");

@@ -46,6 +46,7 @@ struct pd_session {
     uint64_t received_ms; /* when bytes last came */
     uint64_t sent_ms;     /* when the peer last took bytes, or had none to take */
     uint32_t worker_id;   /* WORKER */
+    bool left;            /* GUEST: its worker has left */
     uint32_t rank;        /* RANK */
     bool checksum;        /* the peer sums what it sends, and gets sums */
     enum pd_session_payload payload;
