@@ -17,11 +17,14 @@ void __wrap_pd_engine_enqueue(struct pd_engine *engine, const struct pd_order *o
 
 static struct sim_cluster *observed;
 
+static void note_undone(struct sim_rank *rank);
+
 void __wrap_pd_engine_enqueue(struct pd_engine *engine, const struct pd_order *order)
 {
     for (uint32_t i = 0; observed != NULL && i < observed->rank_count; i++) {
         struct sim_rank *rank = &observed->ranks[i];
         if (rank->engine == engine && observed->observer.order != NULL) {
+            note_undone(rank);
             observed->observer.order(observed->observer.context, rank, order);
         }
     }
@@ -50,35 +53,45 @@ static void check_version(struct sim_rank *rank)
     }
 }
 
-/* Whether what is in a slot of the roster is whole, and used up in part. */
-static bool is_spent(const struct sim_rank *rank, uint32_t slot)
+/* Whether what is in a slot of the roster is whole, or is at this event, and used up in part. */
+static bool is_spent(const struct sim_rank *rank, uint32_t slot, const struct pd_event *event)
 {
     const struct pd_worker *worker = &rank->engine->roster->workers[slot];
+    bool ends = event->kind == PD_EVENT_PAYLOAD && event->checksum_ok &&
+                event->connection == worker->connection &&
+                worker->contribution.state == PD_CONTRIBUTION_RECEIVING;
 
-    return worker->present && worker->contribution.state == PD_CONTRIBUTION_HELD &&
+    return worker->present && (ends || worker->contribution.state == PD_CONTRIBUTION_HELD) &&
            pd_contribution_is_spent(&worker->contribution);
 }
 
-/* Take the event in, and look which pushes the rank takes back at it. */
-static void step_engine(struct sim_rank *rank, struct pd_event *event)
+/* Look which pushes the rank has taken back at this event. */
+static void note_undone(struct sim_rank *rank)
 {
     const struct sim_observer *observer = &rank->cluster->observer;
-    struct pd_roster *roster = rank->engine->roster;
-    bool spent[PD_WORKER_COUNT_MAX];
-    uint32_t count = rank->engine->foreseen != NULL ? roster->slot_end : 0;
 
-    for (uint32_t slot = 0; slot < count; slot++) {
-        spent[slot] = is_spent(rank, slot);
-    }
-    pd_engine_step(rank->engine, event, &rank->actions);
-    for (uint32_t slot = 0; slot < count && observer->undone != NULL; slot++) {
-        const struct pd_worker *worker = &roster->workers[slot];
+    for (uint32_t slot = 0; slot < rank->spent_end && observer->undone != NULL; slot++) {
+        const struct pd_worker *worker = &rank->engine->roster->workers[slot];
         const struct pd_contribution *contribution = &worker->contribution;
-        if (spent[slot] && worker->present && contribution->state == PD_CONTRIBUTION_IDLE &&
+        if (worker->present && worker->id == rank->spent[slot] &&
+            contribution->state == PD_CONTRIBUTION_IDLE &&
             contribution->next_step == contribution->push.step) {
+            rank->spent[slot] = UINT32_MAX;
             observer->undone(observer->context, rank, worker->id, contribution->push.step);
         }
     }
+}
+
+static void step_engine(struct sim_rank *rank, struct pd_event *event)
+{
+    const struct pd_roster *roster = rank->engine->roster;
+
+    rank->spent_end = rank->engine->foreseen != NULL ? roster->slot_end : 0;
+    for (uint32_t slot = 0; slot < rank->spent_end; slot++) {
+        rank->spent[slot] = is_spent(rank, slot, event) ? roster->workers[slot].id : UINT32_MAX;
+    }
+    pd_engine_step(rank->engine, event, &rank->actions);
+    note_undone(rank);
 }
 
 static void feed(struct sim_rank *rank, struct pd_event *event)

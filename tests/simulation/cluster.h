@@ -42,6 +42,10 @@ struct sim_rank {
     uint32_t free_count;
     bool work_asked;
     bool ready;
+    /* By slot, as it was before the event that is being taken in: the worker whose push is whole,
+     * and used up in part; else UINT32_MAX. */
+    uint32_t spent[PD_WORKER_COUNT_MAX];
+    uint32_t spent_end;
     /* Collectives asked for, number n at n modulo their count: data is moved one after the other,
      * and then the rank hears of each. */
     struct sim_collective collectives[SIM_COLLECTIVE_COUNT_MAX];
