@@ -8,11 +8,17 @@
 #define PIECE_COUNT_MIN 64u
 #define PIECE_ELEMENTS_MAX 65536u
 
+static enum pd_step_ahead ahead_kind(const struct pd_engine *engine, uint32_t worker_count)
+{
+    return pd_step_ahead_kind(engine->config, engine->plan, engine->store.lane.element_count,
+                              worker_count);
+}
+
 void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order)
 {
     pd_ahead_forget(engine);
     if (order->step == engine->store.version &&
-        pd_step_may_go_ahead(engine->config, engine->plan, engine->store.lane.element_count) &&
+        ahead_kind(engine, order->contributor_count) != PD_STEP_AHEAD_NONE &&
         pd_step_foresee(engine->step, order)) {
         engine->foreseen = order;
         return;
@@ -22,8 +28,13 @@ void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order)
 
 bool pd_ahead_may_spend(const struct pd_engine *engine, const struct pd_push *push)
 {
-    return pd_step_spends(engine->step) && push->pull && push->ahead && push->last &&
-           push->micro_batch == 0 && !push->hessian;
+    return pd_step_spends(engine->step, engine->roster->worker_count) && push->pull &&
+           push->ahead && push->last && push->micro_batch == 0 && !push->hessian;
+}
+
+bool pd_ahead_adds_gradients(const struct pd_engine *engine)
+{
+    return ahead_kind(engine, engine->roster->worker_count) == PD_STEP_AHEAD_GRADIENTS;
 }
 
 void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
@@ -35,7 +46,7 @@ void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
 
     /* What need not be kept comes a block, or several small ones, at a time: in turns to the same
      * place, if it is used up as it comes. */
-    if (contribution->repeatable) {
+    if (contribution->repeatable && !pd_ahead_adds_gradients(engine)) {
         uint64_t most = count / PIECE_COUNT_MIN < PIECE_ELEMENTS_MAX ? count / PIECE_COUNT_MIN
                                                                      : PIECE_ELEMENTS_MAX;
         count = pd_shard_plan_run(engine->plan, lane->element_begin + contribution->placed,
@@ -54,7 +65,7 @@ void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection)
     }
     struct pd_worker *worker = pd_roster_find(engine->roster, session->worker_id);
     struct pd_contribution *contribution = pd_roster_contribution(worker, session->push.hessian);
-    if (pd_contribution_wants_place(contribution)) {
+    if (contribution->placed > 0 && pd_contribution_wants_place(contribution)) {
         pd_ahead_place(engine, connection, contribution);
     }
 }

@@ -364,8 +364,9 @@ static const struct pd_option config_rows[] = {
      .help = "direct aggregation, or a lone rank: a rank with so many begins a step while its "
              "gradients "
              "arrive, and sends parameters while it goes on; its state is then kept twice, as it "
-             "is up to 32768; 0: none "
-             "does, nor does any with sophia_g or workers.staging_limit"},
+             "is up to 32768; with less, but four times as many in the gradients of all workers, "
+             "these are added up one by one as they arrive; 0: neither, nor with sophia_g or "
+             "workers.staging_limit"},
     {.key = "handshake_s",
      SECONDS(handshake_s),
      .default_text = "10",

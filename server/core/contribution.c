@@ -103,7 +103,6 @@ void pd_contribution_begin(struct pd_contribution *contribution, const struct pd
                            bool repeatable)
 {
     PD_ASSERT(contribution->state == PD_CONTRIBUTION_IDLE);
-    PD_ASSERT(contribution->payload != NULL);
     pd_push_copy(&contribution->push, push);
     contribution->received = 0;
     contribution->placed = 0;
@@ -160,6 +159,7 @@ void *pd_contribution_place(struct pd_contribution *contribution, uint64_t eleme
     uint64_t placed = contribution->placed;
 
     PD_ASSERT(contribution->state == PD_CONTRIBUTION_RECEIVING);
+    PD_ASSERT(contribution->payload != NULL);
     PD_ASSERT(element_count <= contribution->element_count - placed);
     forget_spent_runs(contribution);
     uint32_t count = contribution->run_count;
@@ -325,8 +325,7 @@ void *pd_contribution_elements(const struct pd_contribution *contribution, uint6
            offset * pd_dtype_bytes((enum pd_dtype)contribution->push.dtype);
 }
 
-struct pd_source pd_contribution_source(const struct pd_contribution *contribution, uint64_t begin,
-                                        double weight)
+struct pd_source pd_contribution_source(const struct pd_contribution *contribution, double weight)
 {
     struct pd_source source = {.weight = (float)weight, .dtype = PD_DTYPE_FLOAT32};
 
@@ -334,7 +333,6 @@ struct pd_source pd_contribution_source(const struct pd_contribution *contributi
         source.dtype = contribution->push.dtype;
         source.weight = (float)(weight * inverse_scale(&contribution->push));
     }
-    source.elements = pd_contribution_elements(contribution, begin);
     return source;
 }
 

@@ -84,7 +84,7 @@ enum pd_push_verdict pd_contribution_judge(const struct pd_contribution *contrib
                                            const struct pd_push *push, uint64_t version,
                                            uint64_t accumulation_steps, struct pd_error *error);
 
-/* Take an accepted push. */
+/* Take an accepted push. Nothing of it has a place yet: for that it has to be equipped. */
 void pd_contribution_begin(struct pd_contribution *contribution, const struct pd_push *push,
                            bool repeatable);
 /* Where the payload's next `element_count` elements go, in one piece: where elements were that are
@@ -123,9 +123,8 @@ bool pd_contribution_fold(struct pd_contribution *contribution, uint64_t element
 /* Where the elements of this contribution from `begin` on are, which are not spent, as far as the
  * next that was placed. */
 void *pd_contribution_elements(const struct pd_contribution *contribution, uint64_t begin);
-/* Those elements as a source for a sum; `weight` is of one unit of samples. */
-struct pd_source pd_contribution_source(const struct pd_contribution *contribution, uint64_t begin,
-                                        double weight);
+/* As a source for a sum, of elements that are yet to be set; `weight` is of one unit of samples. */
+struct pd_source pd_contribution_source(const struct pd_contribution *contribution, double weight);
 
 /* It has been added up, or its step is closed without it: it is ready for another, once equipped.
  */

@@ -133,6 +133,8 @@ void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order);
 /* Whether a step ahead may use up what this push brings: its worker stays with it until the step is
  * closed, and can be asked to push again. */
 bool pd_ahead_may_spend(const struct pd_engine *engine, const struct pd_push *push);
+/* Whether whole gradients are added up ahead, one after the other. */
+bool pd_ahead_adds_gradients(const struct pd_engine *engine);
 /* Where the next bytes of a push go, which has begun. */
 void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
                     struct pd_contribution *contribution);

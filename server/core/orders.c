@@ -386,7 +386,7 @@ static void issue_hessian(struct pd_engine *engine)
 static bool needs_ahead(const struct pd_engine *engine, const struct pd_order *order)
 {
     return is_foreseen(engine->leader) && !order->foreseen && !order->skip &&
-           pd_step_spends(engine->step);
+           pd_step_spends(engine->step, engine->leader->ahead.contributor_count);
 }
 
 static void issue_step(struct pd_engine *engine)
@@ -485,7 +485,8 @@ static void foresee_step(struct pd_engine *engine)
 
     if (!pd_leader_steps_are_open(engine) || leader->drain != PD_DRAIN_NONE ||
         pd_search_sweeps(leader) ||
-        !pd_step_may_go_ahead(engine->config, engine->plan, engine->store.lane.element_count) ||
+        pd_step_ahead_kind(engine->config, engine->plan, engine->store.lane.element_count,
+                           engine->roster->worker_count) == PD_STEP_AHEAD_NONE ||
         is_foreseen(leader)) {
         return;
     }

@@ -6,9 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-/* Sources added in one pass over their elements. */
-#define TERM_COUNT_MAX 4u
-
 /* Elements converted or summed at a time, so that a chunk stays in the first-level cache. */
 #define CHUNK_COUNT 1024u
 
@@ -21,8 +18,8 @@ typedef uint16_t bits16 __attribute__((may_alias, aligned(1)));
 
 /* Elements of a few sources as float32, and what their sum is multiplied by. */
 struct terms {
-    const float *elements[TERM_COUNT_MAX];
-    float weights[TERM_COUNT_MAX];
+    const float *elements[PD_REDUCE_TERM_COUNT];
+    float weights[PD_REDUCE_TERM_COUNT];
     float scale;
 };
 
@@ -86,7 +83,7 @@ static void weigh_terms(float *out, bool first, const struct terms *terms, uint3
 static void add_chunk(float *out, bool first, const struct pd_source *sources,
                       uint32_t source_count, float scale, uint32_t begin, uint32_t count)
 {
-    float converted[TERM_COUNT_MAX][CHUNK_COUNT];
+    float converted[PD_REDUCE_TERM_COUNT][CHUNK_COUNT];
     struct terms terms = {.scale = scale};
 
     for (uint32_t k = 0; k < source_count; k++) {
@@ -107,7 +104,7 @@ static void add_chunk(float *out, bool first, const struct pd_source *sources,
 /* Sources to add at once when `left` are left. */
 static uint32_t together(uint32_t left)
 {
-    return left >= TERM_COUNT_MAX ? TERM_COUNT_MAX : (left >= 2 ? 2 : 1);
+    return left >= PD_REDUCE_TERM_COUNT ? PD_REDUCE_TERM_COUNT : (left >= 2 ? 2 : 1);
 }
 
 PD_KERNEL

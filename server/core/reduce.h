@@ -9,6 +9,9 @@
  * set, so the order of additions never depends on how wide the machine's vectors are. */
 #define PD_REDUCE_LANE_COUNT 16u
 
+/* Sources that are added in one pass over their elements. */
+#define PD_REDUCE_TERM_COUNT 4u
+
 /* One contribution's elements of one block. */
 struct pd_source {
     const void *elements;

@@ -37,6 +37,30 @@ uint32_t pd_roster_count_begun(const struct pd_roster *roster, uint64_t step)
     return count;
 }
 
+static void insert_by_name(struct pd_roster *roster, uint16_t slot)
+{
+    uint32_t i = roster->worker_count++;
+
+    while (i > 0 &&
+           strcmp(roster->workers[roster->by_name[i - 1]].name, roster->workers[slot].name) > 0) {
+        roster->by_name[i] = roster->by_name[i - 1];
+        i--;
+    }
+    roster->by_name[i] = slot;
+}
+
+static void remove_by_name(struct pd_roster *roster, const struct pd_worker *worker)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < roster->worker_count; i++) {
+        if (&roster->workers[roster->by_name[i]] != worker) {
+            roster->by_name[kept++] = roster->by_name[i];
+        }
+    }
+    roster->worker_count = kept;
+}
+
 struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order *order)
 {
     uint32_t slot = 0;
@@ -56,6 +80,7 @@ struct pd_worker *pd_roster_add(struct pd_roster *roster, const struct pd_order 
     snprintf(worker->name, sizeof worker->name, "%s", order->name);
     worker->replica = order->replica;
     worker->connection = PD_CONNECTION_NONE;
+    insert_by_name(roster, (uint16_t)slot);
     return worker;
 }
 
@@ -67,11 +92,13 @@ bool pd_roster_admits(const struct pd_roster *roster, const struct pd_worker *wo
 enum pd_status pd_roster_equip(struct pd_roster *roster, struct pd_worker *worker, bool hessian,
                                struct pd_error *error)
 {
-    enum pd_status status =
-        pd_contribution_equip(pd_roster_contribution(worker, hessian), &roster->staging, error);
+    return pd_contribution_equip(pd_roster_contribution(worker, hessian), &roster->staging, error);
+}
 
-    *(hessian ? &worker->has_hessian : &worker->has_contribution) |= status == PD_OK;
-    return status;
+void pd_roster_begin(struct pd_worker *worker, const struct pd_push *push, bool repeatable)
+{
+    *(push->hessian ? &worker->has_hessian : &worker->has_contribution) = true;
+    pd_contribution_begin(pd_roster_contribution(worker, push->hessian), push, repeatable);
 }
 
 struct pd_contribution *pd_roster_contribution(struct pd_worker *worker, bool hessian)
@@ -110,6 +137,7 @@ static void strike_off(struct pd_roster *roster, struct pd_worker *worker)
     pd_contribution_strip(&worker->hessian, &roster->staging);
     pd_staging_shrink(&roster->staging,
                       contribution_count * (roster->staging.accumulates ? 2u : 1u));
+    remove_by_name(roster, worker);
     memset(worker, 0, sizeof *worker);
 }
 

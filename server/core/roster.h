@@ -31,11 +31,13 @@ struct pd_departed {
     char reason[PD_ERROR_BYTES_MAX];
 };
 
-/* Slots are reused; ids never are. */
+/* Slots are reused; ids never are. Workers are summed by name: see orders.c. */
 struct pd_roster {
     struct pd_worker workers[PD_WORKER_COUNT_MAX];
     struct pd_staging staging;
     uint32_t slot_end; /* one beyond the last slot ever used */
+    uint32_t worker_count;
+    uint16_t by_name[PD_WORKER_COUNT_MAX]; /* slots of the workers present, in order of summation */
     /* Where to look first for an id: the slot that the last one equal to it modulo their number
      * got. */
     uint16_t slots[PD_WORKER_COUNT_MAX];
@@ -61,6 +63,9 @@ bool pd_roster_admits(const struct pd_roster *roster, const struct pd_worker *wo
 PD_MUST_CHECK
 enum pd_status pd_roster_equip(struct pd_roster *roster, struct pd_worker *worker, bool hessian,
                                struct pd_error *error);
+
+/* The worker has an accepted push on its way. */
+void pd_roster_begin(struct pd_worker *worker, const struct pd_push *push, bool repeatable);
 
 /* Its contribution of gradients, or of estimates of the Hessian. */
 struct pd_contribution *pd_roster_contribution(struct pd_worker *worker, bool hessian);

@@ -380,6 +380,51 @@ static void refuse_push(struct pd_engine *engine, pd_connection_id connection,
 }
 
 /* A worker's first push is what its memory is taken for: joining alone costs a rank nothing. */
+static void place_push(struct pd_engine *engine, struct pd_worker *worker,
+                       struct pd_contribution *contribution)
+{
+    struct pd_error error;
+
+    if (pd_roster_equip(engine->roster, worker, contribution->push.hessian, &error) == PD_OK) {
+        pd_ahead_place(engine, worker->connection, contribution);
+        return;
+    }
+    pd_contribution_drop_payload(contribution);
+    pd_ahead_lose(engine, worker);
+    refuse_push(engine, worker->connection, &error);
+}
+
+/* Gradients that are added up ahead whole are read in the order in which they are: those that came
+ * first would lie in memory until it is their turn. */
+static bool waits_for_turn(const struct pd_engine *engine, const struct pd_worker *worker)
+{
+    const struct pd_contribution *contribution = &worker->contribution;
+
+    return contribution->state == PD_CONTRIBUTION_RECEIVING && contribution->repeatable &&
+           contribution->placed == 0 && contribution->push.element_count > 0 &&
+           pd_ahead_adds_gradients(engine);
+}
+
+/* Read the next pushes that wait for their turn, as many as are added up at once. All that have
+ * come get theirs, whoever is still missing. True while there are more. */
+static bool read_in_turn(struct pd_engine *engine)
+{
+    struct pd_roster *roster = engine->roster;
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < roster->worker_count; i++) {
+        struct pd_worker *worker = &roster->workers[roster->by_name[i]];
+        if (worker->connection == PD_CONNECTION_NONE || !waits_for_turn(engine, worker)) {
+            continue;
+        }
+        if (count++ == PD_REDUCE_TERM_COUNT) {
+            return true;
+        }
+        place_push(engine, worker, &worker->contribution);
+    }
+    return false;
+}
+
 static void judge_push(struct pd_engine *engine, pd_connection_id connection,
                        struct pd_worker *worker, const struct pd_push *push)
 {
@@ -393,15 +438,15 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
             park_push(engine, connection, push);
             return;
         }
-        if (pd_roster_equip(engine->roster, worker, push->hessian, &error) != PD_OK) {
-            refuse_push(engine, connection, &error);
-            return;
-        }
-        pd_contribution_begin(contribution, push, pd_ahead_may_spend(engine, push));
+        pd_roster_begin(worker, push, pd_ahead_may_spend(engine, push));
         keep_push(session, push);
         session->told_again = false;
         session->payload = PD_SESSION_PAYLOAD_PUSH;
-        pd_ahead_place(engine, connection, contribution);
+        if (waits_for_turn(engine, worker)) {
+            pd_engine_want_work(engine);
+        } else {
+            place_push(engine, worker, contribution);
+        }
         if (engine->leader != NULL) {
             engine->leader->pushed = true;
         }
@@ -875,7 +920,7 @@ bool pd_session_work(struct pd_engine *engine)
     struct pd_contribution *contribution = pd_roster_folding(engine->roster, &worker);
 
     if (contribution == NULL) {
-        return false;
+        return engine->has_model && read_in_turn(engine);
     }
     if (!pd_contribution_fold(contribution, TURN_ELEMENTS) ||
         worker->connection == PD_CONNECTION_NONE) {

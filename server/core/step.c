@@ -11,6 +11,10 @@
 /* Lanes up to here lie in the second-level cache with their state, also when it is there twice. */
 #define FUSED_SMALL_MAX 32768u
 
+/* Small gradients of many workers, together of so many times compute_ahead elements, are no longer
+ * in the caches when the last of them is in. */
+#define GRADIENTS_AHEAD_FACTOR 4u
+
 /* ---- Life ---- */
 
 static uint64_t larger(uint64_t a, uint64_t b)
@@ -47,11 +51,18 @@ static bool allocate_sums(struct pd_step_machine *machine)
     return true;
 }
 
+/* Whether blocks ahead are stepped, too. */
+static bool goes_all_the_way(const struct pd_step_machine *machine)
+{
+    return machine->fused &&
+           pd_step_may_go_ahead(machine->config, machine->plan, machine->store->lane.element_count);
+}
+
 /* Whether what a step writes and sends ahead is out of the caches, while a turn's blocks have room
  * in them. */
 static bool needs_fresh(const struct pd_step_machine *machine)
 {
-    return pd_step_spends(machine) && machine->plan->block_elements <= PD_STEP_TURN_ELEMENTS &&
+    return goes_all_the_way(machine) && machine->plan->block_elements <= PD_STEP_TURN_ELEMENTS &&
            pd_optimizer_state_is_streamed(&machine->optimizer_state);
 }
 
@@ -99,6 +110,20 @@ bool pd_step_may_go_ahead(const struct pd_config *config, const struct pd_shard_
                           uint64_t element_count)
 {
     return may_go_beside(config, plan) && element_count >= config->compute_ahead;
+}
+
+enum pd_step_ahead pd_step_ahead_kind(const struct pd_config *config,
+                                      const struct pd_shard_plan *plan, uint64_t element_count,
+                                      uint32_t worker_count)
+{
+    uint64_t first_count = plan->lanes[0].element_count;
+
+    if (may_go_beside(config, plan) && first_count < config->compute_ahead &&
+        first_count * worker_count >= GRADIENTS_AHEAD_FACTOR * config->compute_ahead) {
+        return PD_STEP_AHEAD_GRADIENTS;
+    }
+    return pd_step_may_go_ahead(config, plan, element_count) ? PD_STEP_AHEAD_BLOCKS
+                                                             : PD_STEP_AHEAD_NONE;
 }
 
 /* Where a step goes ahead, a block is brought on while it is in cache. A small lane is there
@@ -242,20 +267,29 @@ static void begin_turn(struct pd_step_machine *machine)
     machine->fresh.payload = NULL;
 }
 
+static enum pd_step_ahead ahead_kind(const struct pd_step_machine *machine, uint32_t worker_count)
+{
+    return pd_step_ahead_kind(machine->config, machine->plan, machine->store->lane.element_count,
+                              worker_count);
+}
+
 bool pd_step_foresee(struct pd_step_machine *machine, const struct pd_order *order)
 {
     const struct pd_param_store *store = machine->store;
+    enum pd_step_ahead kind = ahead_kind(machine, order->contributor_count);
 
     PD_ASSERT(machine->state == PD_STEP_IDLE);
     PD_ASSERT(order->kind == PD_ORDER_AHEAD);
     PD_ASSERT(order->step == store->version);
-    PD_ASSERT(pd_step_may_go_ahead(machine->config, machine->plan, store->lane.element_count));
+    PD_ASSERT(kind != PD_STEP_AHEAD_NONE);
     if (!pd_param_store_spare_free(store)) {
         return false;
     }
     machine->order = order;
     machine->ahead = true;
     machine->collected = false;
+    machine->by_gradient = kind == PD_STEP_AHEAD_GRADIENTS;
+    machine->added = 0;
     enter_sum(machine);
     return true;
 }
@@ -266,8 +300,11 @@ bool pd_step_work_ahead(struct pd_step_machine *machine)
     if (!pd_step_collect_ahead(machine)) {
         return false;
     }
-    uint64_t end = pd_step_blocks_in(machine);
     begin_turn(machine);
+    if (machine->by_gradient) {
+        return pd_step_add_gradients(machine);
+    }
+    uint64_t end = pd_step_blocks_in(machine);
     pd_step_turn_sum(machine, end);
     return machine->next_block < end;
 }
@@ -277,16 +314,17 @@ void pd_step_forget(struct pd_step_machine *machine)
     PD_ASSERT(machine->ahead);
     pd_step_forget_taken(machine);
     machine->ahead = false;
+    machine->by_gradient = false;
     machine->lone = NULL;
     machine->fresh.payload = NULL;
     machine->order = NULL;
     machine->state = PD_STEP_IDLE;
 }
 
-bool pd_step_spends(const struct pd_step_machine *machine)
+bool pd_step_spends(const struct pd_step_machine *machine, uint32_t worker_count)
 {
-    return machine->fused &&
-           pd_step_may_go_ahead(machine->config, machine->plan, machine->store->lane.element_count);
+    return goes_all_the_way(machine) ||
+           ahead_kind(machine, worker_count) == PD_STEP_AHEAD_GRADIENTS;
 }
 
 const struct pd_order *pd_step_order(const struct pd_step_machine *machine)
@@ -359,6 +397,10 @@ static enum pd_step_want turn_sum(struct pd_step_machine *machine)
     if (machine->plan->replica_count > 1) {
         enum pd_step_want want = pd_step_turn_buckets(machine);
         return want == PD_STEP_WANTS_NOTHING ? enter_norms(machine) : want;
+    }
+    if (machine->by_gradient && machine->added < machine->source_count) {
+        (void)pd_step_add_gradients(machine);
+        return PD_STEP_WANTS_WORK;
     }
     pd_step_turn_sum(machine, machine->store->lane.block_count);
     return machine->next_block == machine->store->lane.block_count ? enter_norms(machine)
@@ -528,6 +570,7 @@ struct pd_step_outcome pd_step_finish(struct pd_step_machine *machine)
         pd_roster_release(machine->roster, machine->order);
         pd_step_forget_taken(machine);
     }
+    machine->by_gradient = false;
     machine->lone = NULL;
     machine->order = NULL;
     machine->state = PD_STEP_IDLE;
@@ -541,12 +584,13 @@ uint32_t pd_step_find_in_block(const struct pd_step_machine *machine,
                                const struct pd_contribution *contribution,
                                const struct pd_block *block)
 {
-    struct pd_source source = pd_contribution_source(contribution, in_lane(machine, block), 1.0);
+    struct pd_source source = pd_contribution_source(contribution, 1.0);
 
     if (pd_gradient_norms_rests(&machine->norms, block->tensor_index, absent)) {
         return block->element_count;
     }
-    return pd_reduce_find_nonfinite(source.elements, source.dtype, block->element_count);
+    return pd_reduce_find_nonfinite(pd_contribution_elements(contribution, in_lane(machine, block)),
+                                    source.dtype, block->element_count);
 }
 
 static void describe(const struct pd_step_machine *machine, const struct pd_block *block,

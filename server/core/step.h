@@ -83,21 +83,33 @@ void pd_step_begin(struct pd_step_machine *machine, const struct pd_order *order
 /* The step in collection closes without using its gradients: forget those that were taken. */
 void pd_step_forget_taken(struct pd_step_machine *machine);
 
-/* Whether this rank's steps may begin ahead, for a lane of that many elements. */
+/* How steps begin before their order. */
+enum pd_step_ahead {
+    PD_STEP_AHEAD_NONE,
+    PD_STEP_AHEAD_BLOCKS,    /* block by block, as they come in from all workers */
+    PD_STEP_AHEAD_GRADIENTS, /* worker by worker, each gradient when it is whole: only the sum */
+};
+
+/* Whether this rank's steps may begin ahead by blocks, for a lane of that many elements. */
 bool pd_step_may_go_ahead(const struct pd_config *config, const struct pd_shard_plan *plan,
                           uint64_t element_count);
+/* How a rank with a lane of that many elements begins a step of so many workers: GRADIENTS on all
+ * ranks or on none. */
+enum pd_step_ahead pd_step_ahead_kind(const struct pd_config *config,
+                                      const struct pd_shard_plan *plan, uint64_t element_count,
+                                      uint32_t worker_count);
 
 /* Begin ahead what `order`, of kind AHEAD, foresees; the order is borrowed until begin or forget.
  * False, and nothing has begun, when the spare buffer is still being sent. */
 PD_MUST_CHECK
 bool pd_step_foresee(struct pd_step_machine *machine, const struct pd_order *order);
-/* Ahead of its order: one turn over blocks that are in; false when none is left that is. */
+/* Ahead of its order: one turn over what is in; false when nothing is left that is. */
 bool pd_step_work_ahead(struct pd_step_machine *machine);
 /* The step will not be as foreseen: as if it had not begun. */
 void pd_step_forget(struct pd_step_machine *machine);
 
-/* Whether steps ahead use repeatable contributions up: see contribution.h. */
-bool pd_step_spends(const struct pd_step_machine *machine);
+/* Whether steps of so many workers use repeatable contributions up ahead: see contribution.h. */
+bool pd_step_spends(const struct pd_step_machine *machine, uint32_t worker_count);
 
 /* The order of the step under way, or foreseen; NULL when IDLE. */
 const struct pd_order *pd_step_order(const struct pd_step_machine *machine);

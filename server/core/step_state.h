@@ -74,7 +74,10 @@ struct pd_step_machine {
     /* SUM brings parameters and state on: the rule needs no sum over tensors and no norm, so a
      * block can go all the way while it is in cache. State is kept twice. */
     bool fused;
-    bool ahead;     /* SUM, without an order yet */
+    bool ahead;       /* SUM, without an order yet */
+    bool by_gradient; /* contributions are added up one after the other, whole, before blocks are
+                         taken */
+    uint32_t added;   /* sources that are in the sum, by_gradient */
     bool collected; /* ahead: every contributor has begun to push here, so the sources are known */
     uint64_t turn_elements; /* worked on in this turn */
     uint64_t next_block;    /* of the lane in AVERAGE, else of the shard */
@@ -142,7 +145,7 @@ static inline bool is_narrow(const struct pd_step_machine *machine)
     return machine->lone != NULL && machine->sources[0].dtype != PD_DTYPE_FLOAT32;
 }
 
-/* Where what the order sums goes, by elements of the lane, unless steps are fused: where the next
+/* Where what the order sums goes, by elements of the lane, unless blocks are fused: where the next
  * parameters go, as nothing else is there before they come. Estimates of the Hessian that are taken
  * may have gradients beside them that are taken, too, so with workers.staging_limit they have a
  * place of their own. */
@@ -161,7 +164,8 @@ static inline float *block_gradient(const struct pd_step_machine *machine,
     if (machine->lone != NULL) {
         return pd_contribution_elements(machine->lone, in_lane(machine, block));
     }
-    return machine->fused ? machine->gradient : lane_sums(machine) + in_lane(machine, block);
+    return machine->fused && !machine->by_gradient ? machine->gradient
+                                                   : lane_sums(machine) + in_lane(machine, block);
 }
 
 /* Whether the tensor has no part in this step. */
@@ -206,6 +210,9 @@ void pd_step_measure_block(struct pd_step_machine *machine, uint64_t index);
 uint64_t pd_step_blocks_in(const struct pd_step_machine *machine);
 /* Take blocks as far as `end`, for a turn. */
 void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end);
+/* By gradient: add those that are whole, as far as they follow each other in the order of
+ * summation, for a turn; true while there are more. */
+bool pd_step_add_gradients(struct pd_step_machine *machine);
 /* Add the sources' elements of a block to what `out` holds, or put their sum there if `first`. */
 void pd_step_add_sources(struct pd_step_machine *machine, const struct pd_block *block, float *out,
                          bool first, float scale);

@@ -87,7 +87,7 @@ void pd_step_collect(struct pd_step_machine *machine)
         machine->contributions[machine->source_count] = contribution;
         machine->source_workers[machine->source_count] = worker->id;
         machine->sources[machine->source_count++] =
-            pd_contribution_source(contribution, 0, machine->order->weights[i] / unit);
+            pd_contribution_source(contribution, machine->order->weights[i] / unit);
     }
     /* An order that is no step's has no samples: what it adds up is scaled with the rest. */
     bool averages = machine->order->samples > 0;
@@ -112,6 +112,7 @@ bool pd_step_collect_ahead(struct pd_step_machine *machine)
     if (!machine->collected) {
         pd_step_collect(machine);
         machine->collected = true;
+        machine->by_gradient &= machine->lone == NULL;
     }
     return true;
 }
@@ -221,7 +222,7 @@ void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end)
     while (machine->turn_elements < PD_STEP_TURN_ELEMENTS && machine->next_block < end) {
         const struct pd_block *block =
             &machine->plan->blocks[lane->block_begin + machine->next_block];
-        if (machine->lone == NULL) {
+        if (machine->lone == NULL && !machine->by_gradient) {
             pd_step_sum_block(machine, block, block_gradient(machine, block));
         }
         pd_step_measure_block(machine, machine->next_block);
@@ -234,4 +235,74 @@ void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end)
         machine->turn_elements += block->element_count;
         machine->next_block++;
     }
+}
+
+/* ---- By gradient ---- */
+
+/* Sources that are added at once: all that are left, or as many as one pass takes; 0 while one of
+ * them is not whole. */
+static uint32_t count_next(const struct pd_step_machine *machine)
+{
+    uint32_t left = machine->source_count - machine->added;
+    uint32_t count = left < PD_REDUCE_TERM_COUNT ? left : PD_REDUCE_TERM_COUNT;
+
+    for (uint32_t i = machine->added; i < machine->added + count; i++) {
+        if (machine->contributions[i]->state != PD_CONTRIBUTION_HELD) {
+            return 0;
+        }
+    }
+    return count;
+}
+
+/* While the next sources are here: whose elements make the sum one that is not finite. */
+static void note_nonfinite(struct pd_step_machine *machine, uint32_t count, const float *sums)
+{
+    const struct pd_range *lane = &machine->store->lane;
+
+    for (uint64_t index = 0; index < lane->block_count; index++) {
+        const struct pd_block *block = &machine->plan->blocks[lane->block_begin + index];
+        if (rests(machine, block->tensor_index) ||
+            pd_reduce_find_nonfinite(sums + in_lane(machine, block), PD_DTYPE_FLOAT32,
+                                     block->element_count) == block->element_count) {
+            continue;
+        }
+        for (uint32_t i = machine->added; i < machine->added + count; i++) {
+            pd_step_note_nonfinite(machine, i, block, false);
+        }
+    }
+}
+
+/* They are in the sum. What can be pushed again need not be kept, and its memory is for the next:
+ * so that is in cache. */
+static void use_up(struct pd_step_machine *machine, uint32_t count)
+{
+    for (uint32_t i = machine->added; i < machine->added + count; i++) {
+        struct pd_contribution *contribution = machine->contributions[i];
+        if (machine->ahead && contribution->repeatable) {
+            pd_contribution_spend(contribution, contribution->element_count);
+            pd_contribution_strip(contribution, &machine->roster->staging);
+        }
+    }
+    machine->added += count;
+}
+
+bool pd_step_add_gradients(struct pd_step_machine *machine)
+{
+    const uint64_t element_count = machine->store->lane.element_count;
+    float *sums = lane_sums(machine);
+    uint32_t count = count_next(machine);
+
+    while (count > 0 && machine->turn_elements < PD_STEP_TURN_ELEMENTS) {
+        bool last = machine->added + count == machine->source_count;
+        for (uint32_t i = machine->added; i < machine->added + count; i++) {
+            machine->sources[i].elements = pd_contribution_elements(machine->contributions[i], 0);
+        }
+        pd_reduce_scaled(sums, machine->added == 0, &machine->sources[machine->added], count,
+                         last ? machine->scale : 1.0f, (uint32_t)element_count);
+        note_nonfinite(machine, count, sums);
+        use_up(machine, count);
+        machine->turn_elements += count * element_count;
+        count = count_next(machine);
+    }
+    return count > 0;
 }

@@ -204,7 +204,7 @@ static void choose_worker(struct sim_worker_plan *worker, struct sim_agenda *cha
     }
     if (sim_chance(chance, 3)) {
         worker->crash_us = worker->start_us + sim_below(chance, 5000000);
-    } else if (sim_chance(chance, 3)) {
+    } else if (sim_chance(chance, 2)) {
         worker->crash_after_us = 1 + sim_below(chance, 30000);
     }
     if (sim_chance(chance, 4)) {
@@ -254,8 +254,14 @@ static void choose_commands(struct sim_plan *plan, struct sim_agenda *chance)
 /* Whether steps begin while their gradients arrive, and who takes parameters then. */
 static void choose_ahead(struct sim_plan *plan, struct sim_agenda *chance)
 {
-    add(plan, "compute_ahead: %u\n",
-        sim_chance(chance, 4) ? 0 : (unsigned)sim_between(chance, 1, 60));
+    uint64_t lane = plan->model.element_count / plan->rank_count;
+    uint64_t elements = sim_chance(chance, 4) ? 0 : sim_between(chance, 1, 60);
+
+    /* A lane holds less, and those of a few workers four times as much. */
+    if (elements > 30) {
+        elements = lane + 1 + lane * (elements - 30) / 60;
+    }
+    add(plan, "compute_ahead: %" PRIu64 "\n", elements);
     for (uint32_t i = 0; i < plan->worker_count; i++) {
         plan->workers[i].ahead = !sim_chance(chance, 4);
     }

@@ -1,8 +1,11 @@
 /* Steps begun while their gradients arrive, in whole clusters: whatever comes between, what workers
  * hold in the end is what the oracle has, which knows nothing of all this. */
+#include "server/core/engine_state.h"
+#include "server/core/step_state.h"
 #include "tests/simulation/scenario.h"
 
 #include <check.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -187,6 +190,138 @@ START_TEST(rate_that_changes_in_the_middle_makes_it_void)
 }
 END_TEST
 
+/* ---- Small gradients of many, added up ahead one by one ---- */
+
+#define MANY SIM_WORKER_COUNT_MAX
+
+/* Each lane holds less than compute_ahead, and those of half of the workers as much. */
+static struct scenario *create_many(uint64_t seed, uint32_t rank_count, const char *more)
+{
+    char config[512];
+    snprintf(config, sizeof config,
+             "aggregation: direct\nblock_size: 8\ncompute_ahead: %u\n"
+             "workers: {expected: %u, lease_s: 8, resume_s: 3}\n"
+             "optimizer: {name: adamw, lr: 0.02, amsgrad: true}\n%s",
+             172 / rank_count, MANY, more);
+    struct scenario *scenario = scenario_create(seed, rank_count, MANY, STEPS, config);
+
+    scenario->plan.delay_us_max = 2000;
+    scenario->plan.workers[2].push_dtype = PD_DTYPE_FLOAT16;
+    /* Its gradient cannot come again. */
+    scenario->plan.workers[5].ahead = false;
+    return scenario;
+}
+
+static uint32_t count_undone(const struct scenario *scenario)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < MANY; i++) {
+        ck_assert_uint_eq(scenario->simulation.workers[i].applied, 0);
+        count += scenario->simulation.workers[i].undone;
+    }
+    return count;
+}
+
+/* Everybody has a part in every step, however often a gradient has to come again. */
+static void finish_many(struct scenario *scenario, bool undone)
+{
+    scenario_run_to(scenario, 0, SIM_PHASE_DONE, STEPS);
+    ck_assert_int_eq(count_undone(scenario) > 0, undone);
+    for (uint32_t i = 0; i < MANY; i++) {
+        ck_assert_uint_eq(scenario_counted(scenario, scenario->plan.workers[i].name), STEPS);
+    }
+    ck_assert_uint_eq(scenario->simulation.ledger.evicted, 0);
+    scenario_finish(scenario);
+}
+
+/* On some rank, the gradients of so many workers are in the sum and not kept. */
+static bool has_added(const struct scenario *scenario, uint32_t count)
+{
+    const struct sim_cluster *cluster = &scenario->simulation.cluster;
+
+    for (uint32_t i = 0; i < cluster->rank_count; i++) {
+        const struct pd_engine *engine = cluster->ranks[i].engine;
+        if (engine->foreseen != NULL && engine->step->by_gradient && engine->step->added >= count) {
+            return true;
+        }
+    }
+    return false;
+}
+
+START_TEST(gradients_are_added_up_ahead_with_any_clip)
+{
+    struct scenario *scenario =
+        create_many(60 + (uint64_t)_i, 1 + (uint32_t)_i % 4, _i < 4 ? "" : "clip: {norm: 0.5}\n");
+    uint32_t seen = 0;
+
+    scenario_start(scenario);
+    while (scenario_steps(scenario) < STEPS) {
+        seen += has_added(scenario, 4);
+        scenario_run_for(scenario, 100);
+    }
+    ck_assert_uint_gt(seen, STEPS / 4);
+    finish_many(scenario, false);
+}
+END_TEST
+
+START_TEST(lost_connections_have_many_push_again_and_change_nothing)
+{
+    struct scenario *scenario = create_many(70 + (uint64_t)_i, (uint32_t)_i, "");
+
+    scenario_start(scenario);
+    for (uint64_t step = 5; step <= 25; step += 4) {
+        while (scenario_steps(scenario) < step || !has_added(scenario, 4) ||
+               !is_in_mid_push(scenario, MANY - 1)) {
+            ck_assert_uint_lt(scenario_steps(scenario), STEPS);
+            scenario_run_for(scenario, 10);
+        }
+        cut_off(scenario, MANY - 1);
+        scenario_run_to_step(scenario, scenario_steps(scenario) + 1);
+    }
+    finish_many(scenario, true);
+}
+END_TEST
+
+START_TEST(damaged_gradients_have_many_push_again_and_change_nothing)
+{
+    struct scenario *scenario = create_many(80 + (uint64_t)_i, (uint32_t)_i, "");
+
+    scenario_start(scenario);
+    scenario->simulation.network.damage_one_in = 30;
+    finish_many(scenario, true);
+}
+END_TEST
+
+START_TEST(gradients_of_many_that_are_not_finite_are_told_and_skipped)
+{
+    struct scenario *scenario = create_many(90 + (uint64_t)_i, (uint32_t)_i, "");
+
+    scenario->plan.workers[3].poison_one_in = 4;
+    scenario_start(scenario);
+    scenario_run_to(scenario, 0, SIM_PHASE_DONE, STEPS);
+    ck_assert_uint_gt(scenario->simulation.oracle.skipped, 0);
+    scenario_finish(scenario);
+}
+END_TEST
+
+START_TEST(rate_that_changes_has_many_push_again)
+{
+    const double rate = 0.005;
+    struct scenario *scenario = create_many(100 + (uint64_t)_i, (uint32_t)_i, "");
+
+    scenario_start(scenario);
+    while (scenario_steps(scenario) < 5 || !has_added(scenario, 4) ||
+           !is_in_mid_push(scenario, MANY - 1)) {
+        ck_assert_uint_lt(scenario_steps(scenario), STEPS);
+        scenario_run_for(scenario, 10);
+    }
+    sim_rank_stop(&scenario->simulation.cluster.ranks[1], 500000);
+    scenario_ask(scenario, "set-lr", "", &rate);
+    finish_many(scenario, true);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("ahead");
@@ -199,6 +334,11 @@ int main(void)
     tcase_add_loop_test(tests, damaged_gradients_make_it_void_and_change_nothing, 1, 4);
     tcase_add_loop_test(tests, gradients_that_are_not_finite_make_it_void_for_everybody, 1, 4);
     tcase_add_loop_test(tests, rate_that_changes_in_the_middle_makes_it_void, 2, 4);
+    tcase_add_loop_test(tests, gradients_are_added_up_ahead_with_any_clip, 0, 8);
+    tcase_add_loop_test(tests, lost_connections_have_many_push_again_and_change_nothing, 1, 5);
+    tcase_add_loop_test(tests, damaged_gradients_have_many_push_again_and_change_nothing, 1, 5);
+    tcase_add_loop_test(tests, gradients_of_many_that_are_not_finite_are_told_and_skipped, 1, 5);
+    tcase_add_loop_test(tests, rate_that_changes_has_many_push_again, 2, 5);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);

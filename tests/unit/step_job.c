@@ -1,9 +1,11 @@
 #include "step_job.h"
 
 #include "common/heap.h"
+#include "server/core/step_state.h"
 
 #include <check.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 const char *const step_job_rules[STEP_JOB_RULE_COUNT] = {
@@ -68,12 +70,6 @@ static void init_rank(struct step_job *job, uint32_t index)
     ck_assert_int_eq(pd_staging_init(&rank->roster->staging, job->config, job->plan,
                                      rank->store.lane.element_count, &error),
                      PD_OK);
-    for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
-        struct pd_order *join = pd_heap_zalloc(1, sizeof *join);
-        join->worker_id = worker;
-        (void)pd_roster_add(rank->roster, join);
-        pd_heap_free(join);
-    }
     ck_assert_msg(pd_step_create(&rank->step, job->config, &job->model, job->plan, &rank->store,
                                  rank->roster, index, &error) == PD_OK,
                   "%s", error.message);
@@ -114,6 +110,21 @@ void step_job_init_grid(struct step_job *job, const char *text, uint32_t rank_co
     for (uint32_t i = 0; i < rank_count; i++) {
         init_rank(job, i);
     }
+    step_job_enlist(job, WORKER_COUNT);
+}
+
+void step_job_enlist(struct step_job *job, uint32_t worker_count)
+{
+    struct pd_order *join = pd_heap_zalloc(1, sizeof *join);
+
+    for (; job->worker_count < worker_count; job->worker_count++) {
+        join->worker_id = job->worker_count;
+        (void)snprintf(join->name, sizeof join->name, "worker%u", job->worker_count);
+        for (uint32_t i = 0; i < job->rank_count; i++) {
+            (void)pd_roster_add(job->ranks[i].roster, join);
+        }
+    }
+    pd_heap_free(join);
 }
 
 void step_job_init_lanes(struct step_job *job, const char *text, uint32_t rank_count,
@@ -147,27 +158,33 @@ static struct pd_contribution *contribution_of(struct step_rank *rank, uint32_t 
     return pd_roster_contribution(pd_roster_find(rank->roster, worker), hessian);
 }
 
+static void announce(const struct step_job *job, struct step_rank *rank, uint32_t step,
+                     uint32_t worker, bool hessian)
+{
+    struct pd_worker *entry = pd_roster_find(rank->roster, worker);
+    struct pd_contribution *contribution = pd_roster_contribution(entry, hessian);
+    struct pd_push *header = pd_heap_zalloc(1, sizeof *header);
+    struct pd_error error = {0};
+
+    ck_assert_int_eq(pd_roster_equip(rank->roster, entry, hessian, &error), PD_OK);
+    header->step = step;
+    header->last = true;
+    header->samples = 1;
+    header->hessian = hessian;
+    pd_roster_begin(entry, header, job->worker_count > WORKER_COUNT);
+    memset(pd_contribution_place(contribution, contribution->element_count), 0xff,
+           contribution->element_count * sizeof(float));
+    pd_heap_free(header);
+}
+
 /* The workers begin to push to one rank: what is not in yet may be anything. */
 void step_job_announce(const struct step_job *job, struct step_rank *rank, uint32_t step,
                        bool hessian)
 {
-    for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
-        if (!is_home(job, rank, worker)) {
-            continue;
+    for (uint32_t worker = 0; worker < job->worker_count; worker++) {
+        if (is_home(job, rank, worker)) {
+            announce(job, rank, step, worker, hessian);
         }
-        struct pd_contribution *contribution = contribution_of(rank, worker, hessian);
-        struct pd_error error = {0};
-        ck_assert_int_eq(
-            pd_roster_equip(rank->roster, pd_roster_find(rank->roster, worker), hessian, &error),
-            PD_OK);
-        struct pd_push *header = pd_heap_zalloc(1, sizeof *header);
-        header->step = step;
-        header->last = true;
-        header->samples = 1;
-        pd_contribution_begin(contribution, header, false);
-        memset(pd_contribution_place(contribution, contribution->element_count), 0xff,
-               contribution->element_count * sizeof(float));
-        pd_heap_free(header);
     }
 }
 
@@ -188,14 +205,21 @@ static void receive(const struct step_job *job, struct step_rank *rank, uint32_t
     pd_contribution_receive(contribution, end * sizeof(float));
 }
 
-/* All of the pushes is in: gradients, or estimates of the Hessian. */
+static void end_push(const struct step_job *job, struct step_rank *rank, uint32_t step,
+                     uint32_t worker, bool hessian)
+{
+    receive(job, rank, step, worker, hessian, rank->store.lane.element_count);
+    pd_contribution_finish_payload(contribution_of(rank, worker, hessian));
+}
+
+/* All of the pushes that is not in yet: gradients, or estimates of the Hessian. */
 void step_job_end_pushes(const struct step_job *job, struct step_rank *rank, uint32_t step,
                          bool hessian)
 {
-    for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
-        if (is_home(job, rank, worker)) {
-            receive(job, rank, step, worker, hessian, rank->store.lane.element_count);
-            pd_contribution_finish_payload(contribution_of(rank, worker, hessian));
+    for (uint32_t worker = 0; worker < job->worker_count; worker++) {
+        if (is_home(job, rank, worker) &&
+            contribution_of(rank, worker, hessian)->state == PD_CONTRIBUTION_RECEIVING) {
+            end_push(job, rank, step, worker, hessian);
         }
     }
 }
@@ -217,6 +241,38 @@ static void work_ahead(struct step_job *job, struct step_rank *rank, uint32_t st
     job->ahead_count += pd_step_next_elements(rank->step);
 }
 
+/* Gradients become whole, the second before the first, but for the last: those are added that
+ * nothing is missing before. Their memory is free then. */
+static void work_by_gradient(struct step_job *job, struct step_rank *rank, uint32_t step)
+{
+    end_push(job, rank, step, 1, false);
+    ck_assert(!pd_step_work_ahead(rank->step));
+    ck_assert_uint_eq(rank->step->added, 0);
+    end_push(job, rank, step, 0, false);
+    for (uint32_t worker = 2; worker + 1 < job->worker_count; worker++) {
+        end_push(job, rank, step, worker, false);
+        while (pd_step_work_ahead(rank->step)) {
+        }
+        ck_assert_uint_eq(rank->step->added,
+                          (worker + 1) / PD_REDUCE_TERM_COUNT * PD_REDUCE_TERM_COUNT);
+    }
+    ck_assert_uint_eq(rank->roster->staging.spare_count, rank->step->added);
+    ck_assert_uint_eq(pd_step_next_elements(rank->step), 0);
+    job->added_count += rank->step->added;
+}
+
+/* What was used up has to be pushed again. */
+static void push_again(const struct step_job *job, struct step_rank *rank, uint32_t step)
+{
+    for (uint32_t worker = 0; worker < job->worker_count; worker++) {
+        struct pd_contribution *contribution = contribution_of(rank, worker, false);
+        if (pd_contribution_is_spent(contribution)) {
+            pd_contribution_take_back(contribution);
+            announce(job, rank, step, worker, false);
+        }
+    }
+}
+
 static bool is_forgotten(const struct step_job *job, uint64_t step)
 {
     return job->forgets && step % 2 == 0;
@@ -235,13 +291,20 @@ static void begin_ahead(struct step_job *job, const struct pd_order *step)
     for (uint32_t i = 0; i < job->rank_count; i++) {
         struct step_rank *rank = &job->ranks[i];
         step_job_announce(job, rank, (uint32_t)step->step, false);
-        if (!pd_step_may_go_ahead(job->config, job->plan, rank->store.lane.element_count)) {
+        enum pd_step_ahead kind = pd_step_ahead_kind(
+            job->config, job->plan, rank->store.lane.element_count, job->worker_count);
+        if (kind == PD_STEP_AHEAD_NONE) {
             continue;
         }
         ck_assert(pd_step_foresee(rank->step, ahead));
-        work_ahead(job, rank, (uint32_t)step->step);
+        if (kind == PD_STEP_AHEAD_BLOCKS) {
+            work_ahead(job, rank, (uint32_t)step->step);
+        } else {
+            work_by_gradient(job, rank, (uint32_t)step->step);
+        }
         if (forgets) {
             pd_step_forget(rank->step);
+            push_again(job, rank, (uint32_t)step->step);
             ck_assert_int_eq(pd_step_state(rank->step), PD_STEP_IDLE);
         }
     }
@@ -424,12 +487,12 @@ void step_job_step(struct step_job *job, uint32_t step)
     order->kind = PD_ORDER_STEP;
     order->step = step;
     order->optimizer_step = step;
-    order->contributor_count = WORKER_COUNT;
-    for (uint32_t worker = 0; worker < WORKER_COUNT; worker++) {
+    order->contributor_count = job->worker_count;
+    for (uint32_t worker = 0; worker < job->worker_count; worker++) {
         order->contributors[worker] = worker;
         order->weights[worker] = 1.0;
     }
-    order->samples = WORKER_COUNT;
+    order->samples = job->worker_count;
     order->lr_count = job->config->group_count;
     for (uint32_t group = 0; group < order->lr_count; group++) {
         order->lrs[group] = job->config->groups[group].hyper.lr;

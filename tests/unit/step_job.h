@@ -38,6 +38,7 @@ struct step_job {
     struct pd_tensor_list model;
     struct pd_shard_plan *plan;
     uint32_t rank_count;
+    uint32_t worker_count; /* WORKER_COUNT, but for more that are enlisted */
     struct step_rank ranks[RANK_COUNT_MAX];
     uint32_t gather_count;     /* of numbers, in the last step */
     uint32_t exchange_count;   /* of gradients */
@@ -47,6 +48,7 @@ struct step_job {
     bool forgets;              /* every second of them for nothing */
     uint32_t nan_step;         /* in which the last element is no number */
     uint64_t ahead_count;      /* elements brought on while gradients were coming in */
+    uint64_t added_count;      /* gradients added up before the order */
     struct pd_order *foreseen; /* lent to the ranks until they have the step's order */
 };
 
@@ -57,6 +59,8 @@ void step_job_init_grid(struct step_job *job, const char *text, uint32_t rank_co
 void step_job_init_lanes(struct step_job *job, const char *text, uint32_t rank_count,
                          uint32_t lane_count);
 void step_job_init(struct step_job *job, const char *text, uint32_t rank_count);
+/* So many workers instead, before the first step. */
+void step_job_enlist(struct step_job *job, uint32_t worker_count);
 void step_job_finish(struct step_job *job);
 
 /* The workers begin to push to one rank: what is not in yet may be anything. */

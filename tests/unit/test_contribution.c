@@ -57,10 +57,10 @@ static enum pd_push_verdict judge(uint64_t step, uint32_t micro_batch, bool last
 
 static float element_at(uint64_t index, double weight, float *factor)
 {
-    struct pd_source source = pd_contribution_source(&contribution, 0, weight);
+    struct pd_source source = pd_contribution_source(&contribution, weight);
     ck_assert_int_eq(source.dtype, PD_DTYPE_FLOAT32);
     *factor = source.weight;
-    return ((const float *)source.elements)[index];
+    return ((const float *)pd_contribution_elements(&contribution, 0))[index];
 }
 
 START_TEST(push_of_the_step_in_collection_is_accepted)
@@ -214,9 +214,9 @@ START_TEST(single_micro_batch_is_held_as_it_came)
     push.dtype = PD_DTYPE_FLOAT16;
     take(&push, 0);
     ck_assert_int_eq(contribution.state, PD_CONTRIBUTION_HELD);
-    struct pd_source source = pd_contribution_source(&contribution, 3, 0.5);
-    ck_assert_int_eq(source.dtype, PD_DTYPE_FLOAT16);
-    ck_assert_ptr_eq(source.elements, (const char *)contribution.payload + 6);
+    ck_assert_int_eq(pd_contribution_source(&contribution, 0.5).dtype, PD_DTYPE_FLOAT16);
+    ck_assert_ptr_eq(pd_contribution_elements(&contribution, 3),
+                     (const char *)contribution.payload + 6);
 }
 END_TEST
 

@@ -94,8 +94,10 @@ START_TEST(leaver_stays_until_its_step_is_closed_only_if_it_has_pushed)
     struct pd_push push = {.step = 5, .last = false, .samples = 1};
     ck_assert_int_eq(pd_roster_equip(&roster, idle, false, &error), PD_OK);
     ck_assert_int_eq(pd_roster_equip(&roster, busy, false, &error), PD_OK);
-    pd_contribution_begin(&busy->contribution, &push, false);
+    pd_roster_begin(busy, &push, false);
     pd_contribution_finish_payload(&busy->contribution);
+    pd_roster_begin(idle, &push, false);
+    pd_contribution_drop_payload(&idle->contribution);
     pd_roster_leave(&roster, idle, 5);
     pd_roster_leave(&roster, busy, 5);
     ck_assert_ptr_null(pd_roster_find(&roster, 1));
@@ -118,10 +120,10 @@ START_TEST(contributions_that_have_begun_are_counted_by_step)
     ck_assert_int_eq(pd_roster_equip(&roster, early, false, &error), PD_OK);
     ck_assert_int_eq(pd_roster_equip(&roster, late, false, &error), PD_OK);
     ck_assert_uint_eq(pd_roster_count_begun(&roster, 5), 0);
-    pd_contribution_begin(&early->contribution, &push, false);
+    pd_roster_begin(early, &push, false);
     pd_contribution_finish_payload(&early->contribution);
     ck_assert_uint_eq(pd_roster_count_begun(&roster, 5), 1);
-    pd_contribution_begin(&late->contribution, &push, false);
+    pd_roster_begin(late, &push, false);
     ck_assert_uint_eq(pd_roster_count_begun(&roster, 5), 2);
     ck_assert_uint_eq(pd_roster_count_begun(&roster, 6), 0);
     pd_contribution_drop_payload(&late->contribution);
@@ -138,7 +140,7 @@ START_TEST(micro_batch_still_to_be_added_is_found_whatever_it_is_of)
     ck_assert_int_eq(pd_roster_equip(&roster, busy, false, &error), PD_OK);
     ck_assert_int_eq(pd_roster_equip(&roster, busy, true, &error), PD_OK);
     ck_assert_ptr_null(pd_roster_folding(&roster, &owner));
-    pd_contribution_begin(pd_roster_contribution(busy, _i), &push, false);
+    pd_roster_begin(busy, &push, false);
     ck_assert_ptr_null(pd_roster_folding(&roster, &owner));
     pd_contribution_finish_payload(pd_roster_contribution(busy, _i));
     ck_assert_ptr_eq(pd_roster_folding(&roster, &owner), pd_roster_contribution(busy, _i));
@@ -155,7 +157,7 @@ START_TEST(gradient_that_is_taken_gives_its_memory_to_the_next)
     struct pd_worker *second = add(2, "second");
     ck_assert_int_eq(pd_roster_equip(&roster, first, true, &error), PD_OK);
     ck_assert_int_eq(pd_roster_equip(&roster, first, false, &error), PD_OK);
-    pd_contribution_begin(&first->contribution, &push, false);
+    pd_roster_begin(first, &push, false);
     pd_contribution_finish_payload(&first->contribution);
     order.contributors[0] = 1;
     pd_roster_take(&roster, &order);

@@ -167,6 +167,56 @@ START_TEST(a_step_begun_ahead_or_forgotten_makes_the_same_bits)
 }
 END_TEST
 
+/* The same of gradients added up one after the other, each as it was whole and not kept: blocks of
+ * a lane that is fused, of one that is not, and where nothing may be ahead. */
+START_TEST(gradients_added_up_ahead_one_by_one_make_the_same_bits)
+{
+    static const struct {
+        uint32_t rank_count;
+        uint32_t compute_ahead;
+        bool forgets;
+        bool adds;
+    } cases[] = {{1, 4000, false, true},
+                 {1, 4000, true, true},
+                 {3, 1200, true, true},
+                 {7, 500, false, true},
+                 {7, 1200, false, false}};
+    const char *name = pd_optimizer_at((size_t)_i)->name;
+    struct step_job job;
+    uint64_t count;
+    char text[512];
+
+    for (int clips = 0; clips < 2; clips++) {
+        const char *clip = clips ? "clip: {norm: 0.5}, " : "";
+        snprintf(text, sizeof text,
+                 "{aggregation: direct, block_size: 64, compute_ahead: 0, %soptimizer: {name: %s}}",
+                 clip, name);
+        step_job_init(&job, text, 1);
+        step_job_enlist(&job, 9);
+        job.nan_step = 2;
+        float *expected = step_job_run(&job, &count);
+        for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+            snprintf(text, sizeof text,
+                     "{aggregation: direct, block_size: 64, compute_ahead: %u, %soptimizer: "
+                     "{name: %s}}",
+                     cases[i].compute_ahead, clip, name);
+            step_job_init(&job, text, cases[i].rank_count);
+            step_job_enlist(&job, 9);
+            bool may = job.config->optimizer->estimate == NULL;
+            job.nan_step = 2;
+            job.ahead = true;
+            job.forgets = cases[i].forgets;
+            float *actual = step_job_run(&job, &count);
+            ck_assert_int_eq(job.added_count > 0, may && cases[i].adds);
+            ck_assert_uint_eq(job.ahead_count, 0);
+            ck_assert_mem_eq(actual, expected, count * sizeof *actual);
+            pd_heap_free(actual);
+        }
+        pd_heap_free(expected);
+    }
+}
+END_TEST
+
 /* Sums go ahead with any clip and rule; with a norm, Lookahead or more than a pass, parameters do
  * not. */
 START_TEST(what_needs_more_than_a_block_only_sums_ahead)
@@ -772,6 +822,8 @@ int main(void)
     tcase_add_loop_test(tests, a_frozen_tensor_stays_as_it_is, 0, STEP_JOB_RULE_COUNT);
     tcase_add_test(tests, a_frozen_tensor_has_no_state);
     tcase_add_loop_test(tests, a_step_begun_ahead_or_forgotten_makes_the_same_bits, 0,
+                        optimizer_count());
+    tcase_add_loop_test(tests, gradients_added_up_ahead_one_by_one_make_the_same_bits, 0,
                         optimizer_count());
     tcase_add_loop_test(tests, what_needs_more_than_a_block_only_sums_ahead, 0, 5);
     tcase_add_test(tests, a_forgotten_step_leaves_parameters_and_state_untouched);
