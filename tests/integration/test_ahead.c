@@ -4,6 +4,7 @@
 #include "tests/support/peer.h"
 #include "tests/support/proxy.h"
 #include "tests/support/suite.h"
+#include "tests/support/training.h"
 
 #include "client/include/paramd.h"
 
@@ -363,6 +364,65 @@ START_TEST(worker_that_does_not_read_what_comes_ahead_is_cut_off_and_the_others_
 }
 END_TEST
 
+/* ---- Small gradients of many ---- */
+
+enum { MANY = 8, MANY_STEPS = 30 };
+
+/* The last of a step's pushes, more or less: the others' gradients are in the sum, and not kept. */
+static enum proxy_verdict cut_every_eighth(void *context, const struct proxy_frame *frame)
+{
+    (void)context;
+    return frame->to_rank && frame->kind == PD_MESSAGE_PUSH && frame->index % MANY == MANY - 1
+               ? PROXY_CUT_MIDDLE
+               : PROXY_PASS;
+}
+
+/* What many workers of the reference model have in the end, and how often they were told to push
+ * again. */
+static void train_many(uint32_t rank_count, uint32_t compute_ahead, proxy_judge *judge,
+                       float *values, uint64_t *again_count)
+{
+    struct proxy *proxy = proxy_start(rank_count, judge, NULL);
+    struct training_options options;
+    struct cluster cluster;
+
+    cluster_start(&cluster, rank_count,
+                  "listen: %s\nadvertise: " PROXY_HOST "\naggregation: direct\nblock_size: 64\n"
+                  "compute_ahead: %u\nworkers: {expected: 8}\n"
+                  "optimizer: {name: adamw, lr: 0.01}\nclip: {norm: 1}\n",
+                  proxy_listen(proxy), compute_ahead);
+    const char *address = cluster.addresses[0];
+    training_options_init(&options, &address, MANY, MANY_STEPS);
+    training_run(&options, values);
+    cluster_drain(&cluster);
+    cluster_stop(&cluster);
+    *again_count = proxy_counted(proxy, false, PD_MESSAGE_SETTLED).frames;
+    proxy_stop(proxy);
+}
+
+START_TEST(small_gradients_added_up_ahead_change_no_bit_also_when_they_come_again)
+{
+    float expected[REFERENCE_ELEMENT_COUNT];
+    float got[REFERENCE_ELEMENT_COUNT];
+    uint64_t again_count;
+    uint64_t again_total = 0;
+
+    train_many(1, 0, NULL, expected, &again_count);
+    ck_assert_uint_eq(again_count, 0);
+    for (uint32_t rank_count = 1; rank_count <= 3; rank_count++) {
+        /* More than a lane holds, and less than half of what the gradients come to. */
+        uint32_t compute_ahead = REFERENCE_ELEMENT_COUNT * 4 / 3 / rank_count;
+        train_many(rank_count, compute_ahead, NULL, got, &again_count);
+        ck_assert_uint_eq(again_count, 0);
+        ck_assert_mem_eq(got, expected, sizeof got);
+        train_many(rank_count, compute_ahead, cut_every_eighth, got, &again_count);
+        again_total += again_count;
+        ck_assert_mem_eq(got, expected, sizeof got);
+    }
+    ck_assert_uint_gt(again_total, 0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("ahead");
@@ -370,5 +430,6 @@ int main(void)
     suite_add_loop(suite, parameters_are_the_same_to_the_bit_as_without, 4);
     suite_add_loop(suite, worker_killed_midway_leaves_no_trace, 3);
     suite_add(suite, worker_that_does_not_read_what_comes_ahead_is_cut_off_and_the_others_go_on);
+    suite_add(suite, small_gradients_added_up_ahead_change_no_bit_also_when_they_come_again);
     return suite_run(suite);
 }
