@@ -269,6 +269,7 @@ static void finish_join(struct pd_engine *engine, struct pd_member *member)
     }
     member->asked_ms = engine->now_ms;
     session->joining = false;
+    session->left = false;
     session->state = PD_SESSION_WORKER;
     session->worker_id = member->id;
     worker->connection = member->join_connection;

@@ -435,6 +435,22 @@ START_TEST(second_leave_is_answered_and_changes_nothing)
 }
 END_TEST
 
+/* On the connection of the worker that it was before. */
+START_TEST(one_that_has_joined_again_leaves_again)
+{
+    (void)begin_direct();
+    struct pd_message leave = {.kind = PD_MESSAGE_LEAVE};
+    struct pd_message join = {.kind = PD_MESSAGE_JOIN, .join = {.name = "a", .nonce = 7}};
+    fixture_say(&f, 3, &leave, 0);
+    fixture_ranks_execute(&f);
+    fixture_say(&f, 3, &join, 0);
+    fixture_ranks_execute(&f);
+    ck_assert_int_eq(fixture_last(&f, 3)->kind, PD_MESSAGE_JOINED);
+    fixture_say(&f, 3, &leave, 0);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_DEPART);
+}
+END_TEST
+
 START_TEST(push_of_one_that_takes_no_part_gets_it_evicted)
 {
     uint32_t id = begin_direct();
@@ -583,6 +599,7 @@ int main(void)
         contribution_that_is_taken_counts_though_its_lanes_disagree_and_its_worker_is_evicted);
     tcase_add_test(tests, successor_of_a_leaver_waits_until_its_gradient_is_used);
     tcase_add_test(tests, second_leave_is_answered_and_changes_nothing);
+    tcase_add_test(tests, one_that_has_joined_again_leaves_again);
     tcase_add_test(tests, push_of_one_that_takes_no_part_gets_it_evicted);
     tcase_add_test(tests, values_come_from_another_when_their_supplier_is_lost);
     tcase_add_test(tests, worker_that_has_joined_must_register_in_time);
