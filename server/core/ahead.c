@@ -42,13 +42,13 @@ void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
 {
     const struct pd_range *lane = &engine->store.lane;
     size_t element_bytes = pd_dtype_bytes((enum pd_dtype)contribution->push.dtype);
-    uint64_t count = lane->element_count;
+    uint64_t count = lane->element_count - contribution->placed;
 
     /* What need not be kept comes a block, or several small ones, at a time: in turns to the same
      * place, if it is used up as it comes. */
     if (contribution->repeatable && !pd_ahead_adds_gradients(engine)) {
-        uint64_t most = count / PIECE_COUNT_MIN < PIECE_ELEMENTS_MAX ? count / PIECE_COUNT_MIN
-                                                                     : PIECE_ELEMENTS_MAX;
+        uint64_t most = lane->element_count / PIECE_COUNT_MIN;
+        most = most < PIECE_ELEMENTS_MAX ? most : PIECE_ELEMENTS_MAX;
         count = pd_shard_plan_run(engine->plan, lane->element_begin + contribution->placed,
                                   lane->element_begin + lane->element_count, most);
     }

@@ -38,8 +38,9 @@ struct pd_contribution_run {
     uint64_t offset;
 };
 
-/* Embedded in the roster's entry. Invariants: unless IDLE it has its buffers; `sum` is one of them
- * when accumulation_steps > 1. spent <= placed; runs have rising begins, and offsets no larger. */
+/* Embedded in the roster's entry. Invariants: unless IDLE, or without a place, or all spent, it has
+ * its buffers; `sum` is one of them when accumulation_steps > 1. spent <= placed; runs have rising
+ * begins, and offsets no larger. */
 struct pd_contribution {
     enum pd_contribution_state state;
     uint64_t element_count; /* of the lane */

@@ -396,13 +396,17 @@ static void place_push(struct pd_engine *engine, struct pd_worker *worker,
 
 /* Gradients that are added up ahead whole are read in the order in which they are: those that came
  * first would lie in memory until it is their turn. */
-static bool waits_for_turn(const struct pd_engine *engine, const struct pd_worker *worker)
+static bool has_a_turn(const struct pd_engine *engine, const struct pd_contribution *contribution)
 {
-    const struct pd_contribution *contribution = &worker->contribution;
-
-    return contribution->state == PD_CONTRIBUTION_RECEIVING && contribution->repeatable &&
-           contribution->placed == 0 && contribution->push.element_count > 0 &&
+    return contribution->repeatable && contribution->push.element_count > 0 &&
            pd_ahead_adds_gradients(engine);
+}
+
+/* Whoever has begun to wait is read, whether or not gradients are still added up that way. */
+static bool waits_for_turn(const struct pd_contribution *contribution)
+{
+    return contribution->state == PD_CONTRIBUTION_RECEIVING && contribution->placed == 0 &&
+           contribution->push.element_count > 0;
 }
 
 /* Read the next pushes that wait for their turn, as many as are added up at once. All that have
@@ -414,7 +418,7 @@ static bool read_in_turn(struct pd_engine *engine)
 
     for (uint32_t i = 0; i < roster->worker_count; i++) {
         struct pd_worker *worker = &roster->workers[roster->by_name[i]];
-        if (worker->connection == PD_CONNECTION_NONE || !waits_for_turn(engine, worker)) {
+        if (worker->connection == PD_CONNECTION_NONE || !waits_for_turn(&worker->contribution)) {
             continue;
         }
         if (count++ == PD_REDUCE_TERM_COUNT) {
@@ -442,7 +446,7 @@ static void judge_push(struct pd_engine *engine, pd_connection_id connection,
         keep_push(session, push);
         session->told_again = false;
         session->payload = PD_SESSION_PAYLOAD_PUSH;
-        if (waits_for_turn(engine, worker)) {
+        if (has_a_turn(engine, contribution)) {
             pd_engine_want_work(engine);
         } else {
             place_push(engine, worker, contribution);

@@ -189,6 +189,28 @@ START_TEST(nobody_waits_to_be_read_for_one_that_does_not_come)
 }
 END_TEST
 
+/* When the first has begun to wait, so few are left that it need not; before it is read, one more
+ * comes. */
+START_TEST(push_that_waits_is_read_whoever_leaves_or_joins)
+{
+    announce(A, 0, true);
+    fixture_say(&f, E, &(struct pd_message){.kind = PD_MESSAGE_LEAVE}, 0);
+    fixture_close(&f, E);
+    ck_assert_uint_eq(f.engine->roster->worker_count, WORKER_COUNT - 1);
+    fixture_work(&f);
+    ck_assert_ptr_nonnull(f.placed[A]);
+    ck_assert_uint_lt(f.place_end[A], BYTES);
+    fixture_enlist(&f, E, "f");
+    fixture_receive(&f, A, gradient_of(A), 0, f.place_end[A]);
+    ck_assert_uint_eq(f.place_end[A], BYTES);
+    end(A);
+    for (pd_connection_id connection = B; connection <= E; connection++) {
+        push(connection, 0);
+    }
+    expect_step(1, WORKER_COUNT, 1);
+}
+END_TEST
+
 START_TEST(gradient_that_cannot_come_again_is_read_at_once_and_kept)
 {
     announce(B, 0, false);
@@ -348,6 +370,7 @@ int main(void)
     tcase_add_test(tests, gradients_are_read_in_the_order_of_their_sum);
     tcase_add_test(tests, gradients_make_way_for_the_next_once_they_are_added_up);
     tcase_add_test(tests, nobody_waits_to_be_read_for_one_that_does_not_come);
+    tcase_add_test(tests, push_that_waits_is_read_whoever_leaves_or_joins);
     tcase_add_test(tests, gradient_that_cannot_come_again_is_read_at_once_and_kept);
     tcase_add_test(tests, worker_lost_midway_has_the_others_push_again);
     tcase_add_test(tests, damage_has_only_those_push_again_that_are_added_up);
