@@ -1,7 +1,9 @@
 #include "common/checksum.h"
 
 #include "common/assert.h"
+#include "common/checksum_wide.h"
 #include "common/heap.h"
+#include "common/kernel.h"
 
 /* The state's layout is needed to keep it in memory of ours. */
 #define XXH_STATIC_LINKING_ONLY
@@ -12,8 +14,12 @@
 #include <xxh_x86dispatch.h>
 #endif
 
+/* The state's place is the wide form's on machines that write past the caches. */
 struct pd_checksum {
-    XXH3_state_t state;
+    union {
+        XXH3_state_t state;
+        struct pd_checksum_wide wide;
+    };
 };
 
 enum pd_status pd_checksum_create(struct pd_checksum **out, struct pd_error *error)
@@ -35,7 +41,11 @@ void pd_checksum_destroy(struct pd_checksum *checksum)
 
 void pd_checksum_reset(struct pd_checksum *checksum)
 {
-    PD_ASSERT(XXH3_64bits_reset(&checksum->state) == XXH_OK);
+    if (pd_kernel_streams()) {
+        pd_checksum_wide_init(&checksum->wide);
+    } else {
+        PD_ASSERT(XXH3_64bits_reset(&checksum->state) == XXH_OK);
+    }
 }
 
 void pd_checksum_update(struct pd_checksum *checksum, const void *bytes, size_t byte_count)
@@ -43,10 +53,15 @@ void pd_checksum_update(struct pd_checksum *checksum, const void *bytes, size_t 
     if (byte_count == 0) {
         return;
     }
-    PD_ASSERT(XXH3_64bits_update(&checksum->state, bytes, byte_count) == XXH_OK);
+    if (pd_kernel_streams()) {
+        pd_checksum_wide_update(&checksum->wide, bytes, byte_count);
+    } else {
+        PD_ASSERT(XXH3_64bits_update(&checksum->state, bytes, byte_count) == XXH_OK);
+    }
 }
 
 uint64_t pd_checksum_value(const struct pd_checksum *checksum)
 {
-    return XXH3_64bits_digest(&checksum->state);
+    return pd_kernel_streams() ? pd_checksum_wide_value(&checksum->wide)
+                               : XXH3_64bits_digest(&checksum->state);
 }
