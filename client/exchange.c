@@ -402,10 +402,11 @@ static enum pd_status receive(struct pd_exchange *exchange, struct pd_connection
 static void send_once(struct pd_connection *connection, uint64_t now_ms)
 {
     struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX];
-    size_t piece_count = pd_sender_gather(&connection->sender, pieces);
     size_t byte_count;
     struct pd_error fault;
 
+    connection->sender.copied = connection->zero_copy.refused;
+    size_t piece_count = pd_sender_gather(&connection->sender, pieces);
     if (piece_count == 0) {
         return;
     }

@@ -10,9 +10,9 @@
 #define PD_STREAM_BUFFER_BYTES                                                                     \
     (PD_PREFIX_BYTES + PD_REGISTER_HEADER_BYTES_MAX + PD_STREAM_READ_AHEAD_BYTES)
 
-/* Of a payload from the caller's arrays that is longer than the first, all but the last bytes are
- * summed after they were sent: the kernel's copy waits for the socket's pages anyway, and brings
- * the payload into the cache meanwhile. */
+/* Of a payload from the caller's arrays that is longer than the first and copied to be sent, all
+ * but the last bytes are summed after they were sent: the kernel's copy waits for the socket's
+ * pages anyway, and brings the payload into the cache meanwhile. */
 #define PD_STREAM_SUMMED_AFTER_BYTES_MIN (128u * 1024u)
 #define PD_STREAM_SUMMED_BEFORE_BYTES (16u * 1024u)
 
@@ -70,20 +70,19 @@ bool pd_sender_blocked(const struct pd_sender *sender)
     return sender->position >= sender->head_bytes + ready_bytes;
 }
 
-/* Whether the payload is handed out by itself. A sum needs to read it, and finds it in the cache if
- * it was copied just now; then a copy costs no more. */
+/* Whether the payload is handed out by itself. */
 static bool lends_payload(const struct pd_sender *sender)
 {
     const struct pd_payload *payload = &sender->payload;
 
-    return !sender->summed && pd_payload_direct(payload) &&
+    return !sender->copied && pd_payload_direct(payload) &&
            payload->byte_count >= PD_STREAM_LENT_BYTES_MIN;
 }
 
 bool pd_sender_lends(const struct pd_sender *sender)
 {
     return lends_payload(sender) && sender->position >= sender->head_bytes &&
-           !pd_sender_idle(sender);
+           sender->position < sender->head_bytes + sender->payload.byte_count;
 }
 
 void pd_sender_reset(struct pd_sender *sender)
@@ -203,7 +202,7 @@ static uint64_t summed_after(const struct pd_sender *sender)
 {
     const struct pd_payload *payload = &sender->payload;
 
-    if (!sender->summed || !pd_payload_direct(payload) ||
+    if (!sender->summed || !pd_payload_direct(payload) || lends_payload(sender) ||
         payload->byte_count < PD_STREAM_SUMMED_AFTER_BYTES_MIN) {
         return 0;
     }
@@ -264,6 +263,7 @@ size_t pd_sender_gather(struct pd_sender *sender, struct iovec pieces[PD_STREAM_
 {
     uint64_t position = sender->position;
     uint64_t payload_end = sender->head_bytes + sender->payload.byte_count;
+    bool lends = lends_payload(sender);
     size_t piece_count = 0;
 
     if (pd_sender_idle(sender)) {
@@ -274,12 +274,15 @@ size_t pd_sender_gather(struct pd_sender *sender, struct iovec pieces[PD_STREAM_
         pieces[0].iov_len = (size_t)(sender->head_bytes - position);
         piece_count = 1;
         position = sender->head_bytes;
-        if (lends_payload(sender)) {
+        if (lends) {
             return piece_count;
         }
     }
     if (position < payload_end) {
         piece_count = gather_payload(sender, &position, piece_count, pieces);
+        if (lends) {
+            return piece_count;
+        }
     }
     if (position >= payload_end && sender->summed) {
         size_t skip = (size_t)(position - payload_end);

@@ -24,6 +24,7 @@ struct pd_sender {
     size_t head_capacity;
     struct pd_payload payload;
     bool summed; /* a checksum follows the payload */
+    bool copied; /* said by the owner: its socket does not take pages, and none are lent */
     uint8_t tail[PD_CHECKSUM_BYTES];
     uint64_t position; /* bytes of the frame that have left */
     uint64_t total;

@@ -84,9 +84,10 @@ struct paramd_options {
     int observer;       /* non-zero: do not join; only paramd_admin and paramd_report_metric work */
     int push_dtype;     /* enum paramd_dtype of gradients on the wire; default PARAMD_FLOAT32 */
     int pull_dtype;     /* of parameters on the wire; default PARAMD_FLOAT32 */
-    int checksum;       /* sum payloads at both ends; default 1. With 0 large arrays of float32
-                           go to a rank on the same host without a copy. A relay on this host, such
-                           as `ssh -L`, may then read what is written to them after a call failed */
+    int checksum;       /* sum payloads at both ends; default 1. Large arrays of float32 go to a
+                           rank on the same host without a copy, and a relay on this host, such as
+                           `ssh -L`, may read what is written to them after a call failed: with 0
+                           the rank behind it takes that for what was pushed */
     int64_t timeout_ms; /* deadline of each call; -1: none; default 60,000 */
     int64_t connect_timeout_ms; /* how long paramd_connect tries an address that nobody answers at;
                                    0: each of its addresses once; default 10,000 */

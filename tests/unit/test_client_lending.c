@@ -1,5 +1,5 @@
-/* Long gradients without checksums, which the library lends to the socket: a rank gets what the
- * call was given, whatever becomes of the call and of the arrays afterwards. */
+/* Long gradients, which the library lends to the socket: a rank gets what the call was given,
+ * whatever becomes of the call and of the arrays afterwards. */
 #include "client/include/paramd.h"
 #include "common/assert.h"
 #include "common/heap.h"
@@ -68,7 +68,7 @@ static void serve_start(struct fake_rank *fake)
     fake_send_pulled(fake, &lane, 0, zeros, 0);
 }
 
-static void start(fake_script *script, int64_t timeout_ms)
+static void start(fake_script *script, int64_t timeout_ms, int checksum)
 {
     struct paramd_options options;
 
@@ -76,7 +76,7 @@ static void start(fake_script *script, int64_t timeout_ms)
     paramd_options_init(&options);
     options.address = leader.address;
     options.name = "w";
-    options.checksum = 0;
+    options.checksum = checksum;
     options.timeout_ms = 10000;
     ck_assert_int_eq(paramd_connect(&options, &client, &error), PARAMD_OK);
     ck_assert_int_eq(paramd_register(client, &tensor, 1, &values, &error), PARAMD_OK);
@@ -123,7 +123,7 @@ START_TEST(a_long_gradient_arrives_as_it_was_given)
 {
     fill(gradient, 1);
     fill(expected, 1);
-    start(take_one, 10000);
+    start(take_one, 10000, _i);
     ck_assert_int_eq(push(), PARAMD_OK);
     memset(gradient, 'n', BYTES);
 }
@@ -145,7 +145,7 @@ START_TEST(a_push_that_was_cut_off_is_sent_again_from_its_beginning)
 {
     fill(gradient, 2);
     fill(expected, 2);
-    start(lose_one_in_the_middle, 10000);
+    start(lose_one_in_the_middle, 10000, _i);
     ck_assert_int_eq(push(), PARAMD_OK);
 }
 END_TEST
@@ -164,7 +164,7 @@ START_TEST(after_a_push_that_ran_out_of_time_another_gradient_may_be_pushed)
 {
     fill(gradient, 3);
     fill(expected, 4);
-    start(read_one_late, 300);
+    start(read_one_late, 300, _i);
     ck_assert_int_eq(push(), PARAMD_ETIMEOUT);
     memcpy(gradient, expected, BYTES);
     paramd_set_timeout(client, 10000);
@@ -199,7 +199,7 @@ START_TEST(what_a_rank_has_already_is_not_sent_on_after_the_call)
     ck_assert_ptr_ne(sources, MAP_FAILED);
     sources[0] = gradient;
     fill(expected, 5);
-    start(know_one_already, 10000);
+    start(know_one_already, 10000, _i);
     ck_assert_int_eq(paramd_push_hessian(client, (const float *const *)sources, 8, 0, &error),
                      PARAMD_OK);
     ck_assert_int_eq(munmap(sources, page_bytes), 0);
@@ -214,10 +214,11 @@ int main(void)
     TCase *tcase = tcase_create("client_lending");
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_set_timeout(tcase, 60);
-    tcase_add_test(tcase, a_long_gradient_arrives_as_it_was_given);
-    tcase_add_test(tcase, a_push_that_was_cut_off_is_sent_again_from_its_beginning);
-    tcase_add_test(tcase, after_a_push_that_ran_out_of_time_another_gradient_may_be_pushed);
-    tcase_add_test(tcase, what_a_rank_has_already_is_not_sent_on_after_the_call);
+    tcase_add_loop_test(tcase, a_long_gradient_arrives_as_it_was_given, 0, 2);
+    tcase_add_loop_test(tcase, a_push_that_was_cut_off_is_sent_again_from_its_beginning, 0, 2);
+    tcase_add_loop_test(tcase, after_a_push_that_ran_out_of_time_another_gradient_may_be_pushed, 0,
+                        2);
+    tcase_add_loop_test(tcase, what_a_rank_has_already_is_not_sent_on_after_the_call, 0, 2);
     suite_add_tcase(suite, tcase);
 
     SRunner *runner = srunner_create(suite);

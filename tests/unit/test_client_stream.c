@@ -198,30 +198,34 @@ START_TEST(a_range_arrives_whole_in_every_type_and_nothing_beside_it_changes)
     uint64_t count = range[1] > 0 ? range[1] : model.element_count;
     /* Single bytes only for what is short. */
     portion = portion == 1 && count > 10 ? 300 : portion;
-    streamed = _i / 90 == 1;
+    streamed = _i / 90 % 2 == 1;
+    sender.copied = _i / 180 == 1;
     send_push(range[0], count, dtype, _i / 45 % 2 == 1, portion);
     ck_assert_uint_eq(receive_all(portion, true), 1);
     check_targets(range[0], count);
 }
 END_TEST
 
-START_TEST(a_long_payload_is_lent_if_nobody_has_to_read_it_first)
+START_TEST(a_long_payload_is_lent_if_it_is_as_on_the_wire_and_the_socket_takes_pages)
 {
     static const struct {
         uint64_t count;
         enum pd_dtype dtype;
         bool checksum;
+        bool copied;
         bool lent;
     } cases[] = {
-        {140000, PD_DTYPE_FLOAT32, false, true},
-        {140000, PD_DTYPE_FLOAT32, true, false},
-        {140000, PD_DTYPE_BFLOAT16, false, false},
-        {20000, PD_DTYPE_FLOAT32, false, false},
+        {140000, PD_DTYPE_FLOAT32, false, false, true},
+        {140000, PD_DTYPE_FLOAT32, true, false, true},
+        {140000, PD_DTYPE_FLOAT32, true, true, false},
+        {140000, PD_DTYPE_BFLOAT16, false, false, false},
+        {20000, PD_DTYPE_FLOAT32, false, false, false},
     };
 
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         lent = false;
         wire_bytes = 0;
+        sender.copied = cases[i].copied;
         send_push(3, cases[i].count, cases[i].dtype, cases[i].checksum, 100000);
         ck_assert_int_eq(lent, cases[i].lent);
     }
@@ -387,8 +391,9 @@ int main(void)
 
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_loop_test(tests, a_range_arrives_whole_in_every_type_and_nothing_beside_it_changes, 0,
-                        180);
-    tcase_add_test(tests, a_long_payload_is_lent_if_nobody_has_to_read_it_first);
+                        360);
+    tcase_add_test(tests,
+                   a_long_payload_is_lent_if_it_is_as_on_the_wire_and_the_socket_takes_pages);
     tcase_add_test(tests, a_pull_of_a_million_elements_is_written_past_the_caches);
     tcase_add_loop_test(
         tests, a_gate_lets_through_what_is_ready_and_the_last_element_only_at_the_end, 0, 3);

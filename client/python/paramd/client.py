@@ -45,8 +45,7 @@ class Client:
         name: unique among live workers, orders the sum; None: the daemon chooses.
         wire_dtype: "float32", "bfloat16" or "float16": gradients on the wire.
         pull_dtype: of parameters on the wire; None: as `wire_dtype`.
-        checksum: sum payloads at both ends. Without, large float32 arrays go to a rank on the same host
-            without a copy.
+        checksum: sum payloads at both ends.
         timeout: deadline of each call (s); None: none.
         connect_timeout: how long an address that nobody answers at is tried (s).
         busy_poll_us: how long a call may look for its answer before it sleeps (microseconds), which makes
