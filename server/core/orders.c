@@ -476,6 +476,14 @@ static uint32_t foresee_shares(struct pd_engine *engine, struct share *shares)
     return count;
 }
 
+/* Whether a step of so many workers begins ahead on this rank: of one that does not, rank 0 could
+ * not tell whether another has used gradients up. */
+static bool goes_ahead(const struct pd_engine *engine, uint32_t worker_count)
+{
+    return pd_step_ahead_kind(engine->config, engine->plan, engine->store.lane.element_count,
+                              worker_count) != PD_STEP_AHEAD_NONE;
+}
+
 /* Tell the ranks what the next step will be, so that they begin it while its gradients arrive. Rank
  * 0 sees every push as it begins, because there is one replica. */
 static void foresee_step(struct pd_engine *engine)
@@ -484,14 +492,12 @@ static void foresee_step(struct pd_engine *engine)
     struct share shares[PD_WORKER_COUNT_MAX];
 
     if (!pd_leader_steps_are_open(engine) || leader->drain != PD_DRAIN_NONE ||
-        pd_search_sweeps(leader) ||
-        pd_step_ahead_kind(engine->config, engine->plan, engine->store.lane.element_count,
-                           engine->roster->worker_count) == PD_STEP_AHEAD_NONE ||
+        pd_search_sweeps(leader) || !goes_ahead(engine, engine->roster->worker_count) ||
         is_foreseen(leader)) {
         return;
     }
     uint32_t count = foresee_shares(engine, shares);
-    if (count == 0) {
+    if (count == 0 || !goes_ahead(engine, count)) {
         return;
     }
     struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_AHEAD);

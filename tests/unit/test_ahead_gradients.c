@@ -361,6 +361,26 @@ START_TEST(gradients_are_added_up_ahead_where_they_are_many_and_small)
 }
 END_TEST
 
+/* On another rank, with a larger lane, blocks would go ahead and be used up unknown to rank 0. */
+START_TEST(nothing_is_foreseen_for_contributors_that_are_too_few)
+{
+    fixture_say(&f, E, &(struct pd_message){.kind = PD_MESSAGE_LEAVE}, 0);
+    fixture_close(&f, E);
+    fixture_join(&f, E, "f");
+    ck_assert_uint_eq(f.engine->roster->worker_count, WORKER_COUNT);
+    for (pd_connection_id connection = A; connection <= D; connection++) {
+        announce(connection, 0, true);
+    }
+    ck_assert(!f.engine->leader->foreseen);
+    fixture_work(&f);
+    for (pd_connection_id connection = A; connection <= D; connection++) {
+        end(connection);
+    }
+    fixture_work(&f);
+    expect_step(1, WORKER_COUNT - 1, 1);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("ahead_gradients");
@@ -378,6 +398,7 @@ int main(void)
     tcase_add_test(tests, element_that_is_not_finite_is_told_by_name);
     tcase_add_test(tests, gradient_without_memory_is_refused_and_can_come_again);
     tcase_add_loop_test(tests, gradients_are_added_up_ahead_where_they_are_many_and_small, 0, 7);
+    tcase_add_test(tests, nothing_is_foreseen_for_contributors_that_are_too_few);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);
