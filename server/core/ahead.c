@@ -8,7 +8,7 @@
 #define PIECE_COUNT_MIN 64u
 #define PIECE_ELEMENTS_MAX 65536u
 
-static enum pd_step_ahead ahead_kind(const struct pd_engine *engine, uint32_t worker_count)
+enum pd_step_ahead pd_ahead_kind(const struct pd_engine *engine, uint32_t worker_count)
 {
     return pd_step_ahead_kind(engine->config, engine->plan, engine->store.lane.element_count,
                               worker_count);
@@ -18,7 +18,7 @@ void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order)
 {
     pd_ahead_forget(engine);
     if (order->step == engine->store.version &&
-        ahead_kind(engine, order->contributor_count) != PD_STEP_AHEAD_NONE &&
+        pd_ahead_kind(engine, order->contributor_count) != PD_STEP_AHEAD_NONE &&
         pd_step_foresee(engine->step, order)) {
         engine->foreseen = order;
         return;
@@ -34,7 +34,7 @@ bool pd_ahead_may_spend(const struct pd_engine *engine, const struct pd_push *pu
 
 bool pd_ahead_adds_gradients(const struct pd_engine *engine)
 {
-    return ahead_kind(engine, engine->roster->worker_count) == PD_STEP_AHEAD_GRADIENTS;
+    return pd_ahead_kind(engine, engine->roster->worker_count) == PD_STEP_AHEAD_GRADIENTS;
 }
 
 void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,

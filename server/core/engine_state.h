@@ -128,6 +128,8 @@ enum pd_status pd_push_check(const struct pd_engine *engine, const struct pd_wor
 
 /* ---- ahead: a step begun while its contributions arrive ---- */
 
+/* How a step of so many workers begins ahead on this rank. */
+enum pd_step_ahead pd_ahead_kind(const struct pd_engine *engine, uint32_t worker_count);
 /* An order ahead: begin what it foresees, if this rank can. */
 void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order);
 /* Whether a step ahead may use up what this push brings: its worker stays with it until the step is

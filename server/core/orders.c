@@ -476,28 +476,22 @@ static uint32_t foresee_shares(struct pd_engine *engine, struct share *shares)
     return count;
 }
 
-/* Whether a step of so many workers begins ahead on this rank: of one that does not, rank 0 could
- * not tell whether another has used gradients up. */
-static bool goes_ahead(const struct pd_engine *engine, uint32_t worker_count)
-{
-    return pd_step_ahead_kind(engine->config, engine->plan, engine->store.lane.element_count,
-                              worker_count) != PD_STEP_AHEAD_NONE;
-}
-
 /* Tell the ranks what the next step will be, so that they begin it while its gradients arrive. Rank
- * 0 sees every push as it begins, because there is one replica. */
+ * 0 sees every push as it begins, because there is one replica. Of a step that it does not begin
+ * ahead itself it could not tell whether another rank has used gradients up. */
 static void foresee_step(struct pd_engine *engine)
 {
     struct pd_leader *leader = engine->leader;
     struct share shares[PD_WORKER_COUNT_MAX];
 
     if (!pd_leader_steps_are_open(engine) || leader->drain != PD_DRAIN_NONE ||
-        pd_search_sweeps(leader) || !goes_ahead(engine, engine->roster->worker_count) ||
+        pd_search_sweeps(leader) ||
+        pd_ahead_kind(engine, engine->roster->worker_count) == PD_STEP_AHEAD_NONE ||
         is_foreseen(leader)) {
         return;
     }
     uint32_t count = foresee_shares(engine, shares);
-    if (count == 0 || !goes_ahead(engine, count)) {
+    if (count == 0 || pd_ahead_kind(engine, count) == PD_STEP_AHEAD_NONE) {
         return;
     }
     struct pd_order *order = pd_leader_new_order(engine, PD_ORDER_AHEAD);

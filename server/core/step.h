@@ -16,7 +16,9 @@
  * order then says the same, SUM goes on from there, else it is forgotten. Where the rule allows it
  * (see may_fuse in step.c), SUM brings parameters and state on too, beside the old ones: they count
  * once NORMS has found the step finite; contributions that their workers can push again are then
- * used up ahead, block by block. In small lanes it does so without going ahead.
+ * used up ahead, block by block. In small lanes it does so without going ahead. Where small
+ * gradients of many workers come to much, SUM first adds them up ahead one by one, each when it is
+ * whole, and so uses them up; blocks then wait for the order.
  *
  * With replicas SUM adds up across them, too, bucket by bucket: while one is exchanged the next is
  * summed, and then the first is combined. The new parameters of a bucket are gathered while those
