@@ -193,7 +193,11 @@ static void sum_piece(struct pd_sender *sender, uint64_t offset, const uint8_t *
     }
     PD_ASSERT(sender->sum_end >= offset);
     uint64_t skip = sender->sum_end - offset;
-    pd_checksum_update(sender->checksum, bytes + skip, (size_t)(byte_count - skip));
+    if (lends_payload(sender)) {
+        pd_checksum_update_from_memory(sender->checksum, bytes + skip, (size_t)(byte_count - skip));
+    } else {
+        pd_checksum_update(sender->checksum, bytes + skip, (size_t)(byte_count - skip));
+    }
     sender->sum_end = end;
 }
 

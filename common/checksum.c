@@ -1,9 +1,7 @@
 #include "common/checksum.h"
 
 #include "common/assert.h"
-#include "common/checksum_wide.h"
 #include "common/heap.h"
-#include "common/kernel.h"
 
 /* The state's layout is needed to keep it in memory of ours. */
 #define XXH_STATIC_LINKING_ONLY
@@ -14,12 +12,13 @@
 #include <xxh_x86dispatch.h>
 #endif
 
-/* The state's place is the wide form's on machines that write past the caches. */
+#define LINE_BYTES 64u
+/* Bytes that are asked for in turn with summing, and how far ahead. */
+#define PIECE_BYTES 4096u
+#define AHEAD_BYTES (4u * PIECE_BYTES)
+
 struct pd_checksum {
-    union {
-        XXH3_state_t state;
-        struct pd_checksum_wide wide;
-    };
+    XXH3_state_t state;
 };
 
 enum pd_status pd_checksum_create(struct pd_checksum **out, struct pd_error *error)
@@ -41,11 +40,7 @@ void pd_checksum_destroy(struct pd_checksum *checksum)
 
 void pd_checksum_reset(struct pd_checksum *checksum)
 {
-    if (pd_kernel_streams()) {
-        pd_checksum_wide_init(&checksum->wide);
-    } else {
-        PD_ASSERT(XXH3_64bits_reset(&checksum->state) == XXH_OK);
-    }
+    PD_ASSERT(XXH3_64bits_reset(&checksum->state) == XXH_OK);
 }
 
 void pd_checksum_update(struct pd_checksum *checksum, const void *bytes, size_t byte_count)
@@ -53,15 +48,32 @@ void pd_checksum_update(struct pd_checksum *checksum, const void *bytes, size_t 
     if (byte_count == 0) {
         return;
     }
-    if (pd_kernel_streams()) {
-        pd_checksum_wide_update(&checksum->wide, bytes, byte_count);
-    } else {
-        PD_ASSERT(XXH3_64bits_update(&checksum->state, bytes, byte_count) == XXH_OK);
+    PD_ASSERT(XXH3_64bits_update(&checksum->state, bytes, byte_count) == XXH_OK);
+}
+
+/* Ask for the cache lines of a piece: into the second-level cache, as the first has no room. */
+static void fetch(uintptr_t begin, size_t byte_count)
+{
+    for (size_t i = 0; i < byte_count; i += LINE_BYTES) {
+        __builtin_prefetch((const void *)(begin + i), 0, 2);
+    }
+}
+
+void pd_checksum_update_from_memory(struct pd_checksum *checksum, const void *bytes,
+                                    size_t byte_count)
+{
+    const char *rest = bytes;
+
+    while (byte_count > 0) {
+        size_t piece_bytes = byte_count < PIECE_BYTES ? byte_count : PIECE_BYTES;
+        fetch((uintptr_t)rest + AHEAD_BYTES, piece_bytes);
+        pd_checksum_update(checksum, rest, piece_bytes);
+        rest += piece_bytes;
+        byte_count -= piece_bytes;
     }
 }
 
 uint64_t pd_checksum_value(const struct pd_checksum *checksum)
 {
-    return pd_kernel_streams() ? pd_checksum_wide_value(&checksum->wide)
-                               : XXH3_64bits_digest(&checksum->state);
+    return XXH3_64bits_digest(&checksum->state);
 }

@@ -37,6 +37,12 @@ START_TEST(pieces_sum_like_the_whole)
         pd_checksum_update(checksum, bytes + i, piece < left ? piece : left);
     }
     ck_assert_uint_eq(pd_checksum_value(checksum), whole);
+    for (size_t first = 0; first < sizeof bytes; first += 4999) {
+        pd_checksum_reset(checksum);
+        pd_checksum_update_from_memory(checksum, bytes, first);
+        pd_checksum_update_from_memory(checksum, bytes + first, sizeof bytes - first);
+        ck_assert_uint_eq(pd_checksum_value(checksum), whole);
+    }
     pd_checksum_destroy(checksum);
 }
 END_TEST
