@@ -298,7 +298,7 @@ static void carry_out_drain(struct pd_engine *engine, const struct pd_order *ord
         if (session->state == PD_SESSION_WORKER || session->state == PD_SESSION_GUEST) {
             session->pull_waiting = false;
             pd_engine_send(engine, id, &message);
-            pd_session_unpark(engine, id);
+            pd_push_unpark(engine, id);
         }
     }
 }
@@ -312,7 +312,7 @@ static void carry_out_admit(struct pd_engine *engine, const struct pd_order *ord
         }
         worker->admitted = true;
         if (worker->connection != PD_CONNECTION_NONE) {
-            pd_session_unpark(engine, worker->connection);
+            pd_push_unpark(engine, worker->connection);
         }
     }
 }
@@ -577,7 +577,7 @@ static void on_collective(struct pd_engine *engine)
 static void on_work(struct pd_engine *engine)
 {
     engine->work_asked = false;
-    if (pd_session_work(engine)) {
+    if (pd_push_work(engine)) {
         pd_engine_want_work(engine);
     } else {
         advance_running(engine, true);

@@ -1,7 +1,7 @@
 /* The engine's state and the verbs its parts share. Private to the engine's parts: engine, session,
- * serve, restore, orders, search, membership, admin, status. Pure. Owner: the loop thread.
+ * push, serve, restore, orders, search, membership, admin, status. Pure. Owner: the loop thread.
  *
- *   event -> session (who may say what) -> contribution
+ *   event -> session (who may say what) -> push -> contribution
  *         -> leader: orders, membership, admin (rank 0 decides) -> order -> every rank's engine
  *   order -> engine (carries it out) -> step -> serve (waiting pulls) */
 #ifndef PD_SERVER_CORE_ENGINE_STATE_H
@@ -110,6 +110,19 @@ void pd_engine_report(struct pd_engine *engine, const struct pd_report *report);
 
 /* The order is carried out, or not needed any more: its memory is for another. */
 void pd_engine_recycle(struct pd_engine *engine, struct pd_order *order);
+
+/* ---- push ---- */
+
+/* A Push or Hessian has come, and its payload follows: say where it goes, or let it wait. */
+void pd_push_announced(struct pd_engine *engine, const struct pd_event *event);
+/* Its payload is in. */
+void pd_push_arrived(struct pd_engine *engine, pd_connection_id connection, bool checksum_ok);
+/* What a push that is parked waits for may have come: take it, or refuse it when the daemon drains.
+ */
+void pd_push_unpark(struct pd_engine *engine, pd_connection_id connection);
+/* Work on contributions: read those that wait for their turn, add micro-batches to their sums; true
+ * while there is more. */
+bool pd_push_work(struct pd_engine *engine);
 
 /* ---- push_check ---- */
 

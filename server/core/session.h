@@ -82,11 +82,9 @@ void pd_session_refuse(struct pd_engine *engine, pd_connection_id connection,
 /* Close; what is queued is sent first if `flush`. */
 void pd_session_close(struct pd_engine *engine, pd_connection_id connection, bool flush);
 
-/* What a push that is parked waits for may have come: take it, or refuse it when the daemon drains.
- */
-void pd_session_unpark(struct pd_engine *engine, pd_connection_id connection);
-
-/* Work on contributions: add micro-batches to their sums; true while there is more. */
-bool pd_session_work(struct pd_engine *engine);
+/* The worker that a session is of; NULL: it is no worker's. */
+struct pd_worker *pd_session_worker(struct pd_engine *engine, const struct pd_session *session);
+/* Nobody wants the payload that follows a message. */
+void pd_session_drop_payload(struct pd_engine *engine, const struct pd_event *event);
 
 #endif
