@@ -219,6 +219,8 @@ START_TEST(a_long_payload_is_lent_if_it_is_as_on_the_wire_and_the_socket_takes_p
         {140000, PD_DTYPE_FLOAT32, true, false, true},
         {140000, PD_DTYPE_FLOAT32, true, true, false},
         {140000, PD_DTYPE_BFLOAT16, false, false, false},
+        {50000, PD_DTYPE_FLOAT32, false, false, true},
+        {50000, PD_DTYPE_FLOAT32, true, false, false},
         {20000, PD_DTYPE_FLOAT32, false, false, false},
     };
 
