@@ -23,6 +23,7 @@ enum {
     ROOM_BYTES = 128 * 1024, /* of what is converted at a time: a block of the largest size */
     ENTROPY_COUNT = 64,      /* random numbers fetched from the kernel at a time */
     ABORT_EXIT_CODE = 3,
+    COLLECTIVE_GRACE_MS = 2000, /* longer than a rank may be silent, which is noticed by name */
     NETWORK_BYTES_PER_MS_MIN = 10 * 1000, /* 10 MB/s: slower ones are taken for stuck */
     FULL_SAID_MS = 5000,        /* how often the log says that connections are turned away */
     SHARED_BYTES_MAX = 1 << 20, /* payloads up to here are summed before any of it leaves */
@@ -413,7 +414,9 @@ void pd_loop_forget(struct pd_loop *loop, pd_connection_id id)
     loop->free_ids[loop->free_count++] = id;
 }
 
-/* What a collective may take: the rank timeout, and the time of its bytes on a slow network. */
+/* What a collective may take: the rank timeout, the time of its bytes on a slow network, and a
+ * grace: a rank that has stopped keeps a collective waiting as soon as it keeps others without a
+ * beat, and is to be found by its silence, as only that tells which one it is. */
 static uint64_t collective_ms_max(const struct pd_loop *loop,
                                   const struct pd_collective *collective)
 {
@@ -421,7 +424,7 @@ static uint64_t collective_ms_max(const struct pd_loop *loop,
     for (uint32_t i = 0; i < PD_RANK_COUNT_MAX; i++) {
         bytes += (uint64_t)collective->receive_counts[i] * sizeof(double);
     }
-    return loop->options.rank_timeout_ms + bytes / NETWORK_BYTES_PER_MS_MIN;
+    return loop->options.rank_timeout_ms + bytes / NETWORK_BYTES_PER_MS_MIN + COLLECTIVE_GRACE_MS;
 }
 
 static void check_collective(struct pd_loop *loop, uint64_t now_ms)
