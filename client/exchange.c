@@ -55,20 +55,17 @@ enum pd_status pd_exchange_contact(struct pd_exchange *exchange, const char *add
         goto fail;
     }
     connection->socket = -1;
-    if (pd_sender_init(&connection->sender, error) != PD_OK) {
-        goto fail_connection;
-    }
+    pd_sender_init(&connection->sender);
     if (pd_receiver_init(&connection->receiver, error) != PD_OK) {
-        goto fail_sender;
+        goto fail_connection;
     }
     snprintf(connection->address, sizeof connection->address, "%s", address);
     exchange->connections[exchange->connection_count++] = connection;
     *out = connection;
     return PD_OK;
 
-fail_sender:
-    pd_sender_finish(&connection->sender);
 fail_connection:
+    pd_sender_finish(&connection->sender);
     pd_heap_free(connection);
 fail:
     *out = NULL;

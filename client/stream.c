@@ -40,15 +40,13 @@ static void store_u64(uint8_t bytes[8], uint64_t value)
 
 /* ---- Sender ---- */
 
-enum pd_status pd_sender_init(struct pd_sender *sender, struct pd_error *error)
+void pd_sender_init(struct pd_sender *sender)
 {
     memset(sender, 0, sizeof *sender);
-    return pd_checksum_create(&sender->checksum, error);
 }
 
 void pd_sender_finish(struct pd_sender *sender)
 {
-    pd_checksum_destroy(sender->checksum);
     pd_heap_free(sender->head);
     pd_heap_free(sender->converted);
     memset(sender, 0, sizeof *sender);
@@ -156,8 +154,8 @@ enum pd_status pd_sender_start(struct pd_sender *sender, const struct pd_message
     sender->position = 0;
     sender->total = sender->head_bytes + payload->byte_count + (checksum ? PD_CHECKSUM_BYTES : 0);
     if (checksum) {
-        pd_checksum_reset(sender->checksum);
-        pd_checksum_update(sender->checksum, sender->head + PD_PREFIX_BYTES, header_bytes);
+        sender->sum =
+            pd_checksum_add(PD_CHECKSUM_EMPTY, sender->head + PD_PREFIX_BYTES, header_bytes);
     }
     return PD_OK;
 }
@@ -195,11 +193,10 @@ static void sum_piece(struct pd_sender *sender, uint64_t offset, const uint8_t *
     }
     PD_ASSERT(sender->sum_end >= offset);
     uint64_t skip = sender->sum_end - offset;
-    if (lends_payload(sender)) {
-        pd_checksum_update_from_memory(sender->checksum, bytes + skip, (size_t)(byte_count - skip));
-    } else {
-        pd_checksum_update(sender->checksum, bytes + skip, (size_t)(byte_count - skip));
-    }
+    size_t count = (size_t)(byte_count - skip);
+    sender->sum = lends_payload(sender)
+                      ? pd_checksum_add_from_memory(sender->sum, bytes + skip, count)
+                      : pd_checksum_add(sender->sum, bytes + skip, count);
     sender->sum_end = end;
 }
 
@@ -292,7 +289,7 @@ size_t pd_sender_gather(struct pd_sender *sender, struct iovec pieces[PD_STREAM_
     }
     if (position >= payload_end && sender->summed) {
         size_t skip = (size_t)(position - payload_end);
-        store_u64(sender->tail, pd_checksum_value(sender->checksum));
+        store_u64(sender->tail, sender->sum);
         pieces[piece_count].iov_base = sender->tail + skip;
         pieces[piece_count].iov_len = PD_CHECKSUM_BYTES - skip;
         piece_count++;
@@ -317,18 +314,12 @@ enum pd_status pd_receiver_init(struct pd_receiver *receiver, struct pd_error *e
         return pd_error_set(error, PD_ENOMEM, "out of memory for a buffer of %u bytes",
                             PD_STREAM_BUFFER_BYTES);
     }
-    enum pd_status status = pd_checksum_create(&receiver->checksum, error);
-    if (status != PD_OK) {
-        pd_heap_free(receiver->buffer);
-        receiver->buffer = NULL;
-    }
-    return status;
+    return PD_OK;
 }
 
 void pd_receiver_finish(struct pd_receiver *receiver)
 {
     pd_message_finish(&receiver->message);
-    pd_checksum_destroy(receiver->checksum);
     pd_heap_free(receiver->buffer);
     pd_heap_free(receiver->unconverted);
     memset(receiver, 0, sizeof *receiver);
@@ -442,7 +433,7 @@ size_t pd_receiver_gather(struct pd_receiver *receiver,
 static void sum_placed(struct pd_receiver *receiver, const void *bytes, size_t byte_count)
 {
     if ((receiver->prefix.flags & PD_FRAME_FLAG_CHECKSUM) != 0) {
-        pd_checksum_update(receiver->checksum, bytes, byte_count);
+        receiver->sum = pd_checksum_add(receiver->sum, bytes, byte_count);
     }
 }
 
@@ -527,7 +518,7 @@ static enum pd_status take_header(struct pd_receiver *receiver, struct pd_error 
     const uint8_t *header = consume(receiver, header_bytes);
 
     pd_message_finish(&receiver->message);
-    pd_checksum_reset(receiver->checksum);
+    receiver->sum = PD_CHECKSUM_EMPTY;
     sum_placed(receiver, header, header_bytes);
     receiver->checksum_ok = true;
     return pd_message_decode(&receiver->message, receiver->prefix.kind, header, header_bytes,
@@ -584,8 +575,7 @@ static enum pd_frame_event advance(struct pd_receiver *receiver, struct pd_error
         if (buffered(receiver) < PD_CHECKSUM_BYTES) {
             return PD_FRAME_MORE;
         }
-        receiver->checksum_ok =
-            load_u64(consume(receiver, PD_CHECKSUM_BYTES)) == pd_checksum_value(receiver->checksum);
+        receiver->checksum_ok = load_u64(consume(receiver, PD_CHECKSUM_BYTES)) == receiver->sum;
         return whole(receiver);
     }
     PD_ASSERT(false);

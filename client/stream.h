@@ -28,15 +28,14 @@ struct pd_sender {
     uint8_t tail[PD_CHECKSUM_BYTES];
     uint64_t position; /* bytes of the frame that have left */
     uint64_t total;
-    struct pd_checksum *checksum;
+    uint64_t sum;
     uint64_t sum_end;   /* payload bytes in the checksum */
     uint8_t *converted; /* wire bytes of the window below; NULL until a type needs it */
     uint64_t window_begin;
     uint64_t window_end;
 };
 
-PD_MUST_CHECK
-enum pd_status pd_sender_init(struct pd_sender *sender, struct pd_error *error);
+void pd_sender_init(struct pd_sender *sender);
 void pd_sender_finish(struct pd_sender *sender);
 
 /* Begin a frame; the one before must have left. `payload` may be NULL.
@@ -85,7 +84,7 @@ struct pd_receiver {
     struct pd_message message;
     struct pd_payload payload;
     uint64_t received; /* bytes of the payload in their place */
-    struct pd_checksum *checksum;
+    uint64_t sum;
     bool checksum_ok;
     uint8_t *unconverted; /* wire bytes on their way into arrays; NULL until a type needs it */
     size_t carried;       /* bytes at its start: less than one element */

@@ -31,7 +31,7 @@ struct pd_frame_reader {
     bool checksum_ok;
     struct pd_prefix prefix; /* of the last message */
     struct pd_message message;
-    struct pd_checksum *checksum;
+    uint64_t sum;         /* of header and payload so far */
     uint8_t *destination; /* of the payload's next byte; NULL: it is dropped */
     uint64_t placed;      /* bytes of the payload that have a place, or are dropped */
     uint64_t payload_received;
@@ -102,7 +102,6 @@ enum pd_status pd_prefix_decode(struct pd_prefix *prefix, const uint8_t bytes[PD
 enum pd_status pd_frame_reader_create(struct pd_frame_reader **out, struct pd_error *error)
 {
     *out = NULL;
-    enum pd_status status = PD_ENOMEM;
     struct pd_frame_reader *reader = pd_heap_zalloc(1, sizeof *reader);
     if (reader == NULL) {
         goto fail;
@@ -112,20 +111,14 @@ enum pd_status pd_frame_reader_create(struct pd_frame_reader **out, struct pd_er
         goto fail_reader;
     }
     reader->capacity = BUFFER_BYTES;
-    status = pd_checksum_create(&reader->checksum, error);
-    if (status != PD_OK) {
-        goto fail_buffer;
-    }
     reader->checksum_ok = true;
     *out = reader;
     return PD_OK;
 
-fail_buffer:
-    pd_heap_free(reader->buffer);
 fail_reader:
     pd_heap_free(reader);
 fail:
-    return pd_error_set(error, status, "frame reader: %zu bytes", sizeof *reader + BUFFER_BYTES);
+    return pd_error_set(error, PD_ENOMEM, "frame reader: %zu bytes", sizeof *reader + BUFFER_BYTES);
 }
 
 void pd_frame_reader_destroy(struct pd_frame_reader *reader)
@@ -134,7 +127,6 @@ void pd_frame_reader_destroy(struct pd_frame_reader *reader)
         return;
     }
     pd_message_finish(&reader->message);
-    pd_checksum_destroy(reader->checksum);
     pd_heap_free(reader->buffer);
     pd_heap_free(reader);
 }
@@ -189,7 +181,7 @@ size_t pd_frame_reader_gather(struct pd_frame_reader *reader,
 static void receive_payload(struct pd_frame_reader *reader, const uint8_t *bytes, size_t byte_count)
 {
     if ((reader->prefix.flags & PD_FRAME_FLAG_CHECKSUM) != 0) {
-        pd_checksum_update(reader->checksum, bytes, byte_count);
+        reader->sum = pd_checksum_add(reader->sum, bytes, byte_count);
     }
     reader->payload_received += byte_count;
     if (reader->destination != NULL) {
@@ -247,7 +239,7 @@ static bool checksum_matches(const struct pd_frame_reader *reader, const uint8_t
 {
     struct pd_read_cursor cursor;
     pd_read_cursor_init(&cursor, bytes, PD_CHECKSUM_BYTES);
-    return pd_cursor_read_u64(&cursor) == pd_checksum_value(reader->checksum);
+    return pd_cursor_read_u64(&cursor) == reader->sum;
 }
 
 /* Make the buffer hold `byte_count` bytes from begin on. */
@@ -291,8 +283,7 @@ static enum pd_frame_event next_header(struct pd_frame_reader *reader)
 
     const uint8_t *header = reader->buffer + reader->begin + PD_PREFIX_BYTES;
     if (has_checksum) {
-        pd_checksum_reset(reader->checksum);
-        pd_checksum_update(reader->checksum, header, prefix.header_bytes);
+        reader->sum = pd_checksum_add(PD_CHECKSUM_EMPTY, header, prefix.header_bytes);
     }
     if (trailer_bytes > 0 && !checksum_matches(reader, header + prefix.header_bytes)) {
         (void)pd_error_set(&reader->error, PD_ECHECKSUM, "%s: header does not match its checksum",

@@ -7,7 +7,7 @@
  *           8  header_bytes    u32
  *          12  flags           u32, bit 0: a checksum follows the payload
  *          16  payload_bytes   u64
- *          24  header, payload, then with bit 0 the XXH3-64 of both, u64
+ *          24  header, payload, then with bit 0 the CRC-64/XZ of both, u64
  *
  * All integers are little-endian. */
 #ifndef PD_COMMON_FRAME_H

@@ -36,7 +36,7 @@ struct pd_action {
     uint64_t payload_bytes;      /* SEND: on the wire */
     uint64_t payload_ready; /* SEND, RELEASE: bytes of the payload that may leave; at most one SEND
                                of a connection holds any back */
-    bool checksum; /* SEND: the shell appends XXH3-64 of header and payload (prefix has the flag) */
+    bool checksum; /* SEND: the shell appends CRC-64 of header and payload (prefix has the flag) */
     void *destination;                      /* PLACE */
     uint64_t place_bytes;                   /* PLACE: a PROGRESS says when they are in */
     bool flush;                             /* CLOSE */

@@ -139,16 +139,15 @@ static void hash_order(struct pd_engine *engine, const struct pd_order *order)
     const uint64_t numbers[] = {
         order->index,     order->kind, order->step,           order->token, order->replica,
         order->worker_id, order->skip, order->optimizer_step, order->trial, order->samples};
+    uint64_t hash = pd_checksum_add(engine->order_hash, numbers, sizeof numbers);
 
-    pd_checksum_update(engine->order_hash, numbers, sizeof numbers);
-    pd_checksum_update(engine->order_hash, order->contributors,
-                       order->contributor_count * sizeof order->contributors[0]);
-    pd_checksum_update(engine->order_hash, order->weights,
-                       order->contributor_count * sizeof order->weights[0]);
-    pd_checksum_update(engine->order_hash, order->lrs, order->lr_count * sizeof order->lrs[0]);
-    pd_checksum_update(engine->order_hash, order->momenta,
-                       order->momentum_count * sizeof order->momenta[0]);
-    pd_checksum_update(engine->order_hash, order->absent.bytes, order->absent.byte_count);
+    hash = pd_checksum_add(hash, order->contributors,
+                           order->contributor_count * sizeof order->contributors[0]);
+    hash =
+        pd_checksum_add(hash, order->weights, order->contributor_count * sizeof order->weights[0]);
+    hash = pd_checksum_add(hash, order->lrs, order->lr_count * sizeof order->lrs[0]);
+    hash = pd_checksum_add(hash, order->momenta, order->momentum_count * sizeof order->momenta[0]);
+    engine->order_hash = pd_checksum_add(hash, order->absent.bytes, order->absent.byte_count);
 }
 
 /* ---- Carrying out orders ---- */
@@ -760,9 +759,6 @@ enum pd_status pd_engine_create(struct pd_engine **out, const struct pd_config *
     if (engine->sessions == NULL || engine->roster == NULL || !queue_grow(&engine->queue)) {
         goto fail_engine;
     }
-    if (pd_checksum_create(&engine->order_hash, error) != PD_OK) {
-        goto fail_engine;
-    }
     if (topology->rank == 0 && pd_leader_create(&engine->leader, config, error) != PD_OK) {
         goto fail_engine;
     }
@@ -781,7 +777,6 @@ void pd_engine_destroy(struct pd_engine *engine)
         return;
     }
     pd_leader_destroy(engine->leader);
-    pd_checksum_destroy(engine->order_hash);
     for (size_t i = 0; i < engine->queue.count; i++) {
         struct pd_order *order =
             engine->queue.items[(engine->queue.begin + i) % engine->queue.capacity];
@@ -837,7 +832,7 @@ float *pd_engine_values(struct pd_engine *engine, uint64_t *element_begin, uint6
 
 uint64_t pd_engine_order_hash(const struct pd_engine *engine)
 {
-    return pd_checksum_value(engine->order_hash);
+    return engine->order_hash;
 }
 
 uint64_t pd_engine_orders_executed(const struct pd_engine *engine)

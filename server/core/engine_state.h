@@ -67,7 +67,7 @@ struct pd_engine {
     struct pd_order *foreseen; /* an order ahead that the step machine works on */
     struct pd_collective broadcast;
     uint64_t orders_executed;
-    struct pd_checksum *order_hash;
+    uint64_t order_hash;
 
     uint32_t lr_count;                  /* 0 before the first step */
     double lrs[PD_GROUP_COUNT_MAX + 1]; /* by group, in the last step closed */

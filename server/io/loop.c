@@ -43,8 +43,7 @@ struct pd_loop {
 
     struct pd_actions actions;
     bool carrying_out;
-    struct pd_checksum *checksum; /* of what several connections are sent alike */
-    bool sum_known;               /* of the last SEND of these actions: */
+    bool sum_known; /* of the last SEND of these actions: */
     uint64_t sum;
     bool exiting;
     int exit_code;
@@ -207,17 +206,17 @@ static bool goes_out_again(const struct pd_loop *loop, size_t index)
 
 static uint64_t sum_of(struct pd_loop *loop, const struct pd_action *action, const uint8_t *frame)
 {
-    pd_checksum_reset(loop->checksum);
-    pd_checksum_update(loop->checksum, frame + PD_PREFIX_BYTES,
-                       action->frame_bytes - PD_PREFIX_BYTES);
+    uint64_t sum = pd_checksum_add(PD_CHECKSUM_EMPTY, frame + PD_PREFIX_BYTES,
+                                   action->frame_bytes - PD_PREFIX_BYTES);
+
     for (uint64_t begin = 0; begin < action->payload_bytes;) {
         uint64_t end = action->payload_bytes;
         const void *piece =
             pd_send_room_convert(&loop->room, action->payload, action->payload_dtype, begin, &end);
-        pd_checksum_update(loop->checksum, piece, (size_t)(end - begin));
+        sum = pd_checksum_add(sum, piece, (size_t)(end - begin));
         begin = end;
     }
-    return pd_checksum_value(loop->checksum);
+    return sum;
 }
 
 /* What all workers get is summed once. A large payload is not, as its pieces are summed while they
@@ -538,12 +537,6 @@ enum pd_status pd_loop_create(struct pd_loop **out, const struct pd_loop_options
         pd_heap_free(loop);
         return pd_error_set(error, PD_EIO, "loop: %s", uv_strerror(result));
     }
-    if (pd_checksum_create(&loop->checksum, error) != PD_OK) {
-        result = uv_loop_close(&loop->uv);
-        PD_ASSERT(result == 0);
-        pd_heap_free(loop);
-        return PD_ENOMEM;
-    }
     pd_actions_init(&loop->actions);
     (void)uv_timer_init(&loop->uv, &loop->tick);
     (void)uv_idle_init(&loop->uv, &loop->work);
@@ -579,7 +572,6 @@ void pd_loop_destroy(struct pd_loop *loop)
     }
     close_handles(loop);
     pd_actions_finish(&loop->actions);
-    pd_checksum_destroy(loop->checksum);
     int result = uv_loop_close(&loop->uv);
     PD_ASSERT(result == 0);
     pd_heap_free(loop);

@@ -109,13 +109,8 @@ enum pd_status pd_send_queue_init(struct pd_send_queue *queue, struct pd_error *
         goto fail_frames;
     }
     queue->bytes_capacity = BYTES_CAPACITY_FIRST;
-    if (pd_checksum_create(&queue->checksum, error) != PD_OK) {
-        goto fail_bytes;
-    }
     return PD_OK;
 
-fail_bytes:
-    pd_heap_free(queue->bytes);
 fail_frames:
     pd_heap_free(queue->frames);
 fail:
@@ -125,7 +120,6 @@ fail:
 
 void pd_send_queue_finish(struct pd_send_queue *queue)
 {
-    pd_checksum_destroy(queue->checksum);
     pd_heap_free(queue->bytes);
     pd_heap_free(queue->frames);
     memset(queue, 0, sizeof *queue);
@@ -277,20 +271,19 @@ static void sum_up_to(struct pd_send_queue *queue, const struct pd_send_frame *f
         return;
     }
     if (queue->sent_bytes == 0 && queue->summed_bytes == 0) {
-        pd_checksum_reset(queue->checksum);
-        pd_checksum_update(queue->checksum, queue->bytes + queue->bytes_begin + PD_PREFIX_BYTES,
-                           header_bytes);
+        queue->sum = pd_checksum_add(
+            PD_CHECKSUM_EMPTY, queue->bytes + queue->bytes_begin + PD_PREFIX_BYTES, header_bytes);
         queue->summed_bytes = header_bytes;
     }
     uint64_t payload_summed = queue->summed_bytes - header_bytes;
     if (end > payload_summed) {
         PD_ASSERT(payload_summed >= begin);
-        pd_checksum_update(queue->checksum, piece + (payload_summed - begin),
-                           (size_t)(end - payload_summed));
+        queue->sum = pd_checksum_add(queue->sum, piece + (payload_summed - begin),
+                                     (size_t)(end - payload_summed));
         queue->summed_bytes = header_bytes + end;
     }
     if (end == frame->payload_bytes) {
-        set_trailer(queue, pd_checksum_value(queue->checksum));
+        set_trailer(queue, queue->sum);
     }
 }
 

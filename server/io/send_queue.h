@@ -36,7 +36,7 @@ struct pd_send_queue {
     uint64_t sent_bytes;   /* of the first frame */
     uint64_t summed_bytes; /* of the first frame's header and payload */
     uint8_t trailer[PD_CHECKSUM_BYTES];
-    struct pd_checksum *checksum;
+    uint64_t sum;
 };
 
 /* Where payloads are converted, and what was last: what several connections are sent alike need not

@@ -27,21 +27,22 @@ static void fill(struct kernel_part *part)
 
 static uint64_t digest_of(const struct kernel_case *kernel, const struct kernel_part *part)
 {
-    pd_checksum_reset(part->checksum);
+    *part->checksum = PD_CHECKSUM_EMPTY;
     for (uint32_t pass = 0; pass < PASS_COUNT; pass++) {
         kernel->run(kernel, part, ELEMENT_COUNT);
     }
     for (uint32_t array = 0; array < STREAM_ARRAY_COUNT_MAX; array++) {
-        pd_checksum_update(part->checksum, part->arrays[array],
-                           ELEMENT_COUNT * sizeof *part->arrays[array]);
+        *part->checksum = pd_checksum_add(*part->checksum, part->arrays[array],
+                                          ELEMENT_COUNT * sizeof *part->arrays[array]);
     }
-    return pd_checksum_value(part->checksum);
+    return *part->checksum;
 }
 
 int main(void)
 {
     struct kernel_list list;
-    struct kernel_part part = {0};
+    uint64_t checksum = PD_CHECKSUM_EMPTY;
+    struct kernel_part part = {.checksum = &checksum};
     struct pd_error error = {0};
 
     for (uint32_t i = 0; i < STREAM_ARRAY_COUNT_MAX; i++) {
@@ -51,8 +52,7 @@ int main(void)
             return EXIT_FAILURE;
         }
     }
-    if (kernel_list_init(&list, &error) != PD_OK ||
-        pd_checksum_create(&part.checksum, &error) != PD_OK) {
+    if (kernel_list_init(&list, &error) != PD_OK) {
         fprintf(stderr, "digest: %s\n", error.message);
         return EXIT_FAILURE;
     }
@@ -60,7 +60,6 @@ int main(void)
         fill(&part);
         printf("%s: %016" PRIx64 "\n", list.cases[i].name, digest_of(&list.cases[i], &part));
     }
-    pd_checksum_destroy(part.checksum);
     kernel_list_finish(&list);
     for (uint32_t i = 0; i < STREAM_ARRAY_COUNT_MAX; i++) {
         pd_heap_free(part.arrays[i]);

@@ -20,7 +20,6 @@ struct bench {
     const struct kernel_case *kernel;
     uint32_t thread_count;
     float *arrays[STREAM_ARRAY_COUNT_MAX]; /* options->parameters elements */
-    struct pd_checksum *checksums[TEAM_THREAD_COUNT_MAX];
 };
 
 struct result {
@@ -40,7 +39,8 @@ static void run_part(void *context, uint32_t thread, uint32_t pass)
          begin += BLOCK_ELEMENTS) {
         uint64_t left = end - begin;
         uint32_t block = left < BLOCK_ELEMENTS ? (uint32_t)left : BLOCK_ELEMENTS;
-        struct kernel_part part = {.checksum = bench->checksums[thread]};
+        uint64_t checksum = PD_CHECKSUM_EMPTY;
+        struct kernel_part part = {.checksum = &checksum};
         for (uint32_t i = 0; i < STREAM_ARRAY_COUNT_MAX; i++) {
             part.arrays[i] = bench->arrays[i] + begin;
         }
@@ -136,8 +136,7 @@ static enum pd_status allocate(struct bench *bench, double **ms, struct pd_error
         return pd_error_set(error, PD_ENOMEM, "no memory for %u arrays of %" PRIu64 " elements",
                             STREAM_ARRAY_COUNT_MAX, count);
     }
-    enum pd_status status = pd_checksum_create(&bench->checksums[0], error);
-    return status == PD_OK ? pd_checksum_create(&bench->checksums[1], error) : status;
+    return PD_OK;
 }
 
 static void release(struct bench *bench, double *ms)
@@ -146,8 +145,6 @@ static void release(struct bench *bench, double *ms)
         pd_heap_free(bench->arrays[i]);
     }
     pd_heap_free(ms);
-    pd_checksum_destroy(bench->checksums[0]);
-    pd_checksum_destroy(bench->checksums[1]);
 }
 
 enum pd_status kernel_run(const struct bench_options *options, struct pd_error *error)

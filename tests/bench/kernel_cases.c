@@ -46,7 +46,7 @@ static void run_rule(const struct kernel_case *kernel, const struct kernel_part 
         block.state_next[i] = part->arrays[2 + i];
     }
     kernel->rule->passes[kernel->pass].run(&step, &block);
-    pd_checksum_update(part->checksum, partial, sizeof partial);
+    *part->checksum = pd_checksum_add(*part->checksum, partial, sizeof partial);
 }
 
 static void run_sum(const struct kernel_case *kernel, const struct kernel_part *part,
@@ -70,7 +70,7 @@ static void run_norm(const struct kernel_case *kernel, const struct kernel_part 
 
     (void)kernel;
     pd_reduce_norms(part->arrays[0], count, 2, powers);
-    pd_checksum_update(part->checksum, powers, sizeof powers);
+    *part->checksum = pd_checksum_add(*part->checksum, powers, sizeof powers);
 }
 
 static void run_finite(const struct kernel_case *kernel, const struct kernel_part *part,
@@ -89,7 +89,7 @@ static void run_checksum(const struct kernel_case *kernel, const struct kernel_p
     (void)kernel;
     while (left > 0) {
         size_t piece = left < PIECE_BYTES ? left : PIECE_BYTES;
-        pd_checksum_update(part->checksum, bytes, piece);
+        *part->checksum = pd_checksum_add(*part->checksum, bytes, piece);
         bytes += piece;
         left -= piece;
     }

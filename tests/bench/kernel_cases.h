@@ -13,7 +13,7 @@
 /* What one thread works on. */
 struct kernel_part {
     float *arrays[STREAM_ARRAY_COUNT_MAX]; /* in the order of the mix */
-    struct pd_checksum *checksum;          /* takes in what a loop leaves elsewhere */
+    uint64_t *checksum;                    /* takes in what a loop leaves elsewhere */
 };
 
 struct kernel_case {

@@ -16,7 +16,7 @@ PURE_HEADERS = {
     "stdatomic.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h", "stdlib.h", "string.h",
     "strings.h",
 }  # yapf: disable
-LIBRARY_HEADERS = {"uv.h", "mpi.h", "yaml.h", "jansson.h", "xxhash.h", "xxh_x86dispatch.h", "protobuf-c/*", "check.h"}
+LIBRARY_HEADERS = {"uv.h", "mpi.h", "yaml.h", "jansson.h", "isa-l/*", "protobuf-c/*", "check.h"}
 
 PUBLIC = "client/include/paramd.h"
 
@@ -24,7 +24,7 @@ PUBLIC = "client/include/paramd.h"
 # "libc" stands for every header that is not in LIBRARY_HEADERS.
 LAYERS = [
     ("common/message*.c", ["common/*", "paramd.pb-c.h"], ["pure", "protobuf-c/*"]),
-    ("common/checksum.c", ["common/*"], ["pure", "xxhash.h", "xxh_x86dispatch.h"]),
+    ("common/checksum.c", ["common/*"], ["pure", "isa-l/crc64.h"]),
     ("common/kernel.h", ["common/tensor.h"], ["pure", "immintrin.h"]),
     ("common/heap.c", ["common/*"], ["pure", "sys/mman.h"]),
     ("common/frame.*", ["common/*"], ["pure", "sys/uio.h"]),  # struct iovec, which is but an address and a length

@@ -239,24 +239,21 @@ void fake_send(struct fake_rank *fake, const struct pd_message *message, const v
                size_t payload_bytes, uint64_t damage)
 {
     struct pd_error error = {0};
-    struct pd_checksum *checksum;
     uint8_t *frame;
     size_t frame_bytes;
     uint8_t tail[PD_CHECKSUM_BYTES];
 
     PD_ASSERT(pd_frame_encode(&frame, &frame_bytes, message, PD_FRAME_FLAG_CHECKSUM, payload_bytes,
                               &error) == PD_OK);
-    PD_ASSERT(pd_checksum_create(&checksum, &error) == PD_OK);
-    pd_checksum_update(checksum, frame + PD_PREFIX_BYTES, frame_bytes - PD_PREFIX_BYTES);
-    pd_checksum_update(checksum, payload, payload_bytes);
-    uint64_t value = pd_checksum_value(checksum) ^ damage;
+    uint64_t sum =
+        pd_checksum_add(PD_CHECKSUM_EMPTY, frame + PD_PREFIX_BYTES, frame_bytes - PD_PREFIX_BYTES);
+    uint64_t value = pd_checksum_add(sum, payload, payload_bytes) ^ damage;
     for (int i = 0; i < 8; i++) {
         tail[i] = (uint8_t)(value >> 8 * i);
     }
     send_all(fake, frame, frame_bytes);
     send_all(fake, payload, payload_bytes);
     send_all(fake, tail, sizeof tail);
-    pd_checksum_destroy(checksum);
     pd_heap_free(frame);
 }
 

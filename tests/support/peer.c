@@ -133,22 +133,19 @@ static uint64_t send_frame(struct peer *peer, const struct pd_message *message, 
                            const void *payload, size_t payload_bytes)
 {
     struct pd_error error = {0};
-    struct pd_checksum *checksum;
     uint8_t *head;
     size_t head_bytes;
 
     ck_assert_msg(pd_frame_encode(&head, &head_bytes, message, flags, payload_bytes, &error) ==
                       PD_OK,
                   "%s", error.message);
-    ck_assert_int_eq(pd_checksum_create(&checksum, &error), PD_OK);
-    pd_checksum_update(checksum, head + PD_PREFIX_BYTES, head_bytes - PD_PREFIX_BYTES);
+    uint64_t sum =
+        pd_checksum_add(PD_CHECKSUM_EMPTY, head + PD_PREFIX_BYTES, head_bytes - PD_PREFIX_BYTES);
     peer_send_bytes(peer, head, head_bytes);
     if (payload != NULL) {
-        pd_checksum_update(checksum, payload, payload_bytes);
+        sum = pd_checksum_add(sum, payload, payload_bytes);
         peer_send_bytes(peer, payload, payload_bytes);
     }
-    uint64_t sum = pd_checksum_value(checksum);
-    pd_checksum_destroy(checksum);
     pd_heap_free(head);
     return sum;
 }

@@ -42,15 +42,11 @@ static void append_push(uint64_t step, size_t payload_bytes, bool with_checksum)
     }
     stream_bytes += frame_bytes + payload_bytes;
     if (with_checksum) {
-        struct pd_checksum *checksum = NULL;
-        ck_assert_int_eq(pd_checksum_create(&checksum, &error), PD_OK);
-        pd_checksum_update(checksum, begin + PD_PREFIX_BYTES,
-                           frame_bytes - PD_PREFIX_BYTES + payload_bytes);
-        uint64_t value = pd_checksum_value(checksum);
+        uint64_t value = pd_checksum_add(PD_CHECKSUM_EMPTY, begin + PD_PREFIX_BYTES,
+                                         frame_bytes - PD_PREFIX_BYTES + payload_bytes);
         for (int i = 0; i < 8; i++) {
             stream[stream_bytes++] = (uint8_t)(value >> (8 * i));
         }
-        pd_checksum_destroy(checksum);
     }
     pd_heap_free(frame);
 }
@@ -540,7 +536,7 @@ int main(void)
     tcase_add_loop_test(cases, a_bad_prefix_ends_the_stream_and_says_why, 0,
                         (int)(sizeof refusals / sizeof refusals[0]));
     tcase_add_test(cases, a_prefix_decodes_to_what_was_encoded);
-    tcase_add_loop_test(cases, create_survives_each_failed_allocation, 0, 3);
+    tcase_add_loop_test(cases, create_survives_each_failed_allocation, 0, 2);
     tcase_add_test(cases, encode_survives_a_failed_allocation);
     tcase_add_test(cases, the_example_in_the_protocol_readme_decodes_as_it_says);
     suite_add_tcase(suite, cases);

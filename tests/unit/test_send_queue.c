@@ -6,7 +6,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 enum { HEADER_BYTES = 40, PAYLOAD_BYTES = 3 * 1024 * 1024 + 5, ROOM_BYTES = 4098 };
 
@@ -74,8 +73,8 @@ static void expect_frame(const uint8_t *out, size_t byte_count, const uint8_t *b
     ck_assert_uint_eq(byte_count, HEADER_BYTES + payload_bytes + 8);
     ck_assert_mem_eq(out, header, HEADER_BYTES);
     ck_assert_mem_eq(out + HEADER_BYTES, bytes, payload_bytes);
-    uint64_t sum =
-        XXH3_64bits(out + PD_PREFIX_BYTES, HEADER_BYTES - PD_PREFIX_BYTES + payload_bytes);
+    uint64_t sum = pd_checksum_add(PD_CHECKSUM_EMPTY, out + PD_PREFIX_BYTES,
+                                   HEADER_BYTES - PD_PREFIX_BYTES + payload_bytes);
     for (int i = 0; i < 8; i++) {
         ck_assert_uint_eq(out[HEADER_BYTES + payload_bytes + i], (uint8_t)(sum >> (8 * i)));
     }
@@ -602,7 +601,7 @@ int main(void)
     tcase_add_test(tcase, frames_leave_in_the_order_they_came);
     tcase_add_test(tcase, a_peer_that_reads_nothing_is_given_up_at_the_limit);
     tcase_add_test(tcase, nothing_is_allocated_once_it_has_held_as_much);
-    tcase_add_loop_test(tcase, each_failed_allocation_is_told_and_undone, 0, 3);
+    tcase_add_loop_test(tcase, each_failed_allocation_is_told_and_undone, 0, 2);
     suite_add_tcase(suite, tcase);
 
     SRunner *runner = srunner_create(suite);
