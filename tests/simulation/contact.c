@@ -377,14 +377,15 @@ static void on_pulled(struct sim_contact *contact, const struct pd_pulled *pulle
     uint64_t expected_version =
         contact->request == SIM_REQUEST_PUSH ? worker->step + 1 : worker->step;
 
-    SIM_CHECK(
-        worker->agenda,
-        pulled->version == expected_version && pulled->element_begin == contact->element_begin &&
-            pulled->element_count == contact->element_count &&
-            pulled->dtype == worker->plan->pull_dtype &&
-            payload_bytes == contact->element_count * pd_dtype_bytes(worker->plan->pull_dtype),
-        "rank %u gives '%s' version %" PRIu64 ", it waits for %" PRIu64, contact->rank,
-        worker->plan->name, pulled->version, expected_version);
+    SIM_CHECK(worker->agenda,
+              sim_ledger_may_give(worker->ledger, pulled->version, expected_version) &&
+                  pulled->element_begin == contact->element_begin &&
+                  pulled->element_count == contact->element_count &&
+                  pulled->dtype == worker->plan->pull_dtype &&
+                  payload_bytes ==
+                      contact->element_count * pd_dtype_bytes(worker->plan->pull_dtype),
+              "rank %u gives '%s' version %" PRIu64 ", it waits for %" PRIu64, contact->rank,
+              worker->plan->name, pulled->version, expected_version);
     SIM_CHECK(worker->agenda,
               !pulled->ahead || (worker->plan->ahead && contact->request == SIM_REQUEST_PUSH),
               "'%s' gets parameters ahead of their step, unasked", worker->plan->name);

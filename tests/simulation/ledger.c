@@ -13,6 +13,7 @@ void sim_ledger_init(struct sim_ledger *ledger, struct sim_agenda *agenda,
     ledger->agenda = agenda;
     ledger->model = model;
     ledger->data_seed = data_seed;
+    ledger->drained_version = UINT64_MAX;
 }
 
 void sim_ledger_finish(struct sim_ledger *ledger)
@@ -413,16 +414,23 @@ void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order)
     case PD_ORDER_TAKE:
         on_take(ledger, order);
         break;
+    case PD_ORDER_DRAIN:
+        ledger->drained_version = ledger->steps_closed;
+        break;
     case PD_ORDER_ADMIT:
     case PD_ORDER_REGISTER:
     case PD_ORDER_PUBLISH:
     case PD_ORDER_SNAPSHOT:
     case PD_ORDER_FORGET:
-    case PD_ORDER_DRAIN:
     case PD_ORDER_STOP:
     case PD_ORDER_AHEAD:
         break;
     }
+}
+
+bool sim_ledger_may_give(const struct sim_ledger *ledger, uint64_t version, uint64_t awaited)
+{
+    return version == awaited || (version == awaited + 1 && awaited == ledger->drained_version);
 }
 
 void sim_ledger_check(struct sim_ledger *ledger)

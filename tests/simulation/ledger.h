@@ -64,6 +64,8 @@ struct sim_ledger {
     size_t member_count;
     size_t member_capacity;
     uint64_t steps_closed;
+    uint64_t drained_version; /* the newest ordered when workers were told of a drain; UINT64_MAX:
+                                 they were not */
     uint64_t counted;
     uint64_t evicted;
     uint32_t taken; /* contributions, in all steps */
@@ -93,6 +95,11 @@ void sim_ledger_undone(struct sim_ledger *ledger, uint32_t worker_id, uint64_t s
 
 /* Rank 0 has issued an order. */
 void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order);
+
+/* Whether a worker that waits for version `awaited` may be given `version`. No step closes without
+ * a worker that trains, so that is the same; but the drain of a search brings its state back at
+ * once, as a newer version. */
+bool sim_ledger_may_give(const struct sim_ledger *ledger, uint64_t version, uint64_t awaited);
 
 /* The run is over: what was acknowledged has counted. */
 void sim_ledger_check(struct sim_ledger *ledger);

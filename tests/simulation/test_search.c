@@ -11,10 +11,9 @@
 #define TRIALS 6u
 #define COMMON "block_size: 8\nworkers: {expected: 2}\n"
 
-/* A cluster in which an administrator has just asked for a search of TRIALS rates. */
-static struct scenario *begin(uint64_t seed, uint32_t rank_count, const char *config)
+/* Start a cluster, and have an administrator ask for a search of TRIALS rates. */
+static void begin_search(struct scenario *scenario)
 {
-    struct scenario *scenario = scenario_create(seed, rank_count, 3, STEPS, config);
     struct sim_simulation *simulation = &scenario->simulation;
     struct sim_command *find = &scenario->plan.commands[0];
 
@@ -28,6 +27,13 @@ static struct scenario *begin(uint64_t seed, uint32_t rank_count, const char *co
         scenario_run_for(scenario, 100);
     }
     ck_assert_msg(caller->reply != NULL, "%s", caller->error);
+}
+
+static struct scenario *begin(uint64_t seed, uint32_t rank_count, const char *config)
+{
+    struct scenario *scenario = scenario_create(seed, rank_count, 3, STEPS, config);
+
+    begin_search(scenario);
     return scenario;
 }
 
@@ -105,6 +111,37 @@ START_TEST(drain_in_the_middle_brings_the_state_back)
 }
 END_TEST
 
+/* A drain between trials brings the state back at once. A pull that comes after that, of the
+ * version before it, gets what there is, which is newer. */
+START_TEST(pull_after_a_drain_is_answered_with_the_state_brought_back)
+{
+    struct scenario *scenario =
+        scenario_create(42, 3, 1, STEPS,
+                        "aggregation: direct\noptimizer: {name: adamw, lr: 0.01}\nblock_size: 8\n"
+                        "workers: {expected: 1}\n");
+    struct sim_simulation *simulation = &scenario->simulation;
+    const struct sim_worker *worker = &simulation->workers[0];
+
+    scenario->plan.workers[0].combined = false;
+    scenario->plan.workers[0].slow = 20;
+    begin_search(scenario);
+    uint64_t version = simulation->oracle.kept_version + 2;
+    simulation->cluster.ranks[2].slow = 500; /* it drains after the others */
+    scenario_run_to_step(scenario, version);
+    ck_assert_int_eq(worker->phase, SIM_PHASE_PUSHING);
+    sim_rank_drain(&simulation->cluster.ranks[0], "the operator asks");
+    scenario_run_to(scenario, 0, SIM_PHASE_FETCHING, version);
+    while (worker->contacts[0].pulled.version < version) {
+        scenario_run_for(scenario, 100);
+    }
+    ck_assert_uint_eq(worker->contacts[0].pulled.version, version + 1);
+    while (sim_cluster_count(&simulation->cluster, SIM_RANK_RUNNING) > 0) {
+        scenario_run_for(scenario, 1000);
+    }
+    scenario_destroy(scenario);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("search");
@@ -114,6 +151,7 @@ int main(void)
     tcase_add_loop_test(tests, every_rank_has_its_state_back_and_goes_on, 0, 4);
     tcase_add_test(tests, worker_that_dies_in_the_middle_does_not_end_it);
     tcase_add_test(tests, drain_in_the_middle_brings_the_state_back);
+    tcase_add_test(tests, pull_after_a_drain_is_answered_with_the_state_brought_back);
     suite_add_tcase(suite, tests);
 
     SRunner *runner = srunner_create(suite);
