@@ -238,6 +238,12 @@ static enum pd_status evict(struct pd_engine *engine, const struct pd_admin *adm
                             "evict: no worker has the name or number '%s'; workers lists them",
                             admin->target);
     }
+    if (member->state == PD_MEMBER_LEAVING) {
+        return pd_error_set(error, PD_EREFUSED,
+                            "evict: worker %u '%s' is gone already; what it gave to step %" PRIu64
+                            " stays",
+                            member->id, member->name, leader->step_next);
+    }
     snprintf(text, sizeof text, "worker %u '%s' is evicted at step %" PRIu64, member->id,
              member->name, leader->step_next);
     pd_member_depart(engine, member, "an administrator evicted it");

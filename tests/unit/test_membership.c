@@ -349,6 +349,30 @@ START_TEST(leaver_is_judged_when_all_ranks_have_parted_from_it)
 }
 END_TEST
 
+/* It has been told that it is gone, and that its push is accepted: an eviction would lose that. */
+START_TEST(leaver_is_not_evicted)
+{
+    uint32_t id = begin_direct();
+    struct pd_message leave = {.kind = PD_MESSAGE_LEAVE, .leave = {.step = 1}};
+    struct pd_message evict = {.kind = PD_MESSAGE_ADMIN,
+                               .admin = {.command = "evict", .target = "a"}};
+    f.engine->leader->paused = true;
+    push_lane_0(3, 0);
+    report(PD_REPORT_CONTRIBUTED, id, 0);
+    fixture_say(&f, 3, &leave, 0);
+    fixture_greet(&f, 5);
+    fixture_say(&f, 5, &evict, 0);
+    ck_assert_int_eq(fixture_last(&f, 5)->kind, PD_MESSAGE_ERROR);
+    ck_assert_int_eq(fixture_last(&f, 5)->error.status, PD_EREFUSED);
+    ck_assert_str_eq(fixture_last(&f, 5)->error.text,
+                     "evict: worker 0 'a' is gone already; what it gave to step 0 stays");
+    f.engine->leader->paused = false;
+    fixture_ranks_execute(&f);
+    ck_assert_int_eq(last_order()->kind, PD_ORDER_STEP);
+    ck_assert_uint_eq(last_order()->contributors[0], id);
+}
+END_TEST
+
 START_TEST(leaver_whose_lanes_disagree_counts_nowhere)
 {
     uint32_t id = begin_direct();
@@ -593,6 +617,7 @@ int main(void)
     tcase_add_test(tests, worker_back_in_time_is_forgiven_its_lease);
     tcase_add_test(tests, time_rank_0_was_stopped_does_not_count);
     tcase_add_test(tests, leaver_is_judged_when_all_ranks_have_parted_from_it);
+    tcase_add_test(tests, leaver_is_not_evicted);
     tcase_add_test(tests, leaver_whose_lanes_disagree_counts_nowhere);
     tcase_add_test(
         tests,
