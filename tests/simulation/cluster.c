@@ -65,19 +65,31 @@ static bool is_spent(const struct sim_rank *rank, uint32_t slot, const struct pd
            pd_contribution_is_spent(&worker->contribution);
 }
 
+/* Whether the push that was in a slot before this event is taken back. A worker that leaves without
+ * another push is struck off at once. */
+static bool is_undone(const struct sim_rank *rank, uint32_t slot)
+{
+    const struct pd_worker *worker = &rank->engine->roster->workers[slot];
+    const struct pd_contribution *contribution = &worker->contribution;
+
+    if (rank->spent[slot] == UINT32_MAX || rank->engine->store.version != rank->spent_step) {
+        return false;
+    }
+    bool gone = !worker->present || worker->id != rank->spent[slot];
+    return gone || (contribution->state == PD_CONTRIBUTION_IDLE &&
+                    contribution->next_step == contribution->push.step);
+}
+
 /* Look which pushes the rank has taken back at this event. */
 static void note_undone(struct sim_rank *rank)
 {
     const struct sim_observer *observer = &rank->cluster->observer;
 
     for (uint32_t slot = 0; slot < rank->spent_end && observer->undone != NULL; slot++) {
-        const struct pd_worker *worker = &rank->engine->roster->workers[slot];
-        const struct pd_contribution *contribution = &worker->contribution;
-        if (worker->present && worker->id == rank->spent[slot] &&
-            contribution->state == PD_CONTRIBUTION_IDLE &&
-            contribution->next_step == contribution->push.step) {
+        if (is_undone(rank, slot)) {
+            uint32_t worker_id = rank->spent[slot];
             rank->spent[slot] = UINT32_MAX;
-            observer->undone(observer->context, rank, worker->id, contribution->push.step);
+            observer->undone(observer->context, rank, worker_id, rank->spent_step);
         }
     }
 }
@@ -86,6 +98,7 @@ static void step_engine(struct sim_rank *rank, struct pd_event *event)
 {
     const struct pd_roster *roster = rank->engine->roster;
 
+    rank->spent_step = rank->engine->store.version;
     rank->spent_end = rank->engine->foreseen != NULL ? roster->slot_end : 0;
     for (uint32_t slot = 0; slot < rank->spent_end; slot++) {
         rank->spent[slot] = is_spent(rank, slot, event) ? roster->workers[slot].id : UINT32_MAX;

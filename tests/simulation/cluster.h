@@ -46,6 +46,7 @@ struct sim_rank {
      * and used up in part; else UINT32_MAX. */
     uint32_t spent[PD_WORKER_COUNT_MAX];
     uint32_t spent_end;
+    uint64_t spent_step; /* that they are for */
     /* Collectives asked for, number n at n modulo their count: data is moved one after the other,
      * and then the rank hears of each. */
     struct sim_collective collectives[SIM_COLLECTIVE_COUNT_MAX];

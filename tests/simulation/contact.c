@@ -249,7 +249,7 @@ static void ask(struct sim_contact *contact)
         message.kind = PD_MESSAGE_LEAVE;
         message.leave.step = worker->step;
         message.leave.micro_batch = worker->micro_batch;
-        sim_ledger_member(worker->ledger, worker->worker_id)->left = true;
+        sim_ledger_leave(worker->ledger, worker->worker_id, worker->step);
         sim_contact_say(contact, &message, NULL, 0);
         break;
     }

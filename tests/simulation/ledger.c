@@ -126,9 +126,23 @@ void sim_ledger_undone(struct sim_ledger *ledger, uint32_t worker_id, uint64_t s
 
     SIM_CHECK(ledger->agenda, batch->stored_lanes >> lane & 1u,
               "lane %u takes back a push of worker %u that it has not got", lane, worker_id);
+    SIM_CHECK(ledger->agenda, !sim_ledger_find(ledger, worker_id, step, false)->counted,
+              "lane %u takes back a push of worker %u that has counted", lane, worker_id);
+    const struct sim_member *member = sim_ledger_member(ledger, worker_id);
+    SIM_CHECK(ledger->agenda, member->departed || !member->left || member->left_step <= step,
+              "lane %u takes back a push of worker %u that was acknowledged before it left", lane,
+              worker_id);
     batch->stored_lanes &= ~(1ull << lane);
     batch->acked_lanes &= ~(1ull << lane);
     batch->undone_lanes |= 1ull << lane;
+}
+
+void sim_ledger_leave(struct sim_ledger *ledger, uint32_t worker_id, uint64_t step)
+{
+    struct sim_member *member = sim_ledger_member(ledger, worker_id);
+
+    member->left = true;
+    member->left_step = step;
 }
 
 /* ---- Orders ---- */
@@ -179,18 +193,22 @@ static void on_depart(struct sim_ledger *ledger, const struct pd_order *order)
         return;
     }
     member->departed = true;
+    member->departed_step = order->step;
     ledger->evicted++;
-    member->pushed_out = strstr(order->reason, "administrator") != NULL ||
-                         strstr(order->reason, "took its name") != NULL;
-    if (contribution == NULL || member->pushed_out || contribution->counted ||
-        contribution->taken || !complete(ledger, contribution)) {
+    bool pushed_out = strstr(order->reason, "administrator") != NULL ||
+                      strstr(order->reason, "took its name") != NULL;
+    SIM_CHECK(ledger->agenda, !pushed_out || !member->left_ordered,
+              "worker %u is evicted after it has left: %s", order->worker_id, order->reason);
+    if (contribution == NULL || pushed_out || contribution->counted || contribution->taken ||
+        !complete(ledger, contribution)) {
         return;
     }
+    /* Of one that left, rank 0 has heard all. */
     SIM_CHECK(ledger->agenda,
-              ledger->agenda->now_us - contribution->stored_us < ledger->report_us_max,
+              !member->left_ordered &&
+                  ledger->agenda->now_us - contribution->stored_us < ledger->report_us_max,
               "worker %u departs and its whole gradient of step %" PRIu64 " with it: %s",
               order->worker_id, order->step, order->reason);
-    member->pushed_out = true;
 }
 
 /* All that is there of a contribution is on every lane; and that is all of it unless the worker
@@ -446,7 +464,8 @@ void sim_ledger_check(struct sim_ledger *ledger)
             contribution->batches[contribution->batch_count - 1].last || member->left_ordered;
         SIM_CHECK(ledger->agenda,
                   contribution->hessian || contribution->counted || !all_acked || !whole ||
-                      member->pushed_out || contribution->step >= ledger->steps_closed,
+                      (member->departed && contribution->step >= member->departed_step) ||
+                      contribution->step >= ledger->steps_closed,
                   "step %" PRIu64 " of worker %u was acknowledged everywhere and did not count",
                   contribution->step, contribution->worker_id);
     }

@@ -44,11 +44,11 @@ struct sim_member {
     uint32_t id;
     char name[PD_NAME_BYTES_MAX + 1];
     uint32_t replica;
-    bool left;         /* it has said that it leaves */
-    bool left_ordered; /* the ranks have been told */
-    bool departed;
-    bool pushed_out; /* departed though its gradient may have been whole: by order or by a successor
-                      */
+    bool left;              /* it has said that it leaves */
+    uint64_t left_step;     /* all that it pushed for the steps before was acknowledged */
+    bool left_ordered;      /* the ranks have been told */
+    bool departed;          /* it was struck off */
+    uint64_t departed_step; /* what it gave for it counts no more, unless it is taken */
 };
 
 struct sim_ledger {
@@ -92,6 +92,10 @@ void sim_ledger_stored(struct sim_ledger *ledger, uint32_t worker_id, const stru
 
 /* What a lane had of a worker's only push to a step is used up for nothing. */
 void sim_ledger_undone(struct sim_ledger *ledger, uint32_t worker_id, uint64_t step, uint32_t lane);
+
+/* A worker is about to say that it leaves; all that it pushed for steps before `step` was
+ * acknowledged. */
+void sim_ledger_leave(struct sim_ledger *ledger, uint32_t worker_id, uint64_t step);
 
 /* Rank 0 has issued an order. */
 void sim_ledger_order(struct sim_ledger *ledger, const struct pd_order *order);
