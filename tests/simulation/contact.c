@@ -350,6 +350,7 @@ static void on_registered(struct sim_contact *contact, const struct pd_registere
     worker->registered = *registered;
     worker->values_needed = registered->values_needed;
     worker->step = registered->step;
+    sim_worker_plan_stay(worker);
     worker->micro_batch = 0;
     worker->hessian_micro_batch = 0;
     for (uint32_t lane = 0; lane < registered->lane_count; lane++) {

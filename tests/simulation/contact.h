@@ -29,6 +29,8 @@ uint32_t sim_contact_pushed_micro_batch(const struct sim_worker *worker);
 
 /* All that was asked for is there. */
 void sim_worker_next_phase(struct sim_worker *worker);
+/* It takes part from `step` on: see for how long. */
+void sim_worker_plan_stay(struct sim_worker *worker);
 /* The daemon has thrown it out, or drains. */
 void sim_worker_told_gone(struct sim_worker *worker, const char *text);
 /* This process is over; a new one may come. */

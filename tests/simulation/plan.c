@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define CHURN_ONE_IN 8u
+
 /* ---- The model ---- */
 
 void sim_plan_add_tensor(struct sim_plan *plan, const char *name, uint32_t dimension_count,
@@ -316,44 +318,128 @@ static void choose_network(struct sim_plan *plan, struct sim_agenda *chance, boo
     }
 }
 
+static void init_mixed(struct sim_plan *plan, struct sim_agenda *chance)
+{
+    plan->rank_count = (uint32_t)sim_between(chance, 1, 6);
+    plan->worker_count = (uint32_t)sim_between(chance, 1, SIM_WORKER_COUNT_MAX);
+    uint64_t steps = sim_between(chance, 3, 14);
+    bool stormy = sim_chance(chance, 2);
+    uint64_t steady_count = sim_between(chance, 1, plan->worker_count);
+    choose_model(plan, chance);
+    uint64_t expected = sim_between(chance, 1, steady_count);
+    choose_config(plan, chance);
+    choose_network(plan, chance, stormy);
+    /* A tensor is left alone only when nobody has a gradient for it. */
+    uint64_t absent_one_in = sim_chance(chance, 4) ? sim_between(chance, 1, 3) : 0;
+    for (uint32_t i = 0; i < plan->worker_count; i++) {
+        choose_worker(&plan->workers[i], chance, i, plan->rank_count, steps, i < steady_count,
+                      stormy, absent_one_in);
+    }
+    choose_commands(plan, chance);
+    plan->drained_early = sim_chance(chance, 6);
+    choose_ahead(plan, chance);
+    if (plan->rank_count > 1 && sim_chance(chance, 12)) {
+        plan->kill_us = 1500000 + sim_below(chance, 6000000);
+        plan->kill_rank = (uint32_t)sim_below(chance, plan->rank_count);
+    } else if (plan->rank_count > 1 && sim_chance(chance, 6)) {
+        plan->stop_us = 1000000 + sim_below(chance, 6000000);
+        plan->stop_rank = (uint32_t)sim_below(chance, plan->rank_count);
+        plan->stop_for_us = sim_between(chance, 100000, 6000000);
+    }
+    choose_places(plan, chance, expected);
+}
+
+/* ---- Churn: workers come and go all the time, and so do the ways in which steps begin ahead ----
+ */
+
+/* From some of the workers on, gradients are added up ahead; or blocks are, whoever is there. */
+static void choose_churn_ahead(struct sim_plan *plan, struct sim_agenda *chance,
+                               uint32_t block_size)
+{
+    struct pd_shard_plan *shards = NULL;
+    struct pd_error error = {0};
+
+    enum pd_status status = pd_shard_plan_create(&shards, &plan->model, block_size,
+                                                 plan->rank_count, plan->rank_count, &error);
+    PD_ASSERT(status == PD_OK);
+    uint64_t lane = shards->lanes[0].element_count;
+    add(plan, "compute_ahead: %" PRIu64 "\n", 1 + lane * sim_between(chance, 3, 7) / 4);
+    pd_shard_plan_destroy(shards);
+}
+
+static void choose_churn_config(struct sim_plan *plan, struct sim_agenda *chance)
+{
+    static const char *const optimizers[] = {"{name: sgd, lr: 0.05}",
+                                             "{name: adamw, lr: 0.01, weight_decay: 0.1}",
+                                             "{name: lamb, lr: 0.01, weight_decay: 0.02}"};
+    uint32_t block_size = 1u << sim_below(chance, 7);
+
+    add(plan, "aggregation: direct\nblock_size: %u\noptimizer: %s\n", block_size,
+        optimizers[sim_below(chance, 3)]);
+    add(plan, "accumulation_steps: %u\n", sim_chance(chance, 6) ? 2u : 1u);
+    add(plan, "workers: {expected: %u, lease_s: 8, resume_s: %u}\n",
+        (unsigned)sim_between(chance, 1, 4), (unsigned)sim_between(chance, 1, 3));
+    choose_clip(plan, chance);
+    choose_churn_ahead(plan, chance, block_size);
+}
+
+static void choose_churn_worker(struct sim_plan *plan, struct sim_agenda *chance, uint32_t index,
+                                uint64_t steps)
+{
+    struct sim_worker_plan *worker = &plan->workers[index];
+
+    choose_worker(worker, chance, index, plan->rank_count, steps, true, sim_chance(chance, 3), 0);
+    worker->start_us = sim_below(chance, 300000);
+    worker->compute_us = sim_between(chance, 100, 20000);
+    worker->combined = !sim_chance(chance, 4);
+    worker->ahead = !sim_chance(chance, 4);
+    worker->stay_steps = sim_chance(chance, 4) ? 0 : sim_between(chance, 1, 6);
+    worker->return_us = sim_between(chance, 1000, 200000);
+}
+
+static void choose_evictions(struct sim_plan *plan, struct sim_agenda *chance)
+{
+    plan->command_count = (uint32_t)sim_below(chance, 8);
+    for (uint32_t i = 0; i < plan->command_count; i++) {
+        struct sim_command *command = &plan->commands[i];
+        command->time_us = 100000 + sim_below(chance, 2000000);
+        snprintf(command->command, sizeof command->command, "evict");
+        snprintf(command->target, sizeof command->target, "%.31s",
+                 plan->workers[sim_below(chance, plan->worker_count)].name);
+    }
+}
+
+static void init_churn(struct sim_plan *plan, struct sim_agenda *chance)
+{
+    uint64_t steps = sim_between(chance, 8, 20);
+
+    plan->rank_count = (uint32_t)sim_between(chance, 1, 4);
+    plan->worker_count = SIM_WORKER_COUNT_MAX;
+    choose_model(plan, chance);
+    choose_churn_config(plan, chance);
+    choose_network(plan, chance, true);
+    plan->cut_one_in *= 5; /* most steps are to close though that many take part */
+    plan->work_us_max = sim_between(chance, 1, 4000);
+    for (uint32_t i = 0; i < plan->worker_count; i++) {
+        choose_churn_worker(plan, chance, i, steps);
+    }
+    choose_evictions(plan, chance);
+}
+
 void sim_plan_init(struct sim_plan *plan, uint64_t seed)
 {
     struct sim_agenda chance;
-    uint64_t steps;
-    bool stormy;
 
     sim_agenda_init(&chance, sim_mix(seed, 0x91a9));
     memset(plan, 0, sizeof *plan);
     plan->seed = seed;
     plan->data_seed = seed;
-    plan->rank_count = (uint32_t)sim_between(&chance, 1, 6);
-    plan->worker_count = (uint32_t)sim_between(&chance, 1, SIM_WORKER_COUNT_MAX);
     plan->time_us_max = 900000000;
-    steps = sim_between(&chance, 3, 14);
-    stormy = sim_chance(&chance, 2);
-    uint64_t steady_count = sim_between(&chance, 1, plan->worker_count);
-    choose_model(plan, &chance);
-    uint64_t expected = sim_between(&chance, 1, steady_count);
-    choose_config(plan, &chance);
-    choose_network(plan, &chance, stormy);
-    /* A tensor is left alone only when nobody has a gradient for it. */
-    uint64_t absent_one_in = sim_chance(&chance, 4) ? sim_between(&chance, 1, 3) : 0;
-    for (uint32_t i = 0; i < plan->worker_count; i++) {
-        choose_worker(&plan->workers[i], &chance, i, plan->rank_count, steps, i < steady_count,
-                      stormy, absent_one_in);
+    if (sim_mix(seed, 0xc4a7) % CHURN_ONE_IN == 0) {
+        init_churn(plan, &chance);
+    } else {
+        init_mixed(plan, &chance);
     }
-    choose_commands(plan, &chance);
-    plan->drained_early = sim_chance(&chance, 6);
-    choose_ahead(plan, &chance);
-    if (plan->rank_count > 1 && sim_chance(&chance, 12)) {
-        plan->kill_us = 1500000 + sim_below(&chance, 6000000);
-        plan->kill_rank = (uint32_t)sim_below(&chance, plan->rank_count);
-    } else if (plan->rank_count > 1 && sim_chance(&chance, 6)) {
-        plan->stop_us = 1000000 + sim_below(&chance, 6000000);
-        plan->stop_rank = (uint32_t)sim_below(&chance, plan->rank_count);
-        plan->stop_for_us = sim_between(&chance, 100000, 6000000);
-    }
-    choose_places(plan, &chance, expected);
     sim_agenda_finish(&chance);
 }
 

@@ -192,6 +192,16 @@ static void begin(void *context, uint64_t incarnation)
     sim_contact_request(sim_contact_of(worker, 0), SIM_REQUEST_JOIN);
 }
 
+void sim_worker_plan_stay(struct sim_worker *worker)
+{
+    const struct sim_worker_plan *plan = worker->plan;
+
+    worker->leave_step = plan->last_step;
+    if (plan->stay_steps > 0 && worker->step + plan->stay_steps < plan->last_step) {
+        worker->leave_step = worker->step + plan->stay_steps;
+    }
+}
+
 /* Make the micro-batch that comes next and enter it into the ledger. What it holds hangs on the
  * data's seed alone, not on when it is made. */
 static void make_batch(struct sim_worker *worker)
@@ -289,9 +299,9 @@ static void go_on(struct sim_worker *worker)
     if (worker->draining) {
         return;
     }
-    if (worker->step > plan->last_step ||
-        (worker->step == plan->last_step && worker->micro_batch >= leave_batches)) {
-        if (plan->hasty && worker->step == plan->last_step) {
+    if (worker->step > worker->leave_step ||
+        (worker->step == worker->leave_step && worker->micro_batch >= leave_batches)) {
+        if (plan->hasty && worker->step == worker->leave_step) {
             push(worker, worker->incarnation);
             sim_after(worker->agenda, sim_below(worker->agenda, 3 * worker->network->delay_us_max),
                       leave_hastily, worker, worker->incarnation);
@@ -354,7 +364,7 @@ void sim_worker_next_phase(struct sim_worker *worker)
         after_push(worker);
         break;
     case SIM_PHASE_LEAVING:
-        sim_worker_end(worker, true, false);
+        sim_worker_end(worker, true, worker->step < worker->plan->last_step && !worker->draining);
         break;
     case SIM_PHASE_OUT:
     case SIM_PHASE_COMPUTING:

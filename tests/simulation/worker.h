@@ -19,6 +19,7 @@ struct sim_worker_plan {
     uint64_t start_us;
     uint64_t compute_us;    /* of a micro-batch, on average */
     uint64_t last_step;     /* it leaves when this one has closed */
+    uint64_t stay_steps;    /* before that, it leaves after so many, and comes back; 0: it stays */
     uint32_t leave_batches; /* it leaves with so many micro-batches of the next step pushed */
     bool hasty;             /* it leaves while its last push is still under way */
     enum pd_dtype push_dtype;
@@ -36,7 +37,7 @@ struct sim_worker_plan {
     uint64_t crash_after_us; /* it dies so long after its first push; 0: never */
     uint64_t hang_us;        /* it goes silent then; 0: never */
     uint64_t hang_for_us;
-    uint64_t return_us; /* after it died or was evicted, it comes back; 0: never */
+    uint64_t return_us; /* after it died, was evicted or left early, it comes back; 0: never */
     uint32_t slow;      /* reads that many times slower */
 };
 
@@ -116,6 +117,7 @@ struct sim_worker {
     struct pd_registered registered;
     bool values_needed;
     uint64_t step;
+    uint64_t leave_step; /* it leaves when this one has closed */
     uint32_t micro_batch;
     bool estimating; /* the micro-batch being pushed is of an estimate of the Hessian */
     uint32_t hessian_micro_batch;
