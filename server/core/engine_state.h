@@ -120,6 +120,8 @@ void pd_push_arrived(struct pd_engine *engine, pd_connection_id connection, bool
 /* What a push that is parked waits for may have come: take it, or refuse it when the daemon drains.
  */
 void pd_push_unpark(struct pd_engine *engine, pd_connection_id connection);
+/* Whether the peer is not read because its push waits for room, for a fold, or for its turn. */
+bool pd_push_is_held_back(const struct pd_engine *engine, const struct pd_session *session);
 /* Work on contributions: read those that wait for their turn, add micro-batches to their sums; true
  * while there is more. */
 bool pd_push_work(struct pd_engine *engine);

@@ -131,9 +131,20 @@ static bool read_in_turn(struct pd_engine *engine)
         if (count++ == PD_REDUCE_TERM_COUNT) {
             return true;
         }
+        /* It could not be heard until now. */
+        engine->sessions[worker->connection].received_ms = engine->now_ms;
         place_push(engine, worker, &worker->contribution);
     }
     return false;
+}
+
+bool pd_push_is_held_back(const struct pd_engine *engine, const struct pd_session *session)
+{
+    if (session->payload != PD_SESSION_PAYLOAD_PUSH) {
+        return session->push_parked;
+    }
+    struct pd_worker *worker = pd_roster_find(engine->roster, session->worker_id);
+    return waits_for_turn(pd_roster_contribution(worker, session->push.hessian));
 }
 
 static void judge_push(struct pd_engine *engine, pd_connection_id connection,

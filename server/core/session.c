@@ -637,7 +637,7 @@ static enum pd_status check_time(const struct pd_engine *engine, const struct pd
         return pd_error_set(error, PD_ETIMEOUT, "nothing was read of an answer for %g s",
                             config->send_timeout_s);
     }
-    if (!has_to_read(session) && !session->push_parked &&
+    if (!has_to_read(session) && !pd_push_is_held_back(engine, session) &&
         over(engine->now_ms, session->received_ms, config->workers.lease_s)) {
         return pd_error_set(
             error, PD_ETIMEOUT,

@@ -172,6 +172,25 @@ START_TEST(gradients_make_way_for_the_next_once_they_are_added_up)
 }
 END_TEST
 
+/* It cannot be heard while it is not read; from then on it can. */
+START_TEST(push_that_waits_for_its_turn_keeps_its_lease)
+{
+    announce_all();
+    f.work_asked = false; /* the rank is busy */
+    fixture_wait(&f, 9000);
+    f.work_asked = true;
+    fixture_work(&f);
+    fixture_wait(&f, 7000);
+    for (pd_connection_id connection = A; connection <= E; connection++) {
+        ck_assert_ptr_nonnull(f.placed[connection]);
+        ck_assert(!f.closed[connection]);
+    }
+    fixture_wait(&f, 2000);
+    ck_assert(f.closed[A] && f.closed[E]);
+    ck_assert_ptr_nonnull(strstr(f.logged, "the lease is over"));
+}
+END_TEST
+
 /* Whoever is missing: what has come is read. */
 START_TEST(nobody_waits_to_be_read_for_one_that_does_not_come)
 {
@@ -388,6 +407,7 @@ int main(void)
 
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_test(tests, gradients_are_read_in_the_order_of_their_sum);
+    tcase_add_test(tests, push_that_waits_for_its_turn_keeps_its_lease);
     tcase_add_test(tests, gradients_make_way_for_the_next_once_they_are_added_up);
     tcase_add_test(tests, nobody_waits_to_be_read_for_one_that_does_not_come);
     tcase_add_test(tests, push_that_waits_is_read_whoever_leaves_or_joins);
