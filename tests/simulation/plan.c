@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHURN_ONE_IN 8u
+#define CHURN_ONE_IN 6u
 
 /* ---- The model ---- */
 
@@ -419,7 +419,7 @@ static void init_churn(struct sim_plan *plan, struct sim_agenda *chance)
     choose_churn_config(plan, chance);
     choose_network(plan, chance, true);
     plan->cut_one_in *= 5; /* most steps are to close though that many take part */
-    plan->work_us_max = sim_between(chance, 1, 4000);
+    plan->work_us_max = sim_between(chance, 1, 8000);
     for (uint32_t i = 0; i < plan->worker_count; i++) {
         choose_churn_worker(plan, chance, i, steps);
     }

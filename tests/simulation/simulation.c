@@ -22,6 +22,23 @@ static struct sim_worker *worker_called(struct sim_simulation *simulation, const
     sim_fail(&simulation->agenda, "no worker is called '%s'", name);
 }
 
+/* A worker that pings loses its lease only when it has been silent: a rank must hear it whatever it
+ * does with its push. */
+static void check_lease(struct sim_simulation *simulation, const struct pd_order *order)
+{
+    uint64_t lease_us = (uint64_t)(simulation->config->workers.lease_s * 1e6);
+    uint64_t now_us = simulation->agenda.now_us;
+
+    for (uint32_t i = 0; i < simulation->plan->worker_count; i++) {
+        const struct sim_worker *worker = &simulation->workers[i];
+        bool present = worker->joined && worker->worker_id == order->worker_id;
+        bool was_silent = worker->wake_us > 0 && now_us < worker->wake_us + 2 * lease_us;
+        SIM_CHECK(&simulation->agenda, !present || was_silent,
+                  "worker %u '%s' loses its lease, and has not been silent", order->worker_id,
+                  worker->plan->name);
+    }
+}
+
 static void on_order(void *context, struct sim_rank *rank, const struct pd_order *order)
 {
     struct sim_simulation *simulation = context;
@@ -34,6 +51,9 @@ static void on_order(void *context, struct sim_rank *rank, const struct pd_order
               order->index, (int)order->kind, order->step, order->worker_id,
               order->contributor_count, order->reason);
     sim_ledger_order(&simulation->ledger, order);
+    if (order->kind == PD_ORDER_DEPART && strstr(order->reason, "the lease is over") != NULL) {
+        check_lease(simulation, order);
+    }
     if (order->kind == PD_ORDER_REGISTER) {
         simulation->initializer = order->worker_id;
     } else if (order->kind == PD_ORDER_PUBLISH) {
