@@ -45,7 +45,8 @@ static void open_pipe(struct pd_zero_copy *zero_copy, int socket)
     zero_copy->open =
         pd_socket_is_local(socket) && pipe2(zero_copy->pipe, O_NONBLOCK | O_CLOEXEC) == 0;
     if (zero_copy->open) {
-        (void)fcntl(zero_copy->pipe[1], F_SETPIPE_SZ, (int)PD_READ_BYTES_MAX);
+        /* A piece that begins within a page takes a page more than its bytes fill. */
+        (void)fcntl(zero_copy->pipe[1], F_SETPIPE_SZ, 2 * (int)PD_READ_BYTES_MAX);
     }
     if (!zero_copy->open || fcntl(zero_copy->pipe[1], F_GETPIPE_SZ) < PIPE_BYTES_MIN) {
         refuse(zero_copy);
