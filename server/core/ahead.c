@@ -7,6 +7,10 @@
 /* A push comes piece by piece: so many, or of so many elements, and at least one block. */
 #define PIECE_COUNT_MIN 64u
 #define PIECE_ELEMENTS_MAX 65536u
+/* How many pieces of a push may have come that the step has no use for yet, as others are behind,
+ * and how long one that has so many waits for them: its worker must not be taken for dead. */
+#define LEAD_PIECE_COUNT 2u
+#define HOLD_MS 100u
 
 enum pd_step_ahead pd_ahead_kind(const struct pd_engine *engine, uint32_t worker_count)
 {
@@ -21,6 +25,7 @@ void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order)
         pd_ahead_kind(engine, order->contributor_count) != PD_STEP_AHEAD_NONE &&
         pd_step_foresee(engine->step, order)) {
         engine->foreseen = order;
+        engine->ahead_ms = engine->now_ms;
         return;
     }
     pd_engine_recycle(engine, order);
@@ -37,6 +42,13 @@ bool pd_ahead_adds_gradients(const struct pd_engine *engine)
     return pd_ahead_kind(engine, engine->roster->worker_count) == PD_STEP_AHEAD_GRADIENTS;
 }
 
+static uint64_t piece_elements(const struct pd_engine *engine)
+{
+    uint64_t count = engine->store.lane.element_count / PIECE_COUNT_MIN;
+
+    return count < PIECE_ELEMENTS_MAX ? count : PIECE_ELEMENTS_MAX;
+}
+
 void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
                     struct pd_contribution *contribution)
 {
@@ -47,13 +59,23 @@ void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
     /* What need not be kept comes a block, or several small ones, at a time: in turns to the same
      * place, if it is used up as it comes. */
     if (contribution->repeatable && !pd_ahead_adds_gradients(engine)) {
-        uint64_t most = lane->element_count / PIECE_COUNT_MIN;
-        most = most < PIECE_ELEMENTS_MAX ? most : PIECE_ELEMENTS_MAX;
-        count = pd_shard_plan_run(engine->plan, lane->element_begin + contribution->placed,
-                                  lane->element_begin + lane->element_count, most);
+        count =
+            pd_shard_plan_run(engine->plan, lane->element_begin + contribution->placed,
+                              lane->element_begin + lane->element_count, piece_elements(engine));
     }
     void *place = pd_contribution_place(contribution, count);
     pd_actions_place(engine->actions, connection, place, count * element_bytes);
+}
+
+/* What is read before the others' is no longer in cache when theirs is; what is not read yet lies
+ * in the worker's memory, or in the socket. */
+static bool leads(const struct pd_engine *engine, const struct pd_contribution *contribution)
+{
+    uint64_t lead = contribution->placed - contribution->spent;
+
+    return contribution->repeatable && lead > 0 &&
+           lead >= LEAD_PIECE_COUNT * piece_elements(engine) && engine->foreseen != NULL &&
+           pd_step_is_collected(engine->step) && engine->now_ms < engine->ahead_ms + HOLD_MS;
 }
 
 void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection)
@@ -65,8 +87,27 @@ void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection)
     }
     struct pd_worker *worker = pd_roster_find(engine->roster, session->worker_id);
     struct pd_contribution *contribution = pd_roster_contribution(worker, session->push.hessian);
-    if (contribution->placed > 0 && pd_contribution_wants_place(contribution)) {
-        pd_ahead_place(engine, connection, contribution);
+    if (contribution->placed == 0 || !pd_contribution_wants_place(contribution)) {
+        return;
+    }
+    if (leads(engine, contribution)) {
+        engine->ahead_holds = true;
+        return;
+    }
+    pd_ahead_place(engine, connection, contribution);
+}
+
+void pd_ahead_go_on_all(struct pd_engine *engine)
+{
+    if (!engine->ahead_holds) {
+        return;
+    }
+    engine->ahead_holds = false;
+    for (uint32_t slot = 0; slot < engine->roster->slot_end; slot++) {
+        const struct pd_worker *worker = &engine->roster->workers[slot];
+        if (worker->present && worker->connection != PD_CONNECTION_NONE) {
+            pd_ahead_go_on(engine, worker->connection);
+        }
     }
 }
 
@@ -75,8 +116,12 @@ void pd_ahead_advance(struct pd_engine *engine)
     if (engine->foreseen == NULL) {
         return;
     }
+    uint64_t before = pd_step_next_elements(engine->step);
     if (engine->issued || pd_step_work_ahead(engine->step)) {
         pd_engine_want_work(engine);
+    }
+    if (pd_step_next_elements(engine->step) > before) {
+        engine->ahead_ms = engine->now_ms;
     }
     pd_ahead_send(engine);
 }

@@ -728,6 +728,7 @@ void pd_engine_step(struct pd_engine *engine, const struct pd_event *event,
     if (event->kind == PD_EVENT_PROGRESS && event->received) {
         pd_ahead_go_on(engine, event->connection);
     }
+    pd_ahead_go_on_all(engine);
     engine->actions = NULL;
 }
 

@@ -65,6 +65,8 @@ struct pd_engine {
     struct pd_order_queue queue;
     struct pd_order *running;  /* a step, publish, snapshot or restore order under way */
     struct pd_order *foreseen; /* an order ahead that the step machine works on */
+    uint64_t ahead_ms;         /* when that began, or brought a block on last */
+    bool ahead_holds;          /* a push waits for its next place */
     struct pd_collective broadcast;
     uint64_t orders_executed;
     uint64_t order_hash;
@@ -72,6 +74,7 @@ struct pd_engine {
     uint32_t lr_count;                  /* 0 before the first step */
     double lrs[PD_GROUP_COUNT_MAX + 1]; /* by group, in the last step closed */
     uint64_t skipped_steps;
+    uint32_t contributor_count;      /* of the last step closed */
     bool stop_advised;               /* by the last step */
     struct pd_loss_scale loss_scale; /* for the step in collection */
     struct pd_kept_state kept;
@@ -156,8 +159,10 @@ bool pd_ahead_adds_gradients(const struct pd_engine *engine);
 void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
                     struct pd_contribution *contribution);
 /* Bytes have come in, and been used where they can be: the rest of the push may need its next
- * place. */
+ * place. One that is ahead of the others' waits for it. */
 void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection);
+/* After every event: what those wait for may have come. */
+void pd_ahead_go_on_all(struct pd_engine *engine);
 /* Bytes may have come in: a turn of work, and what it made to the workers that take it. */
 void pd_ahead_advance(struct pd_engine *engine);
 /* More of the next version may be there: begin or go on sending it to the workers whose push asked

@@ -309,6 +309,11 @@ bool pd_step_work_ahead(struct pd_step_machine *machine)
     return machine->next_block < end;
 }
 
+bool pd_step_is_collected(const struct pd_step_machine *machine)
+{
+    return machine->ahead && machine->collected;
+}
+
 void pd_step_forget(struct pd_step_machine *machine)
 {
     PD_ASSERT(machine->ahead);

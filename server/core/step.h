@@ -107,6 +107,8 @@ PD_MUST_CHECK
 bool pd_step_foresee(struct pd_step_machine *machine, const struct pd_order *order);
 /* Ahead of its order: one turn over what is in; false when nothing is left that is. */
 bool pd_step_work_ahead(struct pd_step_machine *machine);
+/* Whether all of its contributions have begun to come in here: it advances as they do. */
+bool pd_step_is_collected(const struct pd_step_machine *machine);
 /* The step will not be as foreseen: as if it had not begun. */
 void pd_step_forget(struct pd_step_machine *machine);
 

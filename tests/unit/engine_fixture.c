@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* No push is held back for others for longer. */
 #define TICK_MS 250u
 #define SECRET 77u
 
@@ -190,6 +191,9 @@ void fixture_payload(struct engine_fixture *fixture, pd_connection_id connection
             break;
         }
         fixture_receive(fixture, connection, bytes, begin, end);
+        if (fixture->place_end[connection] == end) {
+            fixture_wait(fixture, TICK_MS);
+        }
     }
     feed(fixture, &event);
 }
@@ -200,6 +204,9 @@ void fixture_receive(struct engine_fixture *fixture, pd_connection_id connection
     struct pd_event event = {.kind = PD_EVENT_PROGRESS, .connection = connection, .received = true};
 
     while (begin < end) {
+        if (begin == fixture->place_end[connection]) {
+            fixture_wait(fixture, TICK_MS);
+        }
         uint64_t place_begin = fixture->place_begin[connection];
         uint64_t place_end = fixture->place_end[connection];
         uint64_t piece_end = end < place_end ? end : place_end;

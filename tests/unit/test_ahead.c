@@ -191,6 +191,64 @@ START_TEST(parameters_leave_block_by_block_as_gradients_arrive)
 }
 END_TEST
 
+static void expect_place(pd_connection_id connection, uint64_t begin)
+{
+    ck_assert_ptr_nonnull(f.placed[connection]);
+    ck_assert_uint_eq(f.place_begin[connection], begin);
+}
+
+/* A is as far ahead of B as it may be. */
+static void begin_a_before_b(void)
+{
+    announce(A, 0);
+    announce(B, 0);
+    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
+    expect_place(A, 0);
+}
+
+START_TEST(push_that_is_ahead_is_read_on_when_the_others_have_caught_up)
+{
+    begin_a_before_b();
+    fixture_receive(&f, B, gradient_b, 0, FIRST_BLOCK - 1);
+    expect_place(A, 0);
+    fixture_receive(&f, B, gradient_b, FIRST_BLOCK - 1, FIRST_BLOCK);
+    expect_place(A, FIRST_BLOCK);
+    expect_place(B, FIRST_BLOCK);
+    fixture_receive(&f, A, gradient_a, FIRST_BLOCK, SECOND_BLOCK);
+    expect_place(A, FIRST_BLOCK);
+    end(B, gradient_b);
+    end(A, gradient_a);
+    expect_parameters(1, together);
+}
+END_TEST
+
+START_TEST(push_that_is_ahead_does_not_wait_long)
+{
+    begin_a_before_b();
+    fixture_wait(&f, 250);
+    expect_place(A, FIRST_BLOCK);
+    end(A, gradient_a);
+    end(B, gradient_b);
+    expect_parameters(1, together);
+}
+END_TEST
+
+START_TEST(push_that_is_ahead_does_not_wait_for_one_that_is_lost)
+{
+    begin_a_before_b();
+    fixture_close(&f, B);
+    expect_place(A, FIRST_BLOCK);
+}
+END_TEST
+
+START_TEST(push_does_not_wait_for_one_that_has_not_begun)
+{
+    announce(A, 0);
+    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
+    expect_place(A, FIRST_BLOCK);
+}
+END_TEST
+
 START_TEST(what_came_ahead_counts_once_the_step_is_closed)
 {
     begin_both();
@@ -821,6 +879,10 @@ int main(void)
 
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_test(tests, parameters_leave_block_by_block_as_gradients_arrive);
+    tcase_add_test(tests, push_that_is_ahead_is_read_on_when_the_others_have_caught_up);
+    tcase_add_test(tests, push_that_is_ahead_does_not_wait_long);
+    tcase_add_test(tests, push_that_is_ahead_does_not_wait_for_one_that_is_lost);
+    tcase_add_test(tests, push_does_not_wait_for_one_that_has_not_begun);
     tcase_add_test(tests, what_came_ahead_counts_once_the_step_is_closed);
     tcase_add_test(tests, two_byte_types_leave_ahead_in_as_many_bytes);
     tcase_add_test(tests, what_leaves_as_it_is_computed_is_fresh);
