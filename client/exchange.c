@@ -535,6 +535,7 @@ static enum pd_status on_connected(struct pd_exchange *exchange, struct pd_conne
         return PD_OK;
     }
     connection->fault.status = PD_OK;
+    connection->local = pd_socket_is_local(connection->socket);
     return send_hello(exchange, connection, error);
 }
 

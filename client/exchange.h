@@ -40,6 +40,7 @@ struct pd_connection {
     uint32_t rank;
     char address[PD_ADDRESS_BYTES_MAX + 1];
     int socket;
+    bool local; /* the rank is on this host */
     struct pd_zero_copy zero_copy; /* of the socket */
     struct pd_sender sender;
     struct pd_receiver receiver;

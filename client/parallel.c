@@ -53,17 +53,32 @@ static void *run_part(void *argument)
     return NULL;
 }
 
-/* How many threads are of use: one for each connection with much to carry. */
-static uint32_t count_parts(const struct pd_exchange *exchange, const struct pd_call *call)
+uint32_t pd_parallel_thread_count(uint32_t lane_count, uint32_t core_count, uint32_t sharer_count)
+{
+    uint32_t share = sharer_count > 1 ? core_count / sharer_count : core_count;
+
+    share = share > 1 ? share : 1;
+    return lane_count < share ? lane_count : share;
+}
+
+/* Where ranks are, all workers may be. */
+static uint32_t count_parts(const struct pd_exchange *exchange, const struct pd_call *call,
+                            uint32_t worker_count)
 {
     uint32_t count = 0;
+    bool local = false;
 
     for (uint32_t i = 0; i < exchange->connection_count && call->gate == NULL; i++) {
-        const struct pd_request *request = exchange->connections[i]->request;
-        count += request != NULL && request->lane.element_count >= ELEMENT_COUNT_MIN;
+        const struct pd_connection *connection = exchange->connections[i];
+        if (connection->request != NULL &&
+            connection->request->lane.element_count >= ELEMENT_COUNT_MIN) {
+            count++;
+            local = local || connection->local;
+        }
     }
     long cores = count > 1 ? sysconf(_SC_NPROCESSORS_ONLN) : 1;
-    return cores > 0 && count > (uint32_t)cores ? (uint32_t)cores : count;
+    return pd_parallel_thread_count(count, cores > 0 ? (uint32_t)cores : 1,
+                                    local ? worker_count : 1);
 }
 
 /* Deal out the connections: those with requests in turn, the others to the first part. Threads that
@@ -126,12 +141,12 @@ static enum pd_status choose_error(const struct part *parts, uint32_t part_count
 }
 
 enum pd_status pd_parallel_run(struct pd_exchange *exchange, const struct pd_call *call,
-                               struct pd_error *error)
+                               uint32_t worker_count, struct pd_error *error)
 {
     struct common common = {.call = call,
                             .interrupted = exchange->interrupted,
                             .interrupted_context = exchange->interrupted_context};
-    uint32_t part_count = count_parts(exchange, call);
+    uint32_t part_count = count_parts(exchange, call, worker_count);
     struct part *parts = part_count > 1 ? pd_heap_zalloc(part_count, sizeof *parts) : NULL;
 
     if (parts == NULL) {

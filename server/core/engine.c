@@ -464,6 +464,7 @@ static void close_step(struct pd_engine *engine)
         engine->skipped_steps += !order->trial;
     }
     remember_lrs(engine, order);
+    engine->contributor_count = order->contributor_count;
     if (engine->leader != NULL) {
         pd_leader_step_closed(engine, order, outcome);
     }

@@ -59,6 +59,7 @@ void pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pul
     memcpy(pulled->lrs, engine->lrs, engine->lr_count * sizeof engine->lrs[0]);
     pulled->skipped_steps = engine->skipped_steps;
     pulled->loss_scale = engine->loss_scale.scale;
+    pulled->contributors = engine->contributor_count;
     pulled->averaged = pull->averaged;
     pulled->stop = engine->stop_advised;
     pulled->ahead = false;

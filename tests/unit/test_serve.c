@@ -31,6 +31,7 @@ START_TEST(version_that_exists_is_sent_at_once)
     pull(4, 0, PD_DTYPE_FLOAT32);
     ck_assert_int_eq(fixture_last(&f, 4)->kind, PD_MESSAGE_PULLED);
     ck_assert_uint_eq(fixture_last(&f, 4)->pulled.version, 0);
+    ck_assert_uint_eq(fixture_last(&f, 4)->pulled.contributors, 0);
     ck_assert_uint_eq(fixture_last(&f, 4)->pulled.element_count, FIXTURE_ELEMENTS);
     const struct fixture_sent *sent = &f.sent[f.sent_count - 1];
     ck_assert_uint_eq(sent->payload_bytes, FIXTURE_ELEMENTS * sizeof(float));
@@ -148,6 +149,7 @@ START_TEST(pull_with_a_push_is_answered_with_what_the_push_makes)
     ck_assert_int_eq(fixture_last(&f, 3)->kind, PD_MESSAGE_PULLED);
     ck_assert_uint_eq(fixture_last(&f, 3)->pulled.version, 1);
     ck_assert_uint_eq(fixture_last(&f, 3)->pulled.lr_count, 1);
+    ck_assert_uint_eq(fixture_last(&f, 3)->pulled.contributors, 1);
     ck_assert(fixture_last(&f, 3)->pulled.lrs[0] > 0);
 }
 END_TEST
