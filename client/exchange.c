@@ -137,6 +137,7 @@ static void close_connection(struct pd_connection *connection)
     pd_zero_copy_reset(&connection->zero_copy);
     pd_sender_reset(&connection->sender);
     pd_receiver_reset(&connection->receiver);
+    connection->pace = (struct pd_pace){0};
 }
 
 /* ---- Losing and opening ---- */
@@ -449,6 +450,7 @@ static enum pd_status start_sending(struct pd_exchange *exchange, struct pd_conn
     }
     if (connection->request != NULL && connection->request->state == PD_REQUEST_ASKING) {
         pd_request_send(connection->request, &message, &payload);
+        connection->pace = (struct pd_pace){0};
         return pd_sender_start(&connection->sender, &message, &payload, exchange->checksum, error);
     }
     if (now_ms >= ping_due_ms(exchange, connection)) {
@@ -456,6 +458,30 @@ static enum pd_status start_sending(struct pd_exchange *exchange, struct pd_conn
         return pd_sender_start(&connection->sender, &message, NULL, false, error);
     }
     return PD_OK;
+}
+
+/* Hold back the lanes of this host's ranks that are ahead of others. Not while the program computes
+ * what is sent: a lane whose turn has not come is not slow. */
+static void pace_lanes(struct pd_exchange *exchange, const struct pd_call *call, uint64_t now_ms)
+{
+    struct pd_pace_lane lanes[PD_RANK_COUNT_MAX + 1];
+    struct pd_connection *paced[PD_RANK_COUNT_MAX + 1];
+    size_t count = 0;
+
+    for (uint32_t i = 0; i < exchange->connection_count && call->gate == NULL; i++) {
+        struct pd_connection *connection = exchange->connections[i];
+        struct pd_pace_lane *lane = &lanes[count];
+        if (connection->local && pd_sender_in_payload(&connection->sender, &lane->sent)) {
+            lane->pace = &connection->pace;
+            lane->byte_count = connection->sender.payload.byte_count;
+            lane->answered = pd_receiver_share(&connection->receiver);
+            paced[count++] = connection;
+        }
+    }
+    pd_pace_lanes(lanes, count, now_ms);
+    for (size_t i = 0; i < count; i++) {
+        paced[i]->sender.allowed = paced[i]->pace.allowed;
+    }
 }
 
 /* ---- The loop ---- */
@@ -555,6 +581,8 @@ static uint64_t wake_ms(const struct pd_exchange *exchange, const struct pd_call
         } else if (connection->state == PD_CONNECTION_READY &&
                    pd_sender_idle(&connection->sender)) {
             due = ping_due_ms(exchange, connection);
+        } else {
+            due = pd_pace_due_ms(&connection->pace);
         }
         wake = due < wake ? due : wake;
     }
@@ -751,6 +779,7 @@ static enum pd_status loop(struct pd_exchange *exchange, const struct pd_call *c
         if (now_ms >= moved(call, call->deadline_ms)) {
             return explain_deadline(first_pending(exchange), call, error);
         }
+        pace_lanes(exchange, call, now_ms);
         for (uint32_t i = 0; i < exchange->connection_count && status == PD_OK; i++) {
             status = advance(exchange, in_turn(exchange, i), call, now_ms, error);
         }

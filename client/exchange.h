@@ -16,6 +16,7 @@
 #define PD_CLIENT_EXCHANGE_H
 
 #include "client/busy_poll.h"
+#include "client/pace.h"
 #include "client/request.h"
 #include "client/stream.h"
 #include "client/zero_copy.h"
@@ -41,6 +42,7 @@ struct pd_connection {
     char address[PD_ADDRESS_BYTES_MAX + 1];
     int socket;
     bool local; /* the rank is on this host */
+    struct pd_pace pace;
     struct pd_zero_copy zero_copy; /* of the socket */
     struct pd_sender sender;
     struct pd_receiver receiver;

@@ -57,17 +57,28 @@ bool pd_sender_idle(const struct pd_sender *sender)
     return sender->position == sender->total;
 }
 
+bool pd_sender_in_payload(const struct pd_sender *sender, uint64_t *sent)
+{
+    *sent = sender->position > sender->head_bytes ? sender->position - sender->head_bytes : 0;
+    return !pd_sender_idle(sender) && *sent < sender->payload.byte_count;
+}
+
+/* How many of the payload's first bytes may leave by now. */
+static uint64_t ready_bytes_of(const struct pd_sender *sender)
+{
+    uint64_t ready_bytes = pd_payload_ready_bytes(&sender->payload);
+
+    return ready_bytes < sender->allowed ? ready_bytes : sender->allowed;
+}
+
 bool pd_sender_blocked(const struct pd_sender *sender)
 {
-    const struct pd_payload *payload = &sender->payload;
-    uint64_t ready_bytes;
+    uint64_t sent;
 
-    if (sender->position < sender->head_bytes ||
-        sender->position >= sender->head_bytes + payload->byte_count) {
+    if (sender->position < sender->head_bytes || !pd_sender_in_payload(sender, &sent)) {
         return pd_sender_idle(sender);
     }
-    ready_bytes = pd_payload_ready_bytes(payload);
-    return sender->position >= sender->head_bytes + ready_bytes;
+    return sent >= ready_bytes_of(sender);
 }
 
 /* Whether the payload is handed out by itself. */
@@ -81,8 +92,10 @@ static bool lends_payload(const struct pd_sender *sender)
 
 bool pd_sender_lends(const struct pd_sender *sender)
 {
+    uint64_t sent;
+
     return lends_payload(sender) && sender->position >= sender->head_bytes &&
-           sender->position < sender->head_bytes + sender->payload.byte_count;
+           pd_sender_in_payload(sender, &sent);
 }
 
 void pd_sender_reset(struct pd_sender *sender)
@@ -148,6 +161,7 @@ enum pd_status pd_sender_start(struct pd_sender *sender, const struct pd_message
     pd_prefix_encode(&prefix, sender->head);
     sender->head_bytes = PD_PREFIX_BYTES + header_bytes;
     sender->payload = *payload;
+    sender->allowed = UINT64_MAX;
     sender->summed = checksum;
     sender->sum_end = 0;
     sender->window_begin = sender->window_end = 0;
@@ -215,10 +229,10 @@ static uint64_t summed_after(const struct pd_sender *sender)
 /* Sum what has been sent before it was summed. */
 static void sum_sent(struct pd_sender *sender)
 {
-    uint64_t end =
-        sender->position > sender->head_bytes ? sender->position - sender->head_bytes : 0;
+    uint64_t end;
     uint64_t most = summed_after(sender);
 
+    (void)pd_sender_in_payload(sender, &end);
     end = end < most ? end : most;
     while (sender->sum_end < end) {
         size_t byte_count;
@@ -232,7 +246,7 @@ static size_t gather_payload(struct pd_sender *sender, uint64_t *position, size_
                              struct iovec pieces[PD_STREAM_PIECE_COUNT_MAX])
 {
     const struct pd_payload *payload = &sender->payload;
-    uint64_t ready_bytes = pd_payload_ready_bytes(payload);
+    uint64_t ready_bytes = ready_bytes_of(sender);
     bool direct = pd_payload_direct(payload);
     size_t budget = PD_READ_BYTES_MAX;
     bool after = *position - sender->head_bytes < summed_after(sender);
@@ -269,7 +283,7 @@ size_t pd_sender_gather(struct pd_sender *sender, struct iovec pieces[PD_STREAM_
     bool lends = lends_payload(sender);
     size_t piece_count = 0;
 
-    if (pd_sender_idle(sender)) {
+    if (pd_sender_blocked(sender)) {
         return 0;
     }
     if (position < sender->head_bytes) {
@@ -402,6 +416,13 @@ static uint64_t payload_left(const struct pd_receiver *receiver)
 bool pd_receiver_in_payload(const struct pd_receiver *receiver)
 {
     return receiver->state == PD_RECEIVER_PAYLOAD;
+}
+
+double pd_receiver_share(const struct pd_receiver *receiver)
+{
+    return pd_receiver_in_payload(receiver)
+               ? (double)receiver->received / (double)receiver->payload.byte_count
+               : 0.0;
 }
 
 size_t pd_receiver_gather(struct pd_receiver *receiver,

@@ -23,8 +23,9 @@ struct pd_sender {
     size_t head_bytes;
     size_t head_capacity;
     struct pd_payload payload;
-    bool summed; /* a checksum follows the payload */
-    bool copied; /* said by the owner: its socket does not take pages, and none are lent */
+    uint64_t allowed; /* said by the owner: payload bytes, whole elements, that may leave by now */
+    bool summed;      /* a checksum follows the payload */
+    bool copied;      /* said by the owner: its socket does not take pages, and none are lent */
     uint8_t tail[PD_CHECKSUM_BYTES];
     uint64_t position; /* bytes of the frame that have left */
     uint64_t total;
@@ -47,6 +48,9 @@ enum pd_status pd_sender_start(struct pd_sender *sender, const struct pd_message
                                struct pd_error *error);
 
 bool pd_sender_idle(const struct pd_sender *sender);
+
+/* Whether a payload is on its way, and how many bytes of it have left. */
+bool pd_sender_in_payload(const struct pd_sender *sender, uint64_t *sent);
 
 /* Whether it has nothing to send before more of the payload is ready. */
 bool pd_sender_blocked(const struct pd_sender *sender);
@@ -96,6 +100,8 @@ void pd_receiver_finish(struct pd_receiver *receiver);
 
 /* Whether a payload that has its place is on its way. */
 bool pd_receiver_in_payload(const struct pd_receiver *receiver);
+/* How much of it has come, from 0 to 1; 0 if there is none. */
+double pd_receiver_share(const struct pd_receiver *receiver);
 
 /* Where the next bytes go; returns how many pieces, 0 while it waits for a place. */
 size_t pd_receiver_gather(struct pd_receiver *receiver,

@@ -298,6 +298,35 @@ START_TEST(a_gate_lets_through_what_is_ready_and_the_last_element_only_at_the_en
 }
 END_TEST
 
+START_TEST(no_more_leaves_than_is_allowed)
+{
+    static const enum pd_dtype types[] = {PD_DTYPE_FLOAT32, PD_DTYPE_BFLOAT16, PD_DTYPE_FLOAT16};
+    static const uint64_t allowed[] = {0, 4096, 4100, 300000};
+    enum pd_dtype dtype = types[_i];
+    struct pd_message message = {
+        .kind = PD_MESSAGE_PUSH,
+        .push = {.step = 3, .dtype = dtype, .element_count = model.element_count}};
+    struct pd_payload payload;
+    uint64_t sent;
+
+    pd_payload_init_sources(&payload, &model, (const float *const *)sources, dtype, 0,
+                            model.element_count);
+    ck_assert_int_eq(pd_sender_start(&sender, &message, &payload, true, &error), PD_OK);
+    for (size_t i = 0; i < sizeof allowed / sizeof allowed[0]; i++) {
+        sender.allowed = allowed[i];
+        send_what_is_ready(70000);
+        ck_assert(pd_sender_blocked(&sender));
+        ck_assert(pd_sender_in_payload(&sender, &sent));
+        ck_assert_uint_eq(sent, allowed[i]);
+    }
+    sender.allowed = UINT64_MAX;
+    send_what_is_ready(70000);
+    ck_assert(!pd_sender_in_payload(&sender, &sent));
+    ck_assert_uint_eq(receive_all(4000, true), 1);
+    check_targets(0, model.element_count);
+}
+END_TEST
+
 START_TEST(frames_behind_one_another_are_told_apart)
 {
     struct pd_message ping = {.kind = PD_MESSAGE_PING};
@@ -399,6 +428,7 @@ int main(void)
     tcase_add_test(tests, a_pull_of_a_million_elements_is_written_past_the_caches);
     tcase_add_loop_test(
         tests, a_gate_lets_through_what_is_ready_and_the_last_element_only_at_the_end, 0, 3);
+    tcase_add_loop_test(tests, no_more_leaves_than_is_allowed, 0, 3);
     tcase_add_test(tests, frames_behind_one_another_are_told_apart);
     tcase_add_loop_test(tests, a_flipped_bit_in_the_payload_is_noticed, 0, 3);
     tcase_add_test(tests, bytes_that_are_no_frame_fail);
