@@ -1,5 +1,7 @@
 #include "client/pace.h"
 
+#include <stdbool.h>
+
 /* A rank that gives no answer while it reads is taken to be so far behind what was sent. */
 #define UNANSWERED_BYTES (1024u * 1024u)
 /* How far the slowest rank's progress lets the others go. */
@@ -24,7 +26,7 @@ static void hold(struct pd_pace *pace, bool held, uint64_t now_ms)
     } else if (pace->held_ms == 0) {
         pace->held_ms = now_ms;
     } else if (now_ms >= pd_pace_due_ms(pace)) {
-        *pace = (struct pd_pace){.allowed = UINT64_MAX, .released = true};
+        *pace = (struct pd_pace){.allowed = UINT64_MAX};
     }
 }
 

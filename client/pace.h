@@ -8,7 +8,6 @@
 #ifndef PD_CLIENT_PACE_H
 #define PD_CLIENT_PACE_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -16,7 +15,6 @@
 struct pd_pace {
     uint64_t allowed; /* bytes of the payload that may leave by now, whole elements; never falls */
     uint64_t held_ms; /* since when it waits for slower lanes; 0: it does not */
-    bool released;    /* it has waited long enough, and no longer does */
 };
 
 /* A lane whose payload is on its way to a rank. */
@@ -24,8 +22,7 @@ struct pd_pace_lane {
     struct pd_pace *pace;
     uint64_t byte_count; /* of the payload; not 0 */
     uint64_t sent;       /* bytes of it that have left */
-    double
-        answered; /* share of its answer that has come meanwhile: the rank is done with so much */
+    double answered;     /* share of its answer that has come: the rank is done with so much */
 };
 
 /* Set what each lane is allowed. The slowest is always allowed more than has left. */
