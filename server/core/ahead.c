@@ -25,7 +25,7 @@ void pd_ahead_begin(struct pd_engine *engine, struct pd_order *order)
         pd_ahead_kind(engine, order->contributor_count) != PD_STEP_AHEAD_NONE &&
         pd_step_foresee(engine->step, order)) {
         engine->foreseen = order;
-        engine->ahead_ms = engine->now_ms;
+        engine->ahead_elements = UINT64_MAX;
         return;
     }
     pd_engine_recycle(engine, order);
@@ -68,14 +68,22 @@ void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
 }
 
 /* What is read before the others' is no longer in cache when theirs is; what is not read yet lies
- * in the worker's memory, or in the socket. */
-static bool leads(const struct pd_engine *engine, const struct pd_contribution *contribution)
+ * in the worker's memory, or in the socket. While the step stands still nobody waits for long. */
+static bool waits_for_others(struct pd_engine *engine, const struct pd_contribution *contribution)
 {
     uint64_t lead = contribution->placed - contribution->spent;
 
-    return contribution->repeatable && lead > 0 &&
-           lead >= LEAD_PIECE_COUNT * piece_elements(engine) && engine->foreseen != NULL &&
-           pd_step_is_collected(engine->step) && engine->now_ms < engine->ahead_ms + HOLD_MS;
+    if (!contribution->repeatable || lead == 0 ||
+        lead < LEAD_PIECE_COUNT * piece_elements(engine) || engine->foreseen == NULL ||
+        !pd_step_is_collected(engine->step)) {
+        return false;
+    }
+    uint64_t elements = pd_step_next_elements(engine->step);
+    if (elements != engine->ahead_elements) {
+        engine->ahead_elements = elements;
+        engine->ahead_ms = engine->now_ms;
+    }
+    return engine->now_ms < engine->ahead_ms + HOLD_MS;
 }
 
 void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection)
@@ -90,7 +98,7 @@ void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection)
     if (contribution->placed == 0 || !pd_contribution_wants_place(contribution)) {
         return;
     }
-    if (leads(engine, contribution)) {
+    if (waits_for_others(engine, contribution)) {
         engine->ahead_holds = true;
         return;
     }
@@ -116,12 +124,8 @@ void pd_ahead_advance(struct pd_engine *engine)
     if (engine->foreseen == NULL) {
         return;
     }
-    uint64_t before = pd_step_next_elements(engine->step);
     if (engine->issued || pd_step_work_ahead(engine->step)) {
         pd_engine_want_work(engine);
-    }
-    if (pd_step_next_elements(engine->step) > before) {
-        engine->ahead_ms = engine->now_ms;
     }
     pd_ahead_send(engine);
 }

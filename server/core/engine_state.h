@@ -65,8 +65,9 @@ struct pd_engine {
     struct pd_order_queue queue;
     struct pd_order *running;  /* a step, publish, snapshot or restore order under way */
     struct pd_order *foreseen; /* an order ahead that the step machine works on */
-    uint64_t ahead_ms;         /* when that began, or brought a block on last */
-    bool ahead_holds;          /* a push waits for its next place */
+    bool ahead_holds;          /* pushes wait for others that are behind */
+    uint64_t ahead_elements;   /* as far as that was when one last had to */
+    uint64_t ahead_ms;         /* and since when it is as far as that */
     struct pd_collective broadcast;
     uint64_t orders_executed;
     uint64_t order_hash;
