@@ -233,6 +233,26 @@ START_TEST(push_that_is_ahead_does_not_wait_long)
 }
 END_TEST
 
+/* It waits while the others bring the step on, but its worker would be taken for dead if it was not
+ * read meanwhile. */
+START_TEST(push_that_is_ahead_is_read_now_and_then_while_others_are_slow)
+{
+    announce(A, 0);
+    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
+    announce(B, 0);
+    f.now_ms += 90;
+    fixture_receive(&f, A, gradient_a, FIRST_BLOCK, SECOND_BLOCK);
+    f.now_ms += 9;
+    fixture_receive(&f, B, gradient_b, 0, FIRST_BLOCK);
+    f.now_ms += 90;
+    fixture_progress(&f, B, false);
+    expect_place(A, FIRST_BLOCK);
+    f.now_ms += 1;
+    fixture_progress(&f, B, false);
+    expect_place(A, SECOND_BLOCK);
+}
+END_TEST
+
 START_TEST(push_that_is_ahead_does_not_wait_for_one_that_is_lost)
 {
     begin_a_before_b();
@@ -881,6 +901,7 @@ int main(void)
     tcase_add_test(tests, parameters_leave_block_by_block_as_gradients_arrive);
     tcase_add_test(tests, push_that_is_ahead_is_read_on_when_the_others_have_caught_up);
     tcase_add_test(tests, push_that_is_ahead_does_not_wait_long);
+    tcase_add_test(tests, push_that_is_ahead_is_read_now_and_then_while_others_are_slow);
     tcase_add_test(tests, push_that_is_ahead_does_not_wait_for_one_that_is_lost);
     tcase_add_test(tests, push_does_not_wait_for_one_that_has_not_begun);
     tcase_add_test(tests, what_came_ahead_counts_once_the_step_is_closed);
