@@ -7,8 +7,9 @@
 /* A push comes piece by piece: so many, or of so many elements, and at least one block. */
 #define PIECE_COUNT_MIN 64u
 #define PIECE_ELEMENTS_MAX 65536u
-/* How many pieces of a push may have come that the step has no use for yet, as others are behind,
- * and how long one that has so many waits for them: its worker must not be taken for dead. */
+/* How many pieces of a push may have come that the step has no use for yet, as others are behind.
+ * One that has so many waits for them while they bring the step on, each within that time, but not
+ * unread for longer than that: its worker must not be taken for dead. */
 #define LEAD_PIECE_COUNT 2u
 #define HOLD_MS 100u
 
@@ -67,9 +68,10 @@ void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
     pd_actions_place(engine->actions, connection, place, count * element_bytes);
 }
 
-/* What is read before the others' is no longer in cache when theirs is; what is not read yet lies
- * in the worker's memory, or in the socket. While the step stands still nobody waits for long. */
-static bool waits_for_others(struct pd_engine *engine, const struct pd_contribution *contribution)
+/* What is read before the others' is no longer in cache when theirs is; what is not read yet lies in
+ * the worker's memory, or in the socket. */
+static bool waits_for_others(struct pd_engine *engine, const struct pd_session *session,
+                             const struct pd_contribution *contribution)
 {
     uint64_t lead = contribution->placed - contribution->spent;
 
@@ -83,7 +85,9 @@ static bool waits_for_others(struct pd_engine *engine, const struct pd_contribut
         engine->ahead_elements = elements;
         engine->ahead_ms = engine->now_ms;
     }
-    return engine->now_ms < engine->ahead_ms + HOLD_MS;
+    uint64_t since_ms =
+        session->received_ms < engine->ahead_ms ? session->received_ms : engine->ahead_ms;
+    return engine->now_ms < since_ms + HOLD_MS;
 }
 
 void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection)
@@ -98,7 +102,7 @@ void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection)
     if (contribution->placed == 0 || !pd_contribution_wants_place(contribution)) {
         return;
     }
-    if (waits_for_others(engine, contribution)) {
+    if (waits_for_others(engine, session, contribution)) {
         engine->ahead_holds = true;
         return;
     }
