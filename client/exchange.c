@@ -779,10 +779,11 @@ static enum pd_status loop(struct pd_exchange *exchange, const struct pd_call *c
         if (now_ms >= moved(call, call->deadline_ms)) {
             return explain_deadline(first_pending(exchange), call, error);
         }
-        pace_lanes(exchange, call, now_ms);
         for (uint32_t i = 0; i < exchange->connection_count && status == PD_OK; i++) {
             status = advance(exchange, in_turn(exchange, i), call, now_ms, error);
         }
+        /* With all that has left: a lane that is held back from now on has to be woken. */
+        pace_lanes(exchange, call, now_ms);
         if (status == PD_OK) {
             status = poll_once(exchange, call, now_ms, error);
         }
