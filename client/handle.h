@@ -50,9 +50,9 @@ struct paramd_client {
     uint32_t lr_count; /* by group; 0 before the first step, when lrs[0] is 0, too */
     double lrs[PD_GROUP_COUNT_MAX + 1];
     uint64_t skipped_steps;
-    uint32_t contributor_count; /* to the version pulled last; 0 before the first step */
-    bool stop_advised;          /* by early stopping */
-    double loss_scale;          /* 0 before the first pull */
+    uint32_t host_workers; /* on this host, as the last pull said; 0 before the first */
+    bool stop_advised;     /* by early stopping */
+    double loss_scale;     /* 0 before the first pull */
     struct pd_request requests[PD_RANK_COUNT_MAX]; /* of the call, by lane */
 
     struct pd_overlap overlap;

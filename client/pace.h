@@ -1,5 +1,5 @@
-/* How far the lanes of one call may be ahead of each other: those of ranks on one host.
- * exchange -> [pace]. Pure.
+/* How far the lanes that one thread carries may be ahead of each other: those of ranks on this
+ * host. exchange -> [pace]. Pure.
  *
  * Ranks and workers of one host share its cores. Without a pace each socket is given what it takes,
  * the rank whose core has fewer workers to run gets more done, and is idle in the end while

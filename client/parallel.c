@@ -61,24 +61,17 @@ uint32_t pd_parallel_thread_count(uint32_t lane_count, uint32_t core_count, uint
     return lane_count < share ? lane_count : share;
 }
 
-/* Where ranks are, all workers may be. */
 static uint32_t count_parts(const struct pd_exchange *exchange, const struct pd_call *call,
-                            uint32_t worker_count)
+                            uint32_t host_workers)
 {
     uint32_t count = 0;
-    bool local = false;
 
     for (uint32_t i = 0; i < exchange->connection_count && call->gate == NULL; i++) {
-        const struct pd_connection *connection = exchange->connections[i];
-        if (connection->request != NULL &&
-            connection->request->lane.element_count >= ELEMENT_COUNT_MIN) {
-            count++;
-            local = local || connection->local;
-        }
+        const struct pd_request *request = exchange->connections[i]->request;
+        count += request != NULL && request->lane.element_count >= ELEMENT_COUNT_MIN;
     }
     long cores = count > 1 ? sysconf(_SC_NPROCESSORS_ONLN) : 1;
-    return pd_parallel_thread_count(count, cores > 0 ? (uint32_t)cores : 1,
-                                    local ? worker_count : 1);
+    return pd_parallel_thread_count(count, cores > 0 ? (uint32_t)cores : 1, host_workers);
 }
 
 /* Deal out the connections: those with requests in turn, the others to the first part. Threads that
@@ -141,12 +134,12 @@ static enum pd_status choose_error(const struct part *parts, uint32_t part_count
 }
 
 enum pd_status pd_parallel_run(struct pd_exchange *exchange, const struct pd_call *call,
-                               uint32_t worker_count, struct pd_error *error)
+                               uint32_t host_workers, struct pd_error *error)
 {
     struct common common = {.call = call,
                             .interrupted = exchange->interrupted,
                             .interrupted_context = exchange->interrupted_context};
-    uint32_t part_count = count_parts(exchange, call, worker_count);
+    uint32_t part_count = count_parts(exchange, call, host_workers);
     struct part *parts = part_count > 1 ? pd_heap_zalloc(part_count, sizeof *parts) : NULL;
 
     if (parts == NULL) {

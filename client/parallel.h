@@ -10,10 +10,10 @@
 uint32_t pd_parallel_thread_count(uint32_t lane_count, uint32_t core_count, uint32_t sharer_count);
 
 /* As pd_exchange_run: small requests, and those of a call with a gate, in the caller's thread.
- * `worker_count` workers share the cores, if ranks do, too; 0: nobody knows.
+ * `host_workers` workers share this host's cores; 0: nobody knows.
  * Errors: the first connection's that failed by itself. */
 PD_MUST_CHECK
 enum pd_status pd_parallel_run(struct pd_exchange *exchange, const struct pd_call *call,
-                               uint32_t worker_count, struct pd_error *error);
+                               uint32_t host_workers, struct pd_error *error);
 
 #endif

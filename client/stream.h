@@ -23,7 +23,8 @@ struct pd_sender {
     size_t head_bytes;
     size_t head_capacity;
     struct pd_payload payload;
-    uint64_t allowed; /* said by the owner: payload bytes, whole elements, that may leave by now */
+    uint64_t allowed; /* payload bytes, whole elements, that may leave by now: all, unless the owner
+                         says less */
     bool summed;      /* a checksum follows the payload */
     bool copied;      /* said by the owner: its socket does not take pages, and none are lent */
     uint8_t tail[PD_CHECKSUM_BYTES];

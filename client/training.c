@@ -58,7 +58,7 @@ static enum pd_status run_lanes(struct paramd_client *client, const struct pd_ca
     do {
         status = attach_lanes(client, error);
         if (status == PD_OK) {
-            status = pd_parallel_run(&client->exchange, call, client->contributor_count, error);
+            status = pd_parallel_run(&client->exchange, call, client->host_workers, error);
         }
         note_accepted(client);
     } while (status == PD_OK && pd_requests_settle(client->requests, client->lanes.lane_count) > 0);
@@ -91,7 +91,7 @@ static void note_pulled(struct paramd_client *client)
         client->skipped_steps = request->pulled.skipped_steps;
         client->loss_scale = request->pulled.loss_scale;
         client->stop_advised = request->pulled.stop;
-        client->contributor_count = request->pulled.contributors;
+        client->host_workers = request->pulled.host_workers;
         break;
     }
     if (client->version > client->next.step) {

@@ -46,7 +46,9 @@ static void open_pipe(struct pd_zero_copy *zero_copy, int socket)
         pd_socket_is_local(socket) && pipe2(zero_copy->pipe, O_NONBLOCK | O_CLOEXEC) == 0;
     if (zero_copy->open) {
         /* A piece that begins within a page takes a page more than its bytes fill. */
-        (void)fcntl(zero_copy->pipe[1], F_SETPIPE_SZ, 2 * (int)PD_READ_BYTES_MAX);
+        if (fcntl(zero_copy->pipe[1], F_SETPIPE_SZ, 2 * (int)PD_READ_BYTES_MAX) < 0) {
+            (void)fcntl(zero_copy->pipe[1], F_SETPIPE_SZ, (int)PD_READ_BYTES_MAX);
+        }
     }
     if (!zero_copy->open || fcntl(zero_copy->pipe[1], F_GETPIPE_SZ) < PIPE_BYTES_MIN) {
         refuse(zero_copy);

@@ -172,7 +172,7 @@ struct pd_pulled {
     double lrs[PD_GROUP_COUNT_MAX + 1];
     uint64_t skipped_steps;
     double loss_scale;
-    uint32_t contributors; /* 0 for version 0 */
+    uint32_t host_workers; /* on the receiver's host, itself included; 0: it is no worker */
     bool averaged;
     bool stop;
     bool ahead;

@@ -287,7 +287,7 @@ static void take_pulled(struct checker *checker, const Paramd__Pulled *from, str
     }
     to->skipped_steps = from->skipped_steps;
     to->loss_scale = from->loss_scale;
-    to->contributors = from->contributors;
+    to->host_workers = from->host_workers;
     to->stop = from->stop != 0;
     to->averaged = from->averaged != 0;
     to->ahead = from->ahead != 0;

@@ -214,7 +214,7 @@ static void lend_pulled(const struct pd_pulled *from, Paramd__Pulled *to)
     to->lrs = lend(from->lrs);
     to->skipped_steps = from->skipped_steps;
     to->loss_scale = from->loss_scale;
-    to->contributors = from->contributors;
+    to->host_workers = from->host_workers;
     to->stop = from->stop;
     to->averaged = from->averaged;
     to->ahead = from->ahead;

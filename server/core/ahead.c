@@ -68,8 +68,8 @@ void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
     pd_actions_place(engine->actions, connection, place, count * element_bytes);
 }
 
-/* What is read before the others' is no longer in cache when theirs is; what is not read yet lies in
- * the worker's memory, or in the socket. */
+/* What is read before the others' is no longer in cache when theirs is; what is not read yet lies
+ * in the worker's memory, or in the socket. */
 static bool waits_for_others(struct pd_engine *engine, const struct pd_session *session,
                              const struct pd_contribution *contribution)
 {
@@ -296,7 +296,7 @@ static void send_applied(struct pd_engine *engine, pd_connection_id connection)
     message.kind = PD_MESSAGE_SETTLED;
     message.settled.applied = true;
     message.settled.again = false;
-    pd_serve_describe(engine, &pull, &message.settled.pulled);
+    pd_serve_describe(engine, session, &pull, &message.settled.pulled);
     go_on_sending(engine, connection, engine->store.lane.element_count);
     session->ahead = PD_SESSION_AHEAD_NONE;
     session->sent_ms = engine->now_ms;

@@ -174,12 +174,14 @@ static void part_session(struct pd_engine *engine, struct pd_worker *worker,
     if (order->reason[0] == '\0' && idle) {
         session->state = PD_SESSION_GUEST;
         session->left = true;
-        return;
+        session->host_workers = 0;
+    } else {
+        pd_error_set(&error, PD_EIDENTITY, "worker %u '%s' is gone since step %" PRIu64 ": %s",
+                     worker->id, worker->name, order->step,
+                     order->reason[0] != '\0' ? order->reason : "it left while it was sending");
+        pd_session_refuse(engine, connection, &error, true);
     }
-    pd_error_set(&error, PD_EIDENTITY, "worker %u '%s' is gone since step %" PRIu64 ": %s",
-                 worker->id, worker->name, order->step,
-                 order->reason[0] != '\0' ? order->reason : "it left while it was sending");
-    pd_session_refuse(engine, connection, &error, true);
+    pd_session_count_host(engine, session->host);
 }
 
 /* No push of the worker is accepted after this. One that had left may be struck off by a second
@@ -464,7 +466,6 @@ static void close_step(struct pd_engine *engine)
         engine->skipped_steps += !order->trial;
     }
     remember_lrs(engine, order);
-    engine->contributor_count = order->contributor_count;
     if (engine->leader != NULL) {
         pd_leader_step_closed(engine, order, outcome);
     }

@@ -75,7 +75,6 @@ struct pd_engine {
     uint32_t lr_count;                  /* 0 before the first step */
     double lrs[PD_GROUP_COUNT_MAX + 1]; /* by group, in the last step closed */
     uint64_t skipped_steps;
-    uint32_t contributor_count;      /* of the last step closed */
     bool stop_advised;               /* by the last step */
     struct pd_loss_scale loss_scale; /* for the step in collection */
     struct pd_kept_state kept;
@@ -207,8 +206,8 @@ void pd_serve_answer(struct pd_engine *engine, pd_connection_id connection);
 void pd_serve_answer_all(struct pd_engine *engine);
 
 /* The answer to a pull of the version served, without its payload. */
-void pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pull,
-                       struct pd_pulled *pulled);
+void pd_serve_describe(const struct pd_engine *engine, const struct pd_session *session,
+                       const struct pd_pull *pull, struct pd_pulled *pulled);
 
 /* Send the parameters of the buffer on a connection that sends no payload, and count it as a user.
  * A buffer other than the served one is of the next version, ahead. */

@@ -272,6 +272,7 @@ static void finish_join(struct pd_engine *engine, struct pd_member *member)
     session->left = false;
     session->state = PD_SESSION_WORKER;
     session->worker_id = member->id;
+    pd_session_count_host(engine, session->host);
     worker->connection = member->join_connection;
     message.joined.worker_id = member->id;
     message.joined.token = member->token;

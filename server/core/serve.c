@@ -46,8 +46,8 @@ enum pd_status pd_serve_pull(struct pd_engine *engine, pd_connection_id connecti
     return PD_OK;
 }
 
-void pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pull,
-                       struct pd_pulled *pulled)
+void pd_serve_describe(const struct pd_engine *engine, const struct pd_session *session,
+                       const struct pd_pull *pull, struct pd_pulled *pulled)
 {
     const struct pd_param_store *store = &engine->store;
 
@@ -59,7 +59,7 @@ void pd_serve_describe(const struct pd_engine *engine, const struct pd_pull *pul
     memcpy(pulled->lrs, engine->lrs, engine->lr_count * sizeof engine->lrs[0]);
     pulled->skipped_steps = engine->skipped_steps;
     pulled->loss_scale = engine->loss_scale.scale;
-    pulled->contributors = engine->contributor_count;
+    pulled->host_workers = session->host_workers;
     pulled->averaged = pull->averaged;
     pulled->stop = engine->stop_advised;
     pulled->ahead = false;
@@ -74,7 +74,7 @@ static void send_parameters(struct pd_engine *engine, pd_connection_id connectio
     struct pd_message message;
 
     message.kind = PD_MESSAGE_PULLED;
-    pd_serve_describe(engine, pull, &message.pulled);
+    pd_serve_describe(engine, session, pull, &message.pulled);
     if (buffer_index != store->served) {
         message.pulled.ahead = true;
         message.pulled.version++;

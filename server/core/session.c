@@ -53,6 +53,25 @@ static void report_lost(struct pd_engine *engine, uint32_t worker_id, bool expir
     pd_engine_report(engine, &report);
 }
 
+static bool is_worker_on(const struct pd_session *session, const char *host)
+{
+    return session->state == PD_SESSION_WORKER && strcmp(session->host, host) == 0;
+}
+
+void pd_session_count_host(struct pd_engine *engine, const char *host)
+{
+    uint32_t count = 0;
+
+    for (pd_connection_id id = 0; id < engine->session_end; id++) {
+        count += is_worker_on(&engine->sessions[id], host);
+    }
+    for (pd_connection_id id = 0; id < engine->session_end; id++) {
+        if (is_worker_on(&engine->sessions[id], host)) {
+            engine->sessions[id].host_workers = count;
+        }
+    }
+}
+
 /* Part the session from its worker, whose half-received push is dropped. False when it has none. */
 static bool unbind(struct pd_engine *engine, pd_connection_id connection)
 {
@@ -86,6 +105,7 @@ static void close_because(struct pd_engine *engine, pd_connection_id connection,
     session->state = PD_SESSION_CLOSING;
     pd_actions_close(engine->actions, connection, flush);
     if (was_worker) {
+        pd_session_count_host(engine, session->host);
         report_lost(engine, session->worker_id, expired, why);
     }
 }
@@ -163,6 +183,10 @@ void pd_session_closed(struct pd_engine *engine, const struct pd_event *event)
     } else if (session->state == PD_SESSION_LEADER) {
         pd_engine_abort(engine, "rank 0 at %s is gone (%s): ending the job",
                         engine->topology->addresses[0], why);
+    }
+    session->state = PD_SESSION_NONE;
+    if (was_worker) {
+        pd_session_count_host(engine, session->host);
     }
     memset(session, 0, sizeof *session);
     if (engine->leader != NULL) {
@@ -244,6 +268,7 @@ static enum pd_status resume(struct pd_engine *engine, pd_connection_id connecti
     worker->connection = connection;
     session->state = PD_SESSION_WORKER;
     session->worker_id = worker->id;
+    pd_session_count_host(engine, session->host);
     struct pd_report report = {.kind = PD_REPORT_FOUND, .worker_id = worker->id};
     pd_engine_report(engine, &report);
     send_welcome(engine, connection, worker);

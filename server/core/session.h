@@ -40,8 +40,9 @@ struct pd_session {
     enum pd_session_state state;
     char peer[PD_ADDRESS_BYTES_MAX + 1];
     char host[PD_HOST_BYTES_MAX + 1]; /* as its Hello said */
-    uint64_t serial;                  /* tells it from others that had the same connection id */
-    bool joining;                     /* a Join waits for its answer */
+    uint32_t host_workers; /* WORKER: sessions of workers on that host, this one included */
+    uint64_t serial;       /* tells it from others that had the same connection id */
+    bool joining;          /* a Join waits for its answer */
     uint64_t opened_ms;
     uint64_t received_ms; /* when bytes last came */
     uint64_t sent_ms;     /* when the peer last took bytes, or had none to take */
@@ -71,6 +72,9 @@ void pd_session_progress(struct pd_engine *engine, const struct pd_event *event)
 void pd_session_sent(struct pd_engine *engine, const struct pd_event *event);
 void pd_session_failed(struct pd_engine *engine, const struct pd_event *event);
 void pd_session_closed(struct pd_engine *engine, const struct pd_event *event);
+
+/* A worker has come to that host, or gone: renew `host_workers` of those who are there. */
+void pd_session_count_host(struct pd_engine *engine, const char *host);
 
 /* Time has passed: greetings, leases and readers that are over their deadline. */
 void pd_session_tick(struct pd_engine *engine);

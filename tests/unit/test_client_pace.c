@@ -51,14 +51,14 @@ static void teardown(void)
     ck_assert_uint_eq(pd_heap_blocks_live(), 0);
 }
 
-/* Of a version that so many have made that none has a core to itself. */
+/* So many workers are on this host that none has a core to itself. */
 static void send_values(struct fake_rank *fake)
 {
     const struct pd_lane *lane = &lanes[fake->rank];
     struct pd_message message = {.kind = PD_MESSAGE_PULLED,
                                  .pulled = {.element_begin = lane->element_begin,
                                             .element_count = lane->element_count,
-                                            .contributors = 100000}};
+                                            .host_workers = 100000}};
 
     fake_receive(fake, PD_MESSAGE_PULL);
     fake_send(fake, &message, values, lane->element_count * sizeof *values, 0);

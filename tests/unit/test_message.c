@@ -68,7 +68,7 @@ static const struct pd_message examples[] = {
                                       .stop = true,
                                       .skipped_steps = 6,
                                       .loss_scale = 0.5,
-                                      .contributors = 7,
+                                      .host_workers = 7,
                                       .averaged = true}},
     [PD_MESSAGE_LEAVE] = {.leave = {1, 2}},
     [PD_MESSAGE_ERROR] = {.error = {PD_ESTEP, "step 3 is closed", true}},

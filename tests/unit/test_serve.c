@@ -31,11 +31,37 @@ START_TEST(version_that_exists_is_sent_at_once)
     pull(4, 0, PD_DTYPE_FLOAT32);
     ck_assert_int_eq(fixture_last(&f, 4)->kind, PD_MESSAGE_PULLED);
     ck_assert_uint_eq(fixture_last(&f, 4)->pulled.version, 0);
-    ck_assert_uint_eq(fixture_last(&f, 4)->pulled.contributors, 0);
+    ck_assert_uint_eq(fixture_last(&f, 4)->pulled.host_workers, 0);
     ck_assert_uint_eq(fixture_last(&f, 4)->pulled.element_count, FIXTURE_ELEMENTS);
     const struct fixture_sent *sent = &f.sent[f.sent_count - 1];
     ck_assert_uint_eq(sent->payload_bytes, FIXTURE_ELEMENTS * sizeof(float));
     ck_assert_ptr_eq(sent->payload, pd_param_store_served(&f.engine->store));
+}
+END_TEST
+
+static uint32_t host_workers_of(pd_connection_id connection)
+{
+    pull(connection, 0, PD_DTYPE_FLOAT32);
+    fixture_sent_event(&f, connection);
+    return fixture_last(&f, connection)->pulled.host_workers;
+}
+
+START_TEST(worker_is_told_how_many_share_its_host)
+{
+    ck_assert_uint_eq(host_workers_of(3), 1);
+    fixture_enlist(&f, 5, "second");
+    fixture_enlist(&f, 6, "third");
+    fixture_greet(&f, 7);
+    ck_assert_uint_eq(host_workers_of(3), 3);
+    ck_assert_uint_eq(host_workers_of(6), 3);
+    ck_assert_uint_eq(host_workers_of(7), 0);
+    fixture_close(&f, 5);
+    ck_assert_uint_eq(host_workers_of(3), 2);
+    struct pd_message leave = {.kind = PD_MESSAGE_LEAVE};
+    fixture_say(&f, 6, &leave, 0);
+    fixture_work(&f);
+    ck_assert_uint_eq(host_workers_of(6), 0);
+    ck_assert_uint_eq(host_workers_of(3), 1);
 }
 END_TEST
 
@@ -149,7 +175,7 @@ START_TEST(pull_with_a_push_is_answered_with_what_the_push_makes)
     ck_assert_int_eq(fixture_last(&f, 3)->kind, PD_MESSAGE_PULLED);
     ck_assert_uint_eq(fixture_last(&f, 3)->pulled.version, 1);
     ck_assert_uint_eq(fixture_last(&f, 3)->pulled.lr_count, 1);
-    ck_assert_uint_eq(fixture_last(&f, 3)->pulled.contributors, 1);
+    ck_assert_uint_eq(fixture_last(&f, 3)->pulled.host_workers, 1);
     ck_assert(fixture_last(&f, 3)->pulled.lrs[0] > 0);
 }
 END_TEST
@@ -181,6 +207,7 @@ int main(void)
 
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_test(tests, version_that_exists_is_sent_at_once);
+    tcase_add_test(tests, worker_is_told_how_many_share_its_host);
     tcase_add_test(tests, next_version_is_sent_when_it_is_made);
     tcase_add_test(tests, version_two_ahead_waits_and_three_ahead_is_refused);
     tcase_add_test(tests, each_type_is_sent_of_the_one_buffer);
