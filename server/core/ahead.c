@@ -73,21 +73,20 @@ void pd_ahead_place(struct pd_engine *engine, pd_connection_id connection,
 static bool waits_for_others(struct pd_engine *engine, const struct pd_session *session,
                              const struct pd_contribution *contribution)
 {
-    uint64_t lead = contribution->placed - contribution->spent;
-
-    if (!contribution->repeatable || lead == 0 ||
-        lead < LEAD_PIECE_COUNT * piece_elements(engine) || engine->foreseen == NULL ||
+    if (!contribution->repeatable || engine->foreseen == NULL ||
         !pd_step_is_collected(engine->step)) {
         return false;
     }
-    uint64_t elements = pd_step_next_elements(engine->step);
+    uint64_t elements = pd_step_summed_elements(engine->step);
     if (elements != engine->ahead_elements) {
         engine->ahead_elements = elements;
         engine->ahead_ms = engine->now_ms;
     }
     uint64_t since_ms =
         session->received_ms < engine->ahead_ms ? session->received_ms : engine->ahead_ms;
-    return engine->now_ms < since_ms + HOLD_MS;
+    return contribution->placed > elements &&
+           contribution->placed - elements >= LEAD_PIECE_COUNT * piece_elements(engine) &&
+           engine->now_ms < since_ms + HOLD_MS;
 }
 
 void pd_ahead_go_on(struct pd_engine *engine, pd_connection_id connection)

@@ -261,6 +261,16 @@ static void enter_sum(struct pd_step_machine *machine)
     enter(machine, PD_STEP_SUM);
 }
 
+/* Elements of the lane before the block that is next. */
+static uint64_t elements_before_next(const struct pd_step_machine *machine)
+{
+    const struct pd_range *lane = &machine->store->lane;
+
+    return machine->next_block == lane->block_count
+               ? lane->element_count
+               : in_lane(machine, &machine->plan->blocks[lane->block_begin + machine->next_block]);
+}
+
 static void begin_turn(struct pd_step_machine *machine)
 {
     machine->turn_elements = 0;
@@ -314,6 +324,12 @@ bool pd_step_is_collected(const struct pd_step_machine *machine)
     return machine->ahead && machine->collected;
 }
 
+uint64_t pd_step_summed_elements(const struct pd_step_machine *machine)
+{
+    return machine->state == PD_STEP_SUM ? elements_before_next(machine)
+                                         : machine->store->lane.element_count;
+}
+
 void pd_step_forget(struct pd_step_machine *machine)
 {
     PD_ASSERT(machine->ahead);
@@ -328,8 +344,11 @@ void pd_step_forget(struct pd_step_machine *machine)
 
 bool pd_step_spends(const struct pd_step_machine *machine, uint32_t worker_count)
 {
-    return goes_all_the_way(machine) ||
-           ahead_kind(machine, worker_count) == PD_STEP_AHEAD_GRADIENTS;
+    enum pd_step_ahead kind = ahead_kind(machine, worker_count);
+
+    /* A lone gradient that is not stepped at once is its own sum. */
+    return kind == PD_STEP_AHEAD_GRADIENTS ||
+           (kind == PD_STEP_AHEAD_BLOCKS && (machine->fused || worker_count > 1));
 }
 
 const struct pd_order *pd_step_order(const struct pd_step_machine *machine)
@@ -352,9 +371,7 @@ uint64_t pd_step_next_elements(const struct pd_step_machine *machine)
     if (!last_pass && !(machine->fused && machine->state == PD_STEP_SUM)) {
         return 0;
     }
-    return machine->next_block == lane->block_count
-               ? lane->element_count
-               : in_lane(machine, &machine->plan->blocks[lane->block_begin + machine->next_block]);
+    return elements_before_next(machine);
 }
 
 struct pd_fresh pd_step_fresh(const struct pd_step_machine *machine)

@@ -15,8 +15,9 @@
  * order AHEAD says the step will be; blocks are taken as they are in from everybody. If the step's
  * order then says the same, SUM goes on from there, else it is forgotten. Where the rule allows it
  * (see may_fuse in step.c), SUM brings parameters and state on too, beside the old ones: they count
- * once NORMS has found the step finite; contributions that their workers can push again are then
- * used up ahead, block by block. In small lanes it does so without going ahead. Where small
+ * once NORMS has found the step finite. Contributions that their workers can push again are used up
+ * ahead, block by block, as they are stepped or, if there are several, are in the sum. In small
+ * lanes it brings on without going ahead. Where small
  * gradients of many workers come to much, SUM first adds them up ahead one by one, each when it is
  * whole, and so uses them up; blocks then wait for the order.
  *
@@ -109,6 +110,8 @@ bool pd_step_foresee(struct pd_step_machine *machine, const struct pd_order *ord
 bool pd_step_work_ahead(struct pd_step_machine *machine);
 /* Whether all of its contributions have begun to come in here: it advances as they do. */
 bool pd_step_is_collected(const struct pd_step_machine *machine);
+/* How many of the lane's elements it has added up. */
+uint64_t pd_step_summed_elements(const struct pd_step_machine *machine);
 /* The step will not be as foreseen: as if it had not begun. */
 void pd_step_forget(struct pd_step_machine *machine);
 

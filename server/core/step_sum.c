@@ -196,8 +196,8 @@ uint64_t pd_step_blocks_in(const struct pd_step_machine *machine)
     return end;
 }
 
-/* Block `index` is done ahead of the order: what it used of contributions that can be pushed again
- * need not be kept. */
+/* Block `index` is stepped, or in the sum, ahead of the order: what it used of contributions that
+ * can be pushed again need not be kept. */
 static void spend(struct pd_step_machine *machine, uint64_t index)
 {
     const struct pd_block *block = shard_block(machine, index);
@@ -229,7 +229,7 @@ void pd_step_turn_sum(struct pd_step_machine *machine, uint64_t end)
         if (machine->fused) {
             pd_step_update_block(machine, machine->next_block);
         }
-        if (machine->ahead && machine->fused) {
+        if (machine->ahead && (machine->fused || machine->lone == NULL)) {
             spend(machine, machine->next_block);
         }
         machine->turn_elements += block->element_count;

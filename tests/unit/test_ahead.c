@@ -348,6 +348,81 @@ START_TEST(with_a_norm_only_the_sum_is_ahead)
 }
 END_TEST
 
+static const struct pd_contribution *contribution_of(pd_connection_id connection)
+{
+    return &pd_roster_find(f.engine->roster, f.engine->sessions[connection].worker_id)
+                ->contribution;
+}
+
+/* What is in the sum is not kept: when that is void, it comes again. */
+START_TEST(with_a_norm_a_void_sum_is_pushed_again)
+{
+    float alone[FIXTURE_ELEMENTS];
+    fixture_finish(&f);
+    begin(CONFIG "clip: {norm: 1000}\n");
+    begin_both();
+    ck_assert_uint_eq(contribution_of(A)->spent, 4);
+    end(A, gradient_a);
+    fixture_close(&f, B);
+    const struct pd_message *settled = fixture_last(&f, A);
+    ck_assert_int_eq(settled->kind, PD_MESSAGE_SETTLED);
+    ck_assert(settled->settled.again);
+    expect_parameters(0, initial());
+
+    fixture_wait(&f, 3000);
+    announce(A, 0);
+    end(A, gradient_a);
+    for (uint32_t i = 0; i < FIXTURE_ELEMENTS; i++) {
+        alone[i] = initial()[i] - gradient_a[i];
+    }
+    expect_parameters(1, alone);
+    expect_plain_answer(A, 1);
+}
+END_TEST
+
+START_TEST(with_a_norm_what_is_not_finite_is_told_by_name)
+{
+    float broken[FIXTURE_ELEMENTS];
+    memcpy(broken, gradient_b, sizeof broken);
+    broken[1] = NAN;
+    fixture_finish(&f);
+    begin(CONFIG "clip: {norm: 1000}\n");
+    announce(A, 0);
+    announce(B, 0);
+    fixture_receive(&f, A, gradient_a, 0, SECOND_BLOCK);
+    fixture_receive(&f, B, broken, 0, SECOND_BLOCK);
+    ck_assert_uint_gt(contribution_of(B)->spent, 0);
+    end(A, gradient_a);
+    end(B, broken);
+    expect_plain_answer(A, 1);
+    expect_parameters(1, initial());
+    ck_assert_ptr_nonnull(
+        strstr(f.engine->leader->last_skip_reason, "'b' is not finite: tensor 'w', element 1"));
+}
+END_TEST
+
+/* It is the gradient itself until the norm is known. */
+START_TEST(with_a_norm_a_lone_gradient_is_kept)
+{
+    float alone[FIXTURE_ELEMENTS];
+    fixture_finish(&f);
+    begin(CONFIG "clip: {norm: 1000}\n");
+    struct pd_message nothing = push_of(0, true);
+    nothing.push.samples = 0;
+    announce(A, 0);
+    fixture_say(&f, B, &nothing, BYTES);
+    fixture_receive(&f, A, gradient_a, 0, SECOND_BLOCK);
+    fixture_receive(&f, B, gradient_b, 0, SECOND_BLOCK);
+    ck_assert_uint_eq(contribution_of(A)->spent, 0);
+    end(A, gradient_a);
+    end(B, gradient_b);
+    for (uint32_t i = 0; i < FIXTURE_ELEMENTS; i++) {
+        alone[i] = initial()[i] - gradient_a[i];
+    }
+    expect_parameters(1, alone);
+}
+END_TEST
+
 START_TEST(nothing_is_ahead_where_it_is_not_allowed)
 {
     static const char *const configs[] = {
@@ -496,8 +571,7 @@ START_TEST(nan_in_the_first_block_is_told_by_name)
     announce(B, 0);
     fixture_receive(&f, A, gradient_a, 0, SECOND_BLOCK);
     fixture_receive(&f, B, broken, 0, SECOND_BLOCK);
-    ck_assert_uint_gt(
-        pd_roster_find(f.engine->roster, f.engine->sessions[B].worker_id)->contribution.spent, 0);
+    ck_assert_uint_gt(contribution_of(B)->spent, 0);
     end(A, gradient_a);
     end(B, broken);
     expect_void(A, 1);
@@ -909,6 +983,9 @@ int main(void)
     tcase_add_test(tests, what_leaves_as_it_is_computed_is_fresh);
     tcase_add_test(tests, worker_that_does_not_ask_is_answered_once_the_step_is_closed);
     tcase_add_test(tests, with_a_norm_only_the_sum_is_ahead);
+    tcase_add_test(tests, with_a_norm_a_void_sum_is_pushed_again);
+    tcase_add_test(tests, with_a_norm_what_is_not_finite_is_told_by_name);
+    tcase_add_test(tests, with_a_norm_a_lone_gradient_is_kept);
     tcase_add_loop_test(tests, nothing_is_ahead_where_it_is_not_allowed, 0, 3);
     tcase_add_test(tests, worker_lost_midway_makes_it_void);
     tcase_add_test(tests, damaged_gradient_makes_it_void_and_is_sent_again);
