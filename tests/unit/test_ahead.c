@@ -1,6 +1,6 @@
 /* Steps begun while their gradients arrive: what leaves ahead, when it counts, and all that makes
  * it void. */
-#include "engine_fixture.h"
+#include "ahead_fixture.h"
 
 #include "common/heap.h"
 #include "common/kernel.h"
@@ -10,162 +10,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define CONFIG "compute_ahead: 1\n" PLAIN
-#define PLAIN                                                                                      \
-    "aggregation: direct\nblock_size: 4\nsend_timeout_s: 4\n"                                      \
-    "workers: {expected: 2, lease_s: 8, resume_s: 2}\noptimizer: {name: sgd, lr: 1}\n"
-
-enum {
-    A = 3,
-    B = 4,
-    C = 5,
-    ADMIN = 9,
-    BYTES = FIXTURE_ELEMENTS * sizeof(float),
-    FIRST_BLOCK = 4 * sizeof(float),
-    SECOND_BLOCK = 6 * sizeof(float), /* the blocks so far: "w" ends there */
-};
-
-static const float gradient_a[FIXTURE_ELEMENTS] = {1, 2, 3, 4, 5, 6, 7, 8};
-static const float gradient_b[FIXTURE_ELEMENTS] = {3, 2, 1, 0, -1, -2, -3, -4};
-/* What both make of the values 1 to 8 at a rate of 1. */
-static const float together[FIXTURE_ELEMENTS] = {-1, 0, 1, 2, 3, 4, 5, 6};
-
-static struct engine_fixture f;
-
-static void begin(const char *config)
-{
-    fixture_init(&f, 0, 1, config);
-    fixture_enlist(&f, A, "a");
-    fixture_enlist(&f, B, "b");
-    fixture_forget(&f);
-}
-
-static void setup(void)
-{
-    begin(CONFIG);
-}
-
-static void teardown(void)
-{
-    fixture_finish(&f);
-}
-
-static struct pd_message push_of(uint64_t step, bool ahead)
-{
-    return (struct pd_message){.kind = PD_MESSAGE_PUSH,
-                               .push = {.step = step,
-                                        .last = true,
-                                        .samples = 1,
-                                        .element_count = FIXTURE_ELEMENTS,
-                                        .pull = true,
-                                        .ahead = ahead}};
-}
-
-/* Announce a push that may be answered ahead. */
-static void announce(pd_connection_id connection, uint64_t step)
-{
-    const struct pd_message push = push_of(step, true);
-    fixture_say(&f, connection, &push, BYTES);
-    ck_assert_ptr_nonnull(f.placed[connection]);
-}
-
-/* Both have begun to push for step 0, and their first blocks are in. */
-static void begin_both(void)
-{
-    announce(A, 0);
-    announce(B, 0);
-    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
-    fixture_receive(&f, B, gradient_b, 0, FIRST_BLOCK);
-    ck_assert_ptr_nonnull(f.engine->foreseen);
-}
-
-static void end(pd_connection_id connection, const float *gradient)
-{
-    fixture_payload(&f, connection, gradient, BYTES, true);
-    fixture_work(&f);
-}
-
-static const struct fixture_sent *last_payload(pd_connection_id connection)
-{
-    for (uint32_t i = f.sent_count; i > 0; i--) {
-        if (f.sent[i - 1].connection == connection && f.sent[i - 1].payload_bytes > 0) {
-            return &f.sent[i - 1];
-        }
-    }
-    ck_abort_msg("no payload on connection %u", connection);
-    return NULL;
-}
-
-/* An open answer to step 0 of which `ready` bytes may leave. */
-static void expect_ahead(pd_connection_id connection, uint64_t ready)
-{
-    const struct fixture_sent *sent = last_payload(connection);
-
-    ck_assert_int_eq(sent->message->kind, PD_MESSAGE_PULLED);
-    ck_assert(sent->message->pulled.ahead);
-    ck_assert_uint_eq(sent->message->pulled.version, 1);
-    ck_assert_uint_eq(f.may_leave[connection], ready);
-    ck_assert_uint_eq(fixture_count(&f, connection, PD_MESSAGE_SETTLED), 0);
-}
-
-/* Told so often that what came ahead is void; nothing of the last payload is held back. */
-static void expect_void(pd_connection_id connection, uint64_t version)
-{
-    const struct pd_message *message = NULL;
-
-    for (uint32_t i = 0; i < f.sent_count; i++) {
-        if (f.sent[i].connection == connection && f.sent[i].message->kind == PD_MESSAGE_SETTLED) {
-            ck_assert_ptr_null(message);
-            message = f.sent[i].message;
-        }
-    }
-    ck_assert_ptr_nonnull(message);
-    ck_assert(!message->settled.applied);
-    ck_assert_uint_eq(message->settled.pulled.version, version);
-    ck_assert_uint_eq(f.may_leave[connection], last_payload(connection)->payload_bytes);
-}
-
-/* Told that with what came ahead its push is void, too. */
-static void expect_void_and_again(pd_connection_id connection, uint64_t version)
-{
-    expect_void(connection, version);
-    for (uint32_t i = 0; i < f.sent_count; i++) {
-        if (f.sent[i].connection == connection && f.sent[i].message->kind == PD_MESSAGE_SETTLED) {
-            ck_assert(f.sent[i].message->settled.again);
-        }
-    }
-}
-
-static void push_again(pd_connection_id connection, const float *gradient)
-{
-    fixture_sent_event(&f, connection);
-    announce(connection, 0);
-    end(connection, gradient);
-}
-
-static void expect_parameters(uint64_t version, const float *expected)
-{
-    ck_assert_uint_eq(f.engine->store.version, version);
-    ck_assert_mem_eq(pd_param_store_served(&f.engine->store), expected, BYTES);
-}
-
-/* Answered without anything ahead: the served version. */
-static void expect_plain_answer(pd_connection_id connection, uint64_t version)
-{
-    const struct fixture_sent *sent = last_payload(connection);
-
-    ck_assert_int_eq(sent->message->kind, PD_MESSAGE_PULLED);
-    ck_assert(!sent->message->pulled.ahead);
-    ck_assert_uint_eq(sent->message->pulled.version, version);
-    ck_assert_uint_eq(f.may_leave[connection], sent->payload_bytes);
-}
-
-static const float *initial(void)
-{
-    static const float values[FIXTURE_ELEMENTS] = {1, 2, 3, 4, 5, 6, 7, 8};
-    return values;
-}
 
 /* ---- What leaves ahead ---- */
 
@@ -188,84 +32,6 @@ START_TEST(parameters_leave_block_by_block_as_gradients_arrive)
     expect_ahead(A, SECOND_BLOCK);
     ck_assert_mem_eq(last_payload(A)->payload, together, SECOND_BLOCK);
     expect_parameters(0, initial());
-}
-END_TEST
-
-static void expect_place(pd_connection_id connection, uint64_t begin)
-{
-    ck_assert_ptr_nonnull(f.placed[connection]);
-    ck_assert_uint_eq(f.place_begin[connection], begin);
-}
-
-/* A is as far ahead of B as it may be. */
-static void begin_a_before_b(void)
-{
-    announce(A, 0);
-    announce(B, 0);
-    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
-    expect_place(A, 0);
-}
-
-START_TEST(push_that_is_ahead_is_read_on_when_the_others_have_caught_up)
-{
-    begin_a_before_b();
-    fixture_receive(&f, B, gradient_b, 0, FIRST_BLOCK - 1);
-    expect_place(A, 0);
-    fixture_receive(&f, B, gradient_b, FIRST_BLOCK - 1, FIRST_BLOCK);
-    expect_place(A, FIRST_BLOCK);
-    expect_place(B, FIRST_BLOCK);
-    fixture_receive(&f, A, gradient_a, FIRST_BLOCK, SECOND_BLOCK);
-    expect_place(A, FIRST_BLOCK);
-    end(B, gradient_b);
-    end(A, gradient_a);
-    expect_parameters(1, together);
-}
-END_TEST
-
-START_TEST(push_that_is_ahead_does_not_wait_long)
-{
-    begin_a_before_b();
-    fixture_wait(&f, 250);
-    expect_place(A, FIRST_BLOCK);
-    end(A, gradient_a);
-    end(B, gradient_b);
-    expect_parameters(1, together);
-}
-END_TEST
-
-/* It waits while the others bring the step on, but its worker would be taken for dead if it was not
- * read meanwhile. */
-START_TEST(push_that_is_ahead_is_read_now_and_then_while_others_are_slow)
-{
-    announce(A, 0);
-    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
-    announce(B, 0);
-    f.now_ms += 90;
-    fixture_receive(&f, A, gradient_a, FIRST_BLOCK, SECOND_BLOCK);
-    f.now_ms += 9;
-    fixture_receive(&f, B, gradient_b, 0, FIRST_BLOCK);
-    f.now_ms += 90;
-    fixture_progress(&f, B, false);
-    expect_place(A, FIRST_BLOCK);
-    f.now_ms += 1;
-    fixture_progress(&f, B, false);
-    expect_place(A, SECOND_BLOCK);
-}
-END_TEST
-
-START_TEST(push_that_is_ahead_does_not_wait_for_one_that_is_lost)
-{
-    begin_a_before_b();
-    fixture_close(&f, B);
-    expect_place(A, FIRST_BLOCK);
-}
-END_TEST
-
-START_TEST(push_does_not_wait_for_one_that_has_not_begun)
-{
-    announce(A, 0);
-    fixture_receive(&f, A, gradient_a, 0, FIRST_BLOCK);
-    expect_place(A, FIRST_BLOCK);
 }
 END_TEST
 
@@ -327,99 +93,6 @@ START_TEST(worker_that_does_not_ask_is_answered_once_the_step_is_closed)
     expect_plain_answer(A, 1);
     ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_SETTLED), 0);
     expect_parameters(1, together);
-}
-END_TEST
-
-/* With a norm to clip by no block is final before all are in: the sum is ahead, and the parameters
- * come once they are there, of a small model all at once. */
-START_TEST(with_a_norm_only_the_sum_is_ahead)
-{
-    fixture_finish(&f);
-    begin(CONFIG "clip: {norm: 1000}\n");
-    begin_both();
-    fixture_receive(&f, A, gradient_a, FIRST_BLOCK, BYTES);
-    fixture_receive(&f, B, gradient_b, FIRST_BLOCK, BYTES);
-    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_PULLED), 0);
-    end(A, gradient_a);
-    end(B, gradient_b);
-    expect_parameters(1, together);
-    expect_plain_answer(A, 1);
-    ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_SETTLED), 0);
-}
-END_TEST
-
-static const struct pd_contribution *contribution_of(pd_connection_id connection)
-{
-    return &pd_roster_find(f.engine->roster, f.engine->sessions[connection].worker_id)
-                ->contribution;
-}
-
-/* What is in the sum is not kept: when that is void, it comes again. */
-START_TEST(with_a_norm_a_void_sum_is_pushed_again)
-{
-    float alone[FIXTURE_ELEMENTS];
-    fixture_finish(&f);
-    begin(CONFIG "clip: {norm: 1000}\n");
-    begin_both();
-    ck_assert_uint_eq(contribution_of(A)->spent, 4);
-    end(A, gradient_a);
-    fixture_close(&f, B);
-    const struct pd_message *settled = fixture_last(&f, A);
-    ck_assert_int_eq(settled->kind, PD_MESSAGE_SETTLED);
-    ck_assert(settled->settled.again);
-    expect_parameters(0, initial());
-
-    fixture_wait(&f, 3000);
-    announce(A, 0);
-    end(A, gradient_a);
-    for (uint32_t i = 0; i < FIXTURE_ELEMENTS; i++) {
-        alone[i] = initial()[i] - gradient_a[i];
-    }
-    expect_parameters(1, alone);
-    expect_plain_answer(A, 1);
-}
-END_TEST
-
-START_TEST(with_a_norm_what_is_not_finite_is_told_by_name)
-{
-    float broken[FIXTURE_ELEMENTS];
-    memcpy(broken, gradient_b, sizeof broken);
-    broken[1] = NAN;
-    fixture_finish(&f);
-    begin(CONFIG "clip: {norm: 1000}\n");
-    announce(A, 0);
-    announce(B, 0);
-    fixture_receive(&f, A, gradient_a, 0, SECOND_BLOCK);
-    fixture_receive(&f, B, broken, 0, SECOND_BLOCK);
-    ck_assert_uint_gt(contribution_of(B)->spent, 0);
-    end(A, gradient_a);
-    end(B, broken);
-    expect_plain_answer(A, 1);
-    expect_parameters(1, initial());
-    ck_assert_ptr_nonnull(
-        strstr(f.engine->leader->last_skip_reason, "'b' is not finite: tensor 'w', element 1"));
-}
-END_TEST
-
-/* It is the gradient itself until the norm is known. */
-START_TEST(with_a_norm_a_lone_gradient_is_kept)
-{
-    float alone[FIXTURE_ELEMENTS];
-    fixture_finish(&f);
-    begin(CONFIG "clip: {norm: 1000}\n");
-    struct pd_message nothing = push_of(0, true);
-    nothing.push.samples = 0;
-    announce(A, 0);
-    fixture_say(&f, B, &nothing, BYTES);
-    fixture_receive(&f, A, gradient_a, 0, SECOND_BLOCK);
-    fixture_receive(&f, B, gradient_b, 0, SECOND_BLOCK);
-    ck_assert_uint_eq(contribution_of(A)->spent, 0);
-    end(A, gradient_a);
-    end(B, gradient_b);
-    for (uint32_t i = 0; i < FIXTURE_ELEMENTS; i++) {
-        alone[i] = initial()[i] - gradient_a[i];
-    }
-    expect_parameters(1, alone);
 }
 END_TEST
 
@@ -494,7 +167,6 @@ END_TEST
 
 START_TEST(worker_lost_midway_makes_it_void)
 {
-    float alone[FIXTURE_ELEMENTS];
     begin_both();
     end(A, gradient_a);
     fixture_close(&f, B);
@@ -511,10 +183,7 @@ START_TEST(worker_lost_midway_makes_it_void)
     ck_assert_uint_eq(fixture_count(&f, A, PD_MESSAGE_PULLED), 1);
     fixture_sent_event(&f, A);
     fixture_work(&f);
-    for (uint32_t i = 0; i < FIXTURE_ELEMENTS; i++) {
-        alone[i] = initial()[i] - gradient_a[i];
-    }
-    expect_parameters(1, alone);
+    expect_only_a(1);
     expect_plain_answer(A, 1);
 }
 END_TEST
@@ -973,19 +642,10 @@ int main(void)
 
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_test(tests, parameters_leave_block_by_block_as_gradients_arrive);
-    tcase_add_test(tests, push_that_is_ahead_is_read_on_when_the_others_have_caught_up);
-    tcase_add_test(tests, push_that_is_ahead_does_not_wait_long);
-    tcase_add_test(tests, push_that_is_ahead_is_read_now_and_then_while_others_are_slow);
-    tcase_add_test(tests, push_that_is_ahead_does_not_wait_for_one_that_is_lost);
-    tcase_add_test(tests, push_does_not_wait_for_one_that_has_not_begun);
     tcase_add_test(tests, what_came_ahead_counts_once_the_step_is_closed);
     tcase_add_test(tests, two_byte_types_leave_ahead_in_as_many_bytes);
     tcase_add_test(tests, what_leaves_as_it_is_computed_is_fresh);
     tcase_add_test(tests, worker_that_does_not_ask_is_answered_once_the_step_is_closed);
-    tcase_add_test(tests, with_a_norm_only_the_sum_is_ahead);
-    tcase_add_test(tests, with_a_norm_a_void_sum_is_pushed_again);
-    tcase_add_test(tests, with_a_norm_what_is_not_finite_is_told_by_name);
-    tcase_add_test(tests, with_a_norm_a_lone_gradient_is_kept);
     tcase_add_loop_test(tests, nothing_is_ahead_where_it_is_not_allowed, 0, 3);
     tcase_add_test(tests, worker_lost_midway_makes_it_void);
     tcase_add_test(tests, damaged_gradient_makes_it_void_and_is_sent_again);
